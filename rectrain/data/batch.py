@@ -1,0 +1,280 @@
+"""What one forward reads: packed texts without padding, and one slot of rows for every task.
+
+Shapes: T tokens, U different texts, S places where a text stands, B rows of a slot, G lists,
+Fn numeric and Fc categorical features, V the size of a vector feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+__all__ = [
+    "MicroBatch",
+    "PackedTexts",
+    "Slot",
+    "TextLists",
+    "build_micro_batch",
+    "empty_table",
+    "list_boundaries",
+]
+
+Ints = npt.NDArray[np.int64]
+
+_VECTOR_PREFIX = "vector_"
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTexts:
+    """The different texts of a micro-batch, end to end, shortest first.
+
+    Attributes:
+        input_ids: int64 [T], token ids with [CLS] and [SEP], no padding.
+        lengths: int64 [U], tokens of each text, ascending, at least 1.
+    """
+
+    input_ids: Tensor
+    lengths: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TextLists:
+    """A ragged list of texts for each row.
+
+    Attributes:
+        index: int64 [S], positions in `PackedTexts`.
+        offsets: int64 [B + 1]; row b has the texts index[offsets[b]:offsets[b + 1]], maybe none.
+    """
+
+    index: Tensor
+    offsets: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The rows of one task in a micro-batch; B may be 0.
+
+    Attributes:
+        task: the task's name.
+        query: texts of the query side.
+        item: texts of the item side.
+        numeric: float32 [B, Fn], NaN where missing.
+        categorical: int64 [B, Fc], 0 where missing.
+        vectors: name -> float32 [B, V], a row of NaN where missing.
+        label: float32 [B].
+        weight: float32 [B], at least 0.
+        list_offsets: int64 [G + 1], rows of list g; one row each where a task has no lists.
+        item_key: int64 [B], equal for the same item.
+        log_q: float32 [B], log of the item's share of the training rows (0 where unused).
+        count: examples (rows, or lists where a task has them) of this task in the whole step,
+            over all micro-batches and workers; at least 1 when B > 0.
+    """
+
+    task: str
+    query: TextLists
+    item: TextLists
+    numeric: Tensor
+    categorical: Tensor
+    vectors: dict[str, Tensor]
+    label: Tensor
+    weight: Tensor
+    list_offsets: Tensor
+    item_key: Tensor
+    log_q: Tensor
+    count: float
+
+    @property
+    def num_rows(self) -> int:
+        """B, the number of rows."""
+        return self.label.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """One forward's input: every task of the run, always in the run's order.
+
+    Attributes:
+        texts: each different text once.
+        slots: one for every task, some maybe empty.
+        num_tokens: real tokens of all rows, repeated texts counted each time.
+    """
+
+    texts: PackedTexts
+    slots: tuple[Slot, ...]
+    num_tokens: int
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """A copy on `device`; does not wait for the copy when the memory is pinned."""
+        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> MicroBatch:
+        """A copy in page-locked memory, for a fast copy to a GPU; needs CUDA."""
+        return _map_tensors(self, Tensor.pin_memory)
+
+
+_T = TypeVar("_T", bound="MicroBatch | Slot | PackedTexts | TextLists")
+
+
+def _map_tensors(value: _T, change: Callable[[Tensor], Tensor]) -> _T:
+    changed: dict[str, Any] = {}
+    for field in fields(value):
+        part = getattr(value, field.name)
+        if isinstance(part, Tensor):
+            changed[field.name] = change(part)
+        elif isinstance(part, PackedTexts | TextLists):
+            changed[field.name] = _map_tensors(part, change)
+        elif isinstance(part, tuple):
+            changed[field.name] = tuple(_map_tensors(slot, change) for slot in part)
+        elif isinstance(part, dict):
+            changed[field.name] = {name: change(tensor) for name, tensor in part.items()}
+    return replace(value, **changed)
+
+
+def build_micro_batch(tables: Mapping[str, pa.Table], *, counts: Mapping[str, float]) -> MicroBatch:
+    """Turns prepared rows into tensors; a text that stands twice is kept once.
+
+    Args:
+        tables: task -> rows in the prepared columns, in the run's task order; may have no rows
+            (see `empty_table`). Rows of one list are neighbours.
+        counts: task -> examples of the whole step, at least 1 where the task has rows.
+
+    Returns:
+        A micro-batch on the CPU.
+    """
+    sides = [_ragged_texts(table, side) for table in tables.values() for side in ("query", "item")]
+    texts, index = _pack_texts(sides)
+    slots, start = [], 0
+    for place, (task, table) in enumerate(tables.items()):
+        lists = []
+        for offsets, lengths, _ in sides[2 * place : 2 * place + 2]:
+            lists.append(TextLists(_tensor(index[start : start + lengths.size]), _tensor(offsets)))
+            start += lengths.size
+        slots.append(_slot(task, table, query=lists[0], item=lists[1], count=counts[task]))
+    num_tokens = sum(int(lengths.sum()) for _, lengths, _ in sides)
+    return MicroBatch(texts=texts, slots=tuple(slots), num_tokens=num_tokens)
+
+
+def empty_table(
+    *, num_numeric: int, num_categorical: int, vector_sizes: Mapping[str, int]
+) -> pa.Table:
+    """A table without rows in the prepared columns that `build_micro_batch` reads.
+
+    Args:
+        num_numeric: Fn.
+        num_categorical: Fc.
+        vector_sizes: vector feature -> V.
+    """
+    texts = pa.list_(pa.list_(pa.int32()))
+    columns = {
+        "query": texts,
+        "item": texts,
+        "numeric": pa.list_(pa.float32(), num_numeric),
+        "categorical": pa.list_(pa.int32(), num_categorical),
+        "label": pa.float32(),
+        "weight": pa.float32(),
+        "log_q": pa.float32(),
+        "item_key": pa.int64(),
+        "list_id": pa.int32(),
+    }
+    columns |= {
+        _VECTOR_PREFIX + name: pa.list_(pa.float32(), size) for name, size in vector_sizes.items()
+    }
+    return pa.schema(columns.items()).empty_table()
+
+
+def list_boundaries(list_id: npt.NDArray[np.integer[Any]]) -> Ints:
+    """Where lists begin and end: int64 [G + 1], from each row's list number (neighbours)."""
+    changes = np.flatnonzero(list_id[1:] != list_id[:-1]) + 1
+    ends = [list_id.size] if list_id.size else []
+    return np.concatenate([[0], changes, ends]).astype(np.int64)
+
+
+def _slot(task: str, table: pa.Table, *, query: TextLists, item: TextLists, count: float) -> Slot:
+    assert count >= 1 or table.num_rows == 0, f"{task}: rows without a count"
+    vectors = {
+        name.removeprefix(_VECTOR_PREFIX): _tensor(_matrix(table, name))
+        for name in table.column_names
+        if name.startswith(_VECTOR_PREFIX)
+    }
+    return Slot(
+        task=task,
+        query=query,
+        item=item,
+        numeric=_tensor(_matrix(table, "numeric")),
+        categorical=_tensor(_matrix(table, "categorical").astype(np.int64)),
+        vectors=vectors,
+        label=_tensor(table.column("label").to_numpy()),
+        weight=_tensor(table.column("weight").to_numpy()),
+        list_offsets=_tensor(list_boundaries(table.column("list_id").to_numpy())),
+        item_key=_tensor(table.column("item_key").to_numpy()),
+        log_q=_tensor(table.column("log_q").to_numpy()),
+        count=float(count),
+    )
+
+
+def _ragged_texts(table: pa.Table, side: str) -> tuple[Ints, Ints, npt.NDArray[np.int32]]:
+    """Texts a row: offsets [B + 1]; tokens a text: lengths [S]; their tokens [T], int32."""
+    rows = _array(table, side)
+    row_offsets = rows.offsets.to_numpy().astype(np.int64)
+    texts = rows.values.slice(row_offsets[0], row_offsets[-1] - row_offsets[0])
+    text_offsets = texts.offsets.to_numpy().astype(np.int64)
+    tokens = texts.values.to_numpy()[text_offsets[0] : text_offsets[-1]]
+    return row_offsets - row_offsets[0], np.diff(text_offsets), tokens
+
+
+def _pack_texts(sides: list[tuple[Ints, Ints, npt.NDArray[np.int32]]]) -> tuple[PackedTexts, Ints]:
+    """Each different text once, by length; and for every place [S] its position there."""
+    tokens = np.concatenate([part for _, _, part in sides])
+    lengths = np.concatenate([part for _, part, _ in sides])
+    assert lengths.size == 0 or lengths.min() > 0, "a text without tokens"
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    # The bytes themselves are the key, so that two texts can never be taken for one another.
+    data, width, seen = tokens.tobytes(), tokens.itemsize, dict[bytes, int]()
+    number = np.array(
+        [
+            seen.setdefault(data[start * width : end * width], len(seen))
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+        ],
+        dtype=np.int64,
+    )
+    _, first = np.unique(number, return_index=True)
+    order = np.argsort(lengths[first], kind="stable")
+    first = first[order]
+    position = np.empty_like(order)
+    position[order] = np.arange(order.size)
+    kept = lengths[first]
+    gather = np.repeat(starts[first] - (np.cumsum(kept) - kept), kept) + np.arange(kept.sum())
+    packed = PackedTexts(_tensor(tokens[gather].astype(np.int64)), _tensor(kept))
+    return packed, position[number]
+
+
+def _matrix(table: pa.Table, name: str) -> npt.NDArray[Any]:
+    """A fixed-size list column as [B, size]."""
+    column = _array(table, name)
+    size = column.type.list_size
+    values = column.values.slice(column.offset * size, len(column) * size)
+    return np.asarray(values.to_numpy()).reshape(len(column), size)
+
+
+def _array(table: pa.Table, name: str) -> Any:
+    column = table.column(name)
+    array = (
+        column.chunk(0)
+        if column.num_chunks == 1
+        else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+    )
+    assert array.null_count == 0, f"{name}: prepared columns have no nulls"
+    return array
+
+
+def _tensor(array: npt.NDArray[Any]) -> Tensor:
+    # Arrow's memory is read-only and may be mapped from a file: tensors get their own.
+    return torch.from_numpy(array.copy())
