@@ -1,0 +1,105 @@
+"""Configuration of data: what a run reads, and how raw rows are prepared."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from rectrain.config import Section
+from rectrain.errors import ConfigError
+
+__all__ = ["DataConfig", "PrepareConfig", "SplitConfig"]
+
+
+class DataConfig(Section):
+    """What a training run reads and how much of it at a time."""
+
+    paths: tuple[str, ...] = Field(default=(), description="prepared directories")
+    tokens_per_micro_batch: int = Field(
+        default=2048, ge=16, description="real tokens of one micro-batch: the memory of one forward"
+    )
+    temperature: float = Field(
+        default=2.0,
+        gt=0,
+        description="task mixing, p proportional to n^(1/T); 1 keeps the natural shares",
+    )
+    prefetch: int = Field(default=2, ge=0, description="steps built ahead of the training thread")
+
+
+class SplitConfig(Section):
+    """How rows are parted into train, validation and test without a leak."""
+
+    by: Literal["auto", "time", "group"] = Field(
+        default="auto",
+        description="auto: by time where every row of a task has a timestamp, else group",
+    )
+    validation_share: float = Field(default=0.1, ge=0, lt=1, description="share of rows or groups")
+    test_share: float = Field(default=0.1, ge=0, lt=1, description="share of rows or groups")
+    validation_start: datetime | None = Field(
+        default=None, description="by time: instead of its share"
+    )
+    test_start: datetime | None = Field(default=None, description="by time: instead of its share")
+    gap_days: float = Field(
+        default=0,
+        ge=0,
+        description="by time: days a label takes to be known; such rows don't train",
+    )
+    num_folds: int = Field(default=5, ge=3, description="by group: parts for cross-validation")
+    fold: int | None = Field(
+        default=None, ge=0, description="by group: this part is test, the next one validation"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SplitConfig:
+        if self.validation_share + self.test_share >= 1:
+            raise ConfigError(
+                what="split.validation_share + split.test_share",
+                got=self.validation_share + self.test_share, rule="must be below 1",
+                fix="leave rows to train on",
+            )  # fmt: skip
+        if self.fold is not None and self.fold >= self.num_folds:
+            raise ConfigError(
+                what="split.fold", got=self.fold,
+                rule=f"must be below split.num_folds ({self.num_folds})",
+                fix=f"take 0 to {self.num_folds - 1}",
+            )  # fmt: skip
+        starts = (self.validation_start, self.test_start)
+        if starts[0] is not None and starts[1] is not None and starts[0] >= starts[1]:
+            raise ConfigError(
+                what="split.validation_start", got=starts[0],
+                rule=f"must be before split.test_start ({starts[1]})", fix="swap or move them",
+            )  # fmt: skip
+        return self
+
+
+class PrepareConfig(Section):
+    """One run of `jobs.prepare`."""
+
+    source: str = Field(description="simulated, online_retail, chorus or parquet")
+    input: tuple[str, ...] = Field(
+        default=(), description="files, directories, globs or URIs of the source"
+    )
+    output: str = Field(description="the prepared directory to make")
+    encoder: str = Field(default="minilm", description="minilm, or a directory with a tokenizer")
+    task: str | None = Field(default=None, description="parquet: the task of inputs that name none")
+    tasks: tuple[str, ...] | None = Field(default=None, description="keep only these; None for all")
+    item_text: tuple[str, ...] = Field(
+        default=("title",), description="chorus: product columns that make the item's text"
+    )
+    rows: int = Field(default=20_000, ge=100, description="simulated: rows of the largest task")
+    features: str | None = Field(default=None, description="YAML of own features a task")
+    max_length: int = Field(default=64, ge=4, le=512, description="tokens kept of one text")
+    max_history: int = Field(default=8, ge=1, le=256, description="past purchases kept of a user")
+    max_list_size: int = Field(default=32, ge=2, description="rows of one search list")
+    split: SplitConfig = SplitConfig()
+    seed: int = Field(default=0, ge=0)
+    max_reject_share: float = Field(
+        default=0.05, ge=0, le=1, description="more bad rows stop the job"
+    )
+    shard_rows: int = Field(default=65_536, ge=1, description="rows of one shard")
+    num_workers: int | None = Field(
+        default=None, ge=1, description="parallel tasks; None for all CPUs"
+    )
+    overwrite: bool = Field(default=False, description="replace a prepared directory at output")
