@@ -6,7 +6,7 @@ Fn numeric and Fc categorical features, V the size of a vector feature.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ __all__ = [
     "PackedTexts",
     "Slot",
     "TextLists",
+    "batch_columns",
     "build_micro_batch",
     "empty_table",
     "list_boundaries",
@@ -29,6 +30,16 @@ __all__ = [
 Ints = npt.NDArray[np.int64]
 
 _VECTOR_PREFIX = "vector_"
+_MATRICES = ("numeric", "categorical")
+_COLUMNS = {
+    "query": pa.list_(pa.list_(pa.int32())),
+    "item": pa.list_(pa.list_(pa.int32())),
+    "label": pa.float32(),
+    "weight": pa.float32(),
+    "log_q": pa.float32(),
+    "item_key": pa.int64(),
+    "list_id": pa.int32(),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,22 +182,23 @@ def empty_table(
         num_categorical: Fc.
         vector_sizes: vector feature -> V.
     """
-    texts = pa.list_(pa.list_(pa.int32()))
-    columns = {
-        "query": texts,
-        "item": texts,
+    columns = _COLUMNS | {
         "numeric": pa.list_(pa.float32(), num_numeric),
         "categorical": pa.list_(pa.int32(), num_categorical),
-        "label": pa.float32(),
-        "weight": pa.float32(),
-        "log_q": pa.float32(),
-        "item_key": pa.int64(),
-        "list_id": pa.int32(),
     }
     columns |= {
         _VECTOR_PREFIX + name: pa.list_(pa.float32(), size) for name, size in vector_sizes.items()
     }
     return pa.schema(columns.items()).empty_table()
+
+
+def batch_columns(names: Sequence[str]) -> list[str]:
+    """The prepared columns that `build_micro_batch` reads, of those that are there."""
+    return [
+        name
+        for name in names
+        if name in _COLUMNS or name in _MATRICES or name.startswith(_VECTOR_PREFIX)
+    ]
 
 
 def list_boundaries(list_id: npt.NDArray[np.integer[Any]]) -> Ints:
