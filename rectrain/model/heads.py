@@ -1,0 +1,214 @@
+"""From the vectors of the texts to the tasks' scores: list pooling and the four heads.
+
+Shapes: U texts, S places of texts, B rows, D the encoder's hidden size, F width of the features.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rectrain.data.batch import TextLists
+from rectrain.model.spec import Head
+
+__all__ = ["BiEncoderHead", "ListPooling", "PairHead", "SingleHead", "TwoTowerHead", "build_head"]
+
+_MAX_RECENCY = 16
+_START_SCALE = 16.0
+_MAX_LOG_SCALE = 4.6052  # a scale of 100
+
+
+class ListPooling(nn.Module):
+    """A list of texts as one vector: a mean weighted by how recent each text is.
+
+    The text r places from the end of its list has the weight softmax(z)_r over the list, z a
+    learned logit of each place that starts at 0 (the plain mean); places from 15 on share one.
+    One text is returned as it is. An empty list gives a learned vector.
+
+    Args:
+        width: D.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.recency = nn.Parameter(torch.zeros(_MAX_RECENCY))
+        # Not zero: the gradient of normalising a zero vector explodes.
+        self.missing = nn.Parameter(torch.randn(width) * 0.02)
+
+    def forward(self, vectors: Tensor, lists: TextLists) -> Tensor:
+        """Pools the lists of one side.
+
+        Args:
+            vectors: [U, D], of all texts.
+            lists: B lists.
+
+        Returns:
+            [B, D].
+        """
+        sizes = lists.offsets.diff()
+        num_rows = sizes.shape[0]
+        row = torch.arange(num_rows, device=sizes.device).repeat_interleave(sizes)
+        place = torch.arange(row.shape[0], device=sizes.device)
+        recency = (lists.offsets[1:][row] - 1 - place).clamp(max=_MAX_RECENCY - 1)
+        # One maximum for all lists: it cancels, and logits differ by far less than exp's range.
+        weight = (self.recency - self.recency.detach().max()).exp()[recency]
+        total = weight.new_zeros(num_rows).index_add(0, row, weight)
+        weighted = (weight / total[row])[:, None].to(vectors.dtype) * vectors[lists.index]
+        pooled = vectors.new_zeros(num_rows, vectors.shape[1]).index_add(0, row, weighted)
+        return torch.where((sizes == 0)[:, None], self.missing.to(vectors.dtype), pooled)
+
+
+class TwoTowerHead(nn.Module):
+    """Vectors of both sides whose inner product is the score, for an index of items.
+
+    u = norm(q + A(q)), v = norm(d + C(d, features)), A and C two-layer networks whose last layer
+    starts at zero: training starts at the pretrained cosine. The score is
+    scale · uᵀv + popularity · log q, with a learned scale and a learned share of the item's log
+    popularity that starts at 1 (a prior: the loss takes log q of the sampling out again). Both
+    terms are folded into the vectors: embed(q) = [scale · u, 1], embed(d) = [v, popularity · log q].
+
+    Args:
+        width: D.
+        feature_width: F, of the item's features.
+        hidden: width of the hidden layers.
+        dropout: probability.
+    """
+
+    def __init__(self, width: int, *, feature_width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.query = _mlp(width, hidden=hidden, out=width, dropout=dropout, zero=True)
+        self.item = _mlp(
+            width + feature_width, hidden=hidden, out=width, dropout=dropout, zero=True
+        )
+        self.log_scale = nn.Parameter(torch.tensor(_START_SCALE).log().reshape(1))
+        self.popularity = nn.Parameter(torch.ones(1))
+
+    def forward(
+        self, query: Tensor, item: Tensor, features: Tensor, log_q: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Embeds both sides.
+
+        Args:
+            query: [B, D].
+            item: [B, D].
+            features: [B, F].
+            log_q: float32 [B], log of the item's share of the training rows.
+
+        Returns:
+            Two float32 [B, D + 1] for queries and items; their inner product is the score.
+        """
+        u = F.normalize((query + self.query(_unit_rms(query))).float(), dim=1)
+        inputs = torch.cat([_unit_rms(item), features], dim=1)
+        v = F.normalize((item + self.item(inputs)).float(), dim=1)
+        scale = self.log_scale.float().clamp(max=_MAX_LOG_SCALE).exp()
+        prior = (self.popularity.float() * log_q)[:, None]
+        return torch.cat([scale * u, torch.ones_like(prior)], dim=1), torch.cat([v, prior], dim=1)
+
+
+class BiEncoderHead(nn.Module):
+    """A graded match of two texts: scale · cos(q, d) + r(q∘d, |q − d|, features).
+
+    The last layer of the two-layer network r starts at zero: training starts at the pretrained
+    cosine. The scale is learned.
+
+    Args:
+        width: D.
+        feature_width: F.
+        hidden: width of the hidden layers.
+        dropout: probability.
+    """
+
+    def __init__(self, width: int, *, feature_width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        inputs = 2 * width + feature_width
+        self.residual = _mlp(inputs, hidden=hidden, out=1, dropout=dropout, zero=True)
+        self.log_scale = nn.Parameter(torch.tensor(_START_SCALE).log().reshape(1))
+
+    def forward(self, query: Tensor, item: Tensor, features: Tensor) -> Tensor:
+        """Scores float32 [B] of query [B, D] and item [B, D] with features [B, F]."""
+        cosine = F.cosine_similarity(query.float(), item.float(), dim=1)
+        q, d = _unit_rms(query), _unit_rms(item)
+        residual = self.residual(torch.cat([q * d, (q - d).abs(), features], dim=1))
+        scale = self.log_scale.float().clamp(max=_MAX_LOG_SCALE).exp()
+        return scale * cosine + residual.float().squeeze(1)  # type: ignore[no-any-return]
+
+
+class PairHead(nn.Module):
+    """A logit from both sides fused: a network on (u, v, u∘v, |u − v|, features).
+
+    Args:
+        width: D.
+        feature_width: F.
+        hidden: width of the hidden layers.
+        dropout: probability.
+    """
+
+    def __init__(self, width: int, *, feature_width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.logit = _mlp(
+            4 * width + feature_width, hidden=hidden, out=1, dropout=dropout, zero=False
+        )
+
+    def forward(self, query: Tensor, item: Tensor, features: Tensor) -> Tensor:
+        """Logits float32 [B] of query [B, D] and item [B, D] with features [B, F]."""
+        u, v = _unit_rms(query), _unit_rms(item)
+        inputs = torch.cat([u, v, u * v, (u - v).abs(), features], dim=1)
+        return self.logit(inputs).float().squeeze(1)  # type: ignore[no-any-return]
+
+
+class SingleHead(nn.Module):
+    """A logit from the item side: a network on (v, features).
+
+    Args:
+        width: D.
+        feature_width: F.
+        hidden: width of the hidden layers.
+        dropout: probability.
+    """
+
+    def __init__(self, width: int, *, feature_width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.logit = _mlp(width + feature_width, hidden=hidden, out=1, dropout=dropout, zero=False)
+
+    def forward(self, item: Tensor, features: Tensor) -> Tensor:
+        """Logits float32 [B] of item [B, D] with features [B, F]."""
+        logit = self.logit(torch.cat([_unit_rms(item), features], dim=1))
+        return logit.float().squeeze(1)  # type: ignore[no-any-return]
+
+
+_HEADS: dict[Head, type[TwoTowerHead | BiEncoderHead | PairHead | SingleHead]] = {
+    "two_tower": TwoTowerHead,
+    "bi_encoder": BiEncoderHead,
+    "pair": PairHead,
+    "single": SingleHead,
+}
+
+
+def build_head(
+    kind: Head, *, width: int, feature_width: int, hidden: int, dropout: float
+) -> TwoTowerHead | BiEncoderHead | PairHead | SingleHead:
+    """The head of a task by `TaskSpec.head`."""
+    return _HEADS[kind](width, feature_width=feature_width, hidden=hidden, dropout=dropout)
+
+
+def _mlp(inputs: int, *, hidden: int, out: int, dropout: float, zero: bool) -> nn.Sequential:
+    last = nn.Linear(hidden, out)
+    if zero:
+        nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(
+        nn.Linear(inputs, hidden),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, hidden),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        last,
+    )
+
+
+def _unit_rms(x: Tensor) -> Tensor:
+    """Rows scaled to a root mean square of 1, so that any encoder's vectors suit the networks."""
+    scale: float = x.shape[1] ** 0.5
+    return F.normalize(x, dim=1) * scale

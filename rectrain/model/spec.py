@@ -1,0 +1,55 @@
+"""What a task is: one value that data preparation, model, training and evaluation read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rectrain.data.fields import FieldTable
+
+__all__ = ["Head", "Loss", "TaskSpec"]
+
+Head = Literal["two_tower", "bi_encoder", "pair", "single"]
+Loss = Literal["in_batch_softmax", "listwise_softmax", "bce"]
+
+_DERIVED = "history"
+_LOSSES: dict[Head, tuple[Loss, ...]] = {
+    "two_tower": ("in_batch_softmax",),
+    "bi_encoder": ("listwise_softmax", "bce"),
+    "pair": ("bce", "listwise_softmax"),
+    "single": ("bce",),
+}
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task.
+
+    Attributes:
+        name: its name in configurations, data and results.
+        fields: what a row has, and each field's rule.
+        query: fields whose texts make the query side, in this order, the newest text last;
+            "history" is made by data preparation where it is no field.
+        item: fields whose texts make the item side.
+        head: "two_tower" (vectors that are indexed), "bi_encoder" (cosine plus interaction),
+            "pair" (both sides fused) or "single" (the item side alone).
+        loss: "in_batch_softmax", "listwise_softmax" or "bce".
+        metrics: what evaluation computes.
+        primary: the one of `metrics` that selects the best checkpoint.
+    """
+
+    name: str
+    fields: FieldTable
+    query: tuple[str, ...]
+    item: tuple[str, ...]
+    head: Head
+    loss: Loss
+    metrics: tuple[str, ...]
+    primary: str
+
+    def __post_init__(self) -> None:
+        texts = {_DERIVED, *self.fields.names("text", "text_list")}
+        assert self.item and {*self.item, *self.query} <= texts, f"{self.name}: sides need texts"
+        assert bool(self.query) == (self.head != "single"), f"{self.name}: head against sides"
+        assert self.loss in _LOSSES[self.head], f"{self.name}: {self.head} has no {self.loss}"
+        assert self.primary in self.metrics, f"{self.name}: the primary metric is one of metrics"
