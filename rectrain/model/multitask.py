@@ -151,7 +151,13 @@ class MultiTaskModel(nn.Module):
         return tuple(self.tasks)
 
     def forward(
-        self, batch: MicroBatch, *, mode: Mode = "loss", scale: float = 1.0, num_shares: int = 1
+        self,
+        batch: MicroBatch,
+        *,
+        mode: Mode = "loss",
+        scale: float = 1.0,
+        num_shares: int = 1,
+        vectors: Tensor | None = None,
     ) -> Any:
         """Runs all tasks of a micro-batch.
 
@@ -160,6 +166,7 @@ class MultiTaskModel(nn.Module):
             mode: what to return.
             scale: factor of the loss (to undo an average over ranks).
             num_shares: forwards of the whole step, over all workers.
+            vectors: [U, D] of the batch's texts where they are already encoded (inference).
 
         Returns:
             mode "loss": (scale · the balanced loss, {task: Σ_b w_b · l_b / count, detached}),
@@ -168,7 +175,7 @@ class MultiTaskModel(nn.Module):
             mode "embed": {task: (float32 [B, D + 1] of queries, the same of items)} of two-tower
                 tasks; the inner product is the score.
         """
-        outputs = self._outputs(batch)
+        outputs = self._outputs(batch, vectors)
         slots = {slot.task: slot for slot in batch.slots}
         if mode == "embed":
             return {task: output for task, output in outputs.items() if isinstance(output, tuple)}
@@ -184,11 +191,14 @@ class MultiTaskModel(nn.Module):
         loss = self.balancer(torch.stack(list(shares.values())), num_shares=num_shares)
         return scale * loss, {task: share.detach() for task, share in shares.items()}
 
-    def _outputs(self, batch: MicroBatch) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
+    def _outputs(
+        self, batch: MicroBatch, vectors: Tensor | None
+    ) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
         assert self.task_names == tuple(slot.task for slot in batch.slots), "one slot a task"
-        vectors = encode(
-            self.encoder, batch.texts, activation_checkpointing=self.activation_checkpointing
-        )
+        if vectors is None:
+            vectors = encode(
+                self.encoder, batch.texts, activation_checkpointing=self.activation_checkpointing
+            )
         sides = [self._module(slot.task).pool(vectors, slot) for slot in batch.slots]
         num_rows = [
             len(parts) * slot.num_rows for parts, slot in zip(sides, batch.slots, strict=True)
