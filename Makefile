@@ -1,0 +1,47 @@
+# make setup      the environment alone (.venv)
+# make demo       prepare the embedded data, train, evaluate; ends in runs/demo/summary.json
+# make test       what CI runs: lint, then every test but the slow ones
+# make test-full  the slow ones too
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: setup demo test test-full lint format clean
+
+PYTHON ?= python3.11
+VENV := .venv
+# Programs of the environment first: DeepSpeed looks for ninja on the path.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+# The stamp's name changes with what it was made from, so a changed pin installs again.
+STAMP := $(VENV)/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
+
+setup: $(STAMP)
+
+$(STAMP):
+	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; set PYTHON=…" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[demo,tracking,report,bench,dev]' --constraint constraints.txt
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+demo: setup
+	python -m jobs.demo
+
+test: lint
+	python -m pytest -m 'not slow'
+
+test-full: lint
+	python -m pytest
+
+lint: setup
+	ruff check .
+	ruff format --check .
+	mypy rectrain
+
+format: setup
+	ruff check --fix .
+	ruff format .
+
+# Runs and prepared data are yours: nothing here removes them.
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
