@@ -1,0 +1,1 @@
+"""Entry points that `ray job submit` runs: parse, build, call, report."""

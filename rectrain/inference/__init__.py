@@ -1,0 +1,1 @@
+"""Trained models in plain torch: scores of rows, evaluation against baselines."""

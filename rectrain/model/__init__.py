@@ -1,0 +1,1 @@
+"""The encoder, features, sharing, heads, losses, and the model that joins them."""

@@ -1,0 +1,1 @@
+"""ZeRO training on Ray Train: settings, step, checkpoints, workers."""
