@@ -18,6 +18,7 @@ from rectrain.metrics.pointwise import num_one_class_groups
 from rectrain.metrics.ranking import (
     catalogue_coverage,
     catalogue_ranks,
+    catalogue_top,
     graded_groups,
     intra_list_dissimilarity,
     rank_within_groups,
@@ -32,6 +33,7 @@ __all__ = [
     "bootstrap_interval",
     "catalogue_coverage",
     "catalogue_ranks",
+    "catalogue_top",
     "compute",
     "gather_arrays",
     "graded_groups",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +48,10 @@ class Examples:
         DataError: a score is NaN or infinite.
     """
 
-    label: Floats
-    score: Floats
+    label: NDArray[Any]
+    score: NDArray[Any]
     group: Ints | None = None
-    weight: Floats | None = None
+    weight: NDArray[Any] | None = None
     rank: Ints | None = None
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ Shapes: n rows, G groups, U users, I items of the catalogue, k length of a list.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from rectrain.metrics.examples import Examples, Floats, Ints, Statistic, ratio, 
 __all__ = [
     "catalogue_coverage",
     "catalogue_ranks",
+    "catalogue_top",
     "graded_groups",
     "hit_rate",
     "intra_list_dissimilarity",
@@ -142,7 +144,7 @@ def graded_groups(label: Floats, group: Ints) -> NDArray[np.bool_]:
     return differs
 
 
-def catalogue_ranks(scores: NDArray[np.float32], *, rows: Ints, columns: Ints) -> Ints:
+def catalogue_ranks(scores: NDArray[np.floating[Any]], *, rows: Ints, columns: Ints) -> Ints:
     """The place of given items in the ranking of a whole catalogue, from 1.
 
     Args:
@@ -162,6 +164,27 @@ def catalogue_ranks(scores: NDArray[np.float32], *, rows: Ints, columns: Ints) -
         ties = np.flatnonzero(line == own)
         ranks[index] = 1 + ahead + np.count_nonzero(draw[ties] < draw[column])
     return ranks
+
+
+def catalogue_top(scores: NDArray[np.floating[Any]], *, k: int) -> Ints:
+    """The first k items of each user's ranking, ties as in `catalogue_ranks`.
+
+    Args:
+        scores: float [U, I]; -inf for an item that must not be recommended.
+        k: length of the lists.
+
+    Returns:
+        int64 [U, k], columns of `scores`, best first; -1 where a user has no further item.
+    """
+    draw = np.random.default_rng(_TIE_SEED).permutation(scores.shape[1])
+    lists = np.full((len(scores), k), -1, dtype=np.int64)
+    last = max(scores.shape[1] - k, 0)
+    for row, line in enumerate(scores):
+        lowest = np.partition(line, last)[last]
+        chosen = np.flatnonzero((line >= lowest) & (line > -np.inf))
+        chosen = chosen[np.lexsort((draw[chosen], -line[chosen]))][:k]
+        lists[row, : len(chosen)] = chosen
+    return lists
 
 
 def catalogue_coverage(lists: Ints, *, num_items: int) -> float:
@@ -184,12 +207,12 @@ def intra_list_dissimilarity(
     vectors, or of whether the categories differ (Ziegler et al. 2005, §3.3).
 
     Args:
-        lists: int64 [U, k], items' numbers, no empty places, k >= 2.
+        lists: int64 [U, k], items' numbers, k >= 2.
         vectors: float32 [I, D]; or
         categories: int64 [I].
 
     Returns:
-        float64 [U]; 0..2 for vectors, 0..1 for categories.
+        float64 [U]; 0..2 for vectors, 0..1 for categories; NaN for a list with an empty place.
     """
     size = lists.shape[1]
     if vectors is not None:
@@ -201,4 +224,5 @@ def intra_list_dissimilarity(
         assert categories is not None, "give vectors or categories"
         chosen = categories[lists]
         same = (chosen[:, :, None] == chosen[:, None, :]).sum((1, 2)).astype(np.float64) - size
-    return np.asarray(1.0 - same / (size * (size - 1)), dtype=np.float64)
+    full = (lists >= 0).all(axis=1)
+    return np.where(full, 1.0 - same / (size * (size - 1)), np.nan)

@@ -62,12 +62,17 @@ _AT_K: dict[str, Callable[[int], Callable[[Examples], Statistic]]] = {
     "hr": ranking.hit_rate,
     "recall": ranking.recall_at,
     "precision": ranking.precision_at,
+    # The same two as a shop reads them: clicks per shown item of the first k, and lists with at
+    # least one purchase among the first k.
+    "ctr": ranking.precision_at,
+    "conversion": ranking.hit_rate,
 }
 
 
 def metric(name: str) -> MetricSpec:
     """The metric of a name: one of `METRICS`, or `ndcg@K`, `hr@K`, `recall@K`, `precision@K`,
-    `recall@fprX` (the highest recall at a threshold whose false-positive rate is at most X).
+    `ctr@K`, `conversion@K`, or `recall@fprX` (the highest recall at a threshold whose
+    false-positive rate is at most X).
 
     Raises:
         ConfigError: no such metric.

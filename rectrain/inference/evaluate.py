@@ -1,0 +1,317 @@
+"""How good a model is: every metric of every task beside baselines and the best possible.
+
+Baselines are fitted in the same run on the same prepared rows. All systems are resampled
+together, so that differences are paired. Where the data is simulated, the true probabilities
+themselves are ranked: no model can be expected to do better.
+
+Shapes: n rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rectrain.data.encoding import FeatureEncoder
+from rectrain.data.loader import open_tasks
+from rectrain.data.shards import Prepared
+from rectrain.data.simulate import SIZES, purchase_propensity
+from rectrain.errors import DataError
+from rectrain.inference.baselines import BASELINES, rank_catalogue, score_rows
+from rectrain.inference.predictor import Predictor
+from rectrain.inference.recommend import Catalogue, Scorer, Shoppers
+from rectrain.metrics import (
+    Examples,
+    Interval,
+    catalogue_coverage,
+    graded_groups,
+    group_codes,
+    intra_list_dissimilarity,
+    metric,
+    num_one_class_groups,
+    resample,
+    summarise,
+)
+from rectrain.model.spec import Loss, TaskSpec
+
+__all__ = ["BEST_POSSIBLE", "MODEL", "MetricResult", "TaskResult", "evaluate"]
+
+MODEL, BEST_POSSIBLE = "model", "best_possible"
+LIST_SIZE = 10
+# What is reported beside a task's own metrics.
+_FURTHER: Mapping[Loss, tuple[str, ...]] = {
+    "bce": ("calibration_ratio", "predicted_rate", "accuracy", "precision", "recall"),
+    "listwise_softmax": ("hr@10", "precision@10"),
+    "in_batch_softmax": ("precision@10", "conversion@10"),
+}
+
+Scores = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """One metric of one task.
+
+    Args:
+        name: of the metric.
+        model: its value with the 95% interval of a bootstrap over the task's groups.
+        baselines: the same of each baseline.
+        differences: model - baseline, paired.
+        best_possible: the value of the true probabilities; None where they are unknown.
+        higher_is_better: None for a rate.
+    """
+
+    name: str
+    model: Interval
+    baselines: Mapping[str, Interval]
+    differences: Mapping[str, Interval]
+    best_possible: float | None
+    higher_is_better: bool | None
+
+    @property
+    def best_baseline(self) -> str | None:
+        """The baseline of the best value; None without baselines."""
+        sign = -1 if self.higher_is_better is False else 1
+        known = {k: sign * v.value for k, v in self.baselines.items() if not np.isnan(v.value)}
+        return max(known, key=lambda name: known[name]) if known else None
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """All metrics of one task on one split.
+
+    Args:
+        task: its name.
+        primary: the metric that stands for the task.
+        num_rows: rows (recommendation: wanted items) that were judged.
+        num_groups: lists or users that were judged; what the bootstrap draws.
+        num_left_out: groups of one class, which GAUC and ranking metrics leave out.
+        metrics: by name, the primary one first.
+    """
+
+    task: str
+    primary: str
+    num_rows: int
+    num_groups: int
+    num_left_out: int
+    metrics: Mapping[str, MetricResult]
+
+
+def evaluate(
+    predictor: Predictor,
+    paths: Sequence[str],
+    *,
+    split: str = "test",
+    tasks: Sequence[str] | None = None,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, TaskResult]:
+    """Judges a model on every task.
+
+    Args:
+        predictor: the model.
+        paths: prepared directories with its tasks.
+        split: "validation" or "test".
+        tasks: names; None for the model's tasks that the data holds.
+        num_resamples: bootstrap resamples, at most.
+        seed: of the bootstrap.
+        progress: is given a line before each step.
+
+    Returns:
+        task -> result.
+
+    Raises:
+        DataError: a task is missing, or its split has no rows.
+    """
+    chosen = list(predictor.tasks if tasks is None else tasks)
+    results = {}
+    for task, prepared in open_tasks(paths, tasks=chosen).items():
+        progress(f"{task}: scoring {split}")
+        spec = predictor.spec(task)
+        judge = _recommendation if spec.head == "two_tower" else _rows
+        systems, further, left_out = judge(predictor, prepared, spec=spec, split=split)
+        progress(f"{task}: bootstrap over {systems[MODEL].num_groups} groups")
+        names = list(dict.fromkeys((spec.primary, *spec.metrics, *_FURTHER[spec.loss])))
+        metrics = _compare(systems, names, num_resamples=num_resamples, seed=seed)
+        results[task] = TaskResult(
+            task=task,
+            primary=spec.primary,
+            num_rows=len(systems[MODEL].label),
+            num_groups=systems[MODEL].num_groups,
+            num_left_out=left_out,
+            metrics={**metrics, **further},
+        )
+    return results
+
+
+def _compare(
+    systems: Mapping[str, Examples], names: Sequence[str], *, num_resamples: int, seed: int
+) -> dict[str, MetricResult]:
+    """Every metric of every system, on the same resamples of the groups."""
+    specs = {name: metric(name) for name in names}
+    judged = systems[MODEL]
+    statistics = {
+        (system, name): spec.prepare(examples)
+        for system, examples in systems.items()
+        for name, spec in specs.items()
+    }
+    values = {key: statistic(judged.weights) for key, statistic in statistics.items()}
+    drawn = resample(
+        [statistics[key] for key in statistics if key[0] != BEST_POSSIBLE],
+        unit=judged.groups,
+        weight=judged.weights,
+        num_resamples=num_resamples,
+        seed=seed,
+    )
+    columns = {
+        key: drawn[:, place]
+        for place, key in enumerate(key for key in statistics if key[0] != BEST_POSSIBLE)
+    }
+    return {
+        name: _metric_result(name, values, columns, higher_is_better=spec.higher_is_better)
+        for name, spec in specs.items()
+    }
+
+
+def _metric_result(
+    name: str,
+    values: Mapping[tuple[str, str], float],
+    resamples: Mapping[tuple[str, str], NDArray[np.float64]],
+    *,
+    higher_is_better: bool | None,
+) -> MetricResult:
+    own = (MODEL, name)
+    others = [key for key in resamples if key[1] == name and key != own]
+    return MetricResult(
+        name=name,
+        model=summarise(values[own], resamples[own]),
+        baselines={key[0]: summarise(values[key], resamples[key]) for key in others},
+        differences={
+            key[0]: summarise(values[own] - values[key], resamples[own] - resamples[key])
+            for key in others
+        },
+        best_possible=values.get((BEST_POSSIBLE, name)),
+        higher_is_better=higher_is_better,
+    )
+
+
+# ── Rows with labels ─────────────────────────────────────────────────────────────────────────────
+
+
+def _rows(
+    predictor: Predictor, prepared: Prepared, *, spec: TaskSpec, split: str
+) -> tuple[dict[str, Examples], dict[str, MetricResult], int]:
+    """Each system's scores of the split's rows; for graded lists, of those whose grades differ."""
+    task = spec.name
+    test, train = _table(prepared, task, split), prepared.shards(task, "train").table()
+    scores: dict[str, Scores] = {MODEL: predictor.score(task, test)}
+    for name in BASELINES.get(task, ("gbdt", "tfidf")):
+        scores[name] = score_rows(name, train, test)
+    if test.column("p_true").null_count == 0:
+        scores[BEST_POSSIBLE] = test.column("p_true").to_numpy()
+    label = test.column("label").to_numpy()
+    group = group_codes(test.column("group").to_pylist())
+    kept = np.ones(len(label), dtype=bool)
+    if spec.loss == "listwise_softmax":
+        kept = graded_groups(label, group)
+    weight = test.column("weight").to_numpy()
+    systems = {
+        name: Examples(
+            label=label[kept], score=values[kept], group=group[kept], weight=weight[kept]
+        )
+        for name, values in scores.items()
+    }
+    left_out = len(np.unique(group)) - systems[MODEL].num_groups
+    if spec.loss == "bce":
+        left_out = num_one_class_groups(systems[MODEL])
+    return systems, {}, left_out
+
+
+def _table(prepared: Prepared, task: str, split: str) -> pa.Table:
+    shards = prepared.shards(task, split)
+    if shards.num_rows == 0:
+        raise DataError(
+            what=f"{split} split of {task} in {prepared.root}",
+            got="no rows",
+            rule="evaluation needs rows",
+            fix="prepare more data, or larger split shares",
+        )
+    return shards.table()
+
+
+# ── A ranking of the whole catalogue for each user ───────────────────────────────────────────────
+
+
+def _recommendation(
+    predictor: Predictor, prepared: Prepared, *, spec: TaskSpec, split: str
+) -> tuple[dict[str, Examples], dict[str, MetricResult], int]:
+    """Each system's places of the wanted items among all items that the user has not bought."""
+    task = spec.name
+    items = prepared.items(task).table()
+    shoppers = Shoppers.of(_table(prepared, task, split), items.column("item_id").to_pylist())
+    train = prepared.shards(task, "train").table(columns=["group", "item_id"])
+    catalogue = Catalogue(predictor, task, items)
+    rankings = {MODEL: shoppers.rank(catalogue.scorer(shoppers.rows), k=LIST_SIZE)}
+    for name in BASELINES[task]:
+        scores = rank_catalogue(name, train, items=shoppers.item_ids, bought=shoppers.bought)
+        rankings[name] = shoppers.rank(scores.__getitem__, k=LIST_SIZE)
+    if prepared.manifest["source"] == "simulated":
+        rankings[BEST_POSSIBLE] = shoppers.rank(_propensity(prepared, shoppers), k=LIST_SIZE)
+    systems = {
+        name: Examples(
+            label=np.ones(len(ranking.ranks)),
+            score=-ranking.ranks,
+            group=shoppers.wanted_user,
+            rank=ranking.ranks,
+        )
+        for name, ranking in rankings.items()
+    }
+    lists = {name: ranking.lists for name, ranking in rankings.items()}
+    return systems, _diversity(lists, prepared.features(task), items, catalogue.vectors), 0
+
+
+def _propensity(prepared: Prepared, shoppers: Shoppers) -> Scorer:
+    """The simulated truth as a scorer of users: the chance that each item is bought next."""
+    users = shoppers.rows.column("group").to_pylist()
+    size = SIZES[prepared.manifest["config"]["size"]]
+    item_ids, chance = purchase_propensity(users, size, seed=prepared.manifest["seed"])
+    place = {item: column for column, item in enumerate(item_ids)}
+    columns = [place[item] for item in shoppers.item_ids]
+    return lambda block: chance[block][:, columns]
+
+
+def _diversity(
+    lists: Mapping[str, NDArray[np.int64]],
+    features: FeatureEncoder,
+    items: pa.Table,
+    vectors: NDArray[np.float32],
+) -> dict[str, MetricResult]:
+    """How much of the catalogue the lists show, and how unlike the items of one list are.
+
+    Unlike means of another category, where items have one, else 1 - cosine of the model's vectors.
+    """
+    results = {}
+    if "category" in features.categorical:
+        place = features.categorical_names.index("category")
+        width = len(features.categorical)
+        codes = items.column("categorical").combine_chunks().flatten().to_numpy()
+        categories = codes.reshape(-1, width)[:, place].astype(np.int64)
+        name = f"category_diversity@{LIST_SIZE}"
+        unlike = {k: intra_list_dissimilarity(v, categories=categories) for k, v in lists.items()}
+    else:
+        name = f"vector_diversity@{LIST_SIZE}"
+        unlike = {k: intra_list_dissimilarity(v, vectors=vectors) for k, v in lists.items()}
+    shares = {
+        system: catalogue_coverage(top, num_items=items.num_rows) for system, top in lists.items()
+    }
+    means = {system: float(np.nanmean(values)) for system, values in unlike.items()}
+    for title, values in ((f"coverage@{LIST_SIZE}", shares), (name, means)):
+        alone = {(system, title): value for system, value in values.items()}
+        results[title] = _metric_result(title, alone, {}, higher_is_better=None)
+    return results

@@ -1,0 +1,154 @@
+"""Scores of a trained model for rows and catalogues, on one device, without Ray or DeepSpeed.
+
+Each different text of a block of rows is encoded once, shortest first, in slices of a token
+budget; the small heads then run over all rows of the block. A row's score does not depend on the
+rows beside it, up to rounding.
+
+Shapes: n rows, U texts or users, I items, D the encoder's hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rectrain.data.batch import MicroBatch, PackedTexts, build_micro_batch
+from rectrain.data.encoding import FeatureEncoder
+from rectrain.data.loader import empty_tables
+from rectrain.errors import DataError
+from rectrain.model.encoder import encode
+from rectrain.model.multitask import Mode, MultiTaskModel, TaskModule
+from rectrain.model.spec import TaskSpec
+
+__all__ = ["Predictor"]
+
+Floats = NDArray[np.float32]
+
+_BLOCK_ROWS = 8192
+
+
+class Predictor:
+    """A model in evaluation mode that scores prepared rows.
+
+    Args:
+        model: the trained model, moved to `device`.
+        features: task -> how its features were encoded, in the model's task order.
+        device: "cpu", "cuda", …
+        tokens_per_forward: real tokens that the encoder sees at a time, at most (one text may
+            have more).
+    """
+
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        *,
+        features: Mapping[str, FeatureEncoder],
+        device: str = "cpu",
+        tokens_per_forward: int = 2048,
+    ) -> None:
+        self.model = model.eval().to(device)
+        self._empty = empty_tables(features)
+        self._device = device
+        self._budget = tokens_per_forward
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that the model was trained on."""
+        return self.model.task_names
+
+    def spec(self, task: str) -> TaskSpec:
+        """What the task is.
+
+        Raises:
+            DataError: the model has no such task.
+        """
+        if task not in self.tasks:
+            raise DataError(
+                what="task",
+                got=task,
+                rule=f"the model was trained on {', '.join(self.tasks)}",
+                fix="name one of them, or train this task",
+            )
+        module = self.model.tasks[task]
+        assert isinstance(module, TaskModule)
+        return module.spec
+
+    def score(self, task: str, rows: pa.Table) -> Floats:
+        """Scores of prepared rows, in their order.
+
+        Args:
+            task: one of `tasks`.
+            rows: prepared columns (of `Shards.table()` or `encode_rows`).
+
+        Returns:
+            float32 [n]: probabilities for a task of 0/1 labels, else scores that only rank.
+        """
+        parts = [output.float() for output in self._blocks(task, rows, mode="score")]
+        scores = torch.cat(parts) if parts else torch.empty(0)
+        if self.spec(task).loss == "bce":
+            scores = scores.sigmoid()
+        return _numpy(scores)
+
+    def embed(self, task: str, rows: pa.Table) -> tuple[Floats, Floats]:
+        """Vectors of both sides for a two-tower task: their inner product is the score.
+
+        Args:
+            task: a two-tower task.
+            rows: prepared columns; a side without texts gets a learned vector, the same for all.
+
+        Returns:
+            float32 [n, D + 1] of the queries, and of the items.
+        """
+        pairs = list(self._blocks(task, rows, mode="embed"))
+        queries, items = (torch.cat([pair[side].float() for pair in pairs]) for side in (0, 1))
+        return _numpy(queries), _numpy(items)
+
+    def _blocks(self, task: str, rows: pa.Table, *, mode: Mode) -> Iterator[Any]:
+        self.spec(task)
+        tables = dict(self._empty)
+        rows = _complete(rows, like=self._empty[task])
+        for start in range(0, rows.num_rows, _BLOCK_ROWS):
+            tables[task] = rows.slice(start, _BLOCK_ROWS)
+            counts = {name: float(table.num_rows) for name, table in tables.items()}
+            batch = build_micro_batch(tables, counts=counts).to(self._device)
+            with torch.inference_mode():
+                yield self.model(batch, mode=mode, vectors=self._encode(batch))[task]
+
+    def _encode(self, batch: MicroBatch) -> Tensor:
+        """Vectors [U, D] of the batch's texts, which are sorted by length."""
+        parts = [encode(self.model.encoder, texts) for texts in _slices(batch.texts, self._budget)]
+        return torch.cat(parts) if parts else encode(self.model.encoder, batch.texts)
+
+
+def _complete(rows: pa.Table, *, like: pa.Table) -> pa.Table:
+    """The columns that a micro-batch reads; those that only a loss needs may be missing."""
+    n = rows.num_rows
+    columns = {}
+    for field in like.schema:
+        if field.name in rows.column_names:
+            columns[field.name] = rows.column(field.name)
+        elif pa.types.is_list(field.type):
+            columns[field.name] = pa.array([[]] * n, field.type)
+        else:
+            columns[field.name] = pa.array(np.arange(n) * (field.name == "list_id"), field.type)
+    return pa.table(columns)
+
+
+def _slices(texts: PackedTexts, budget: int) -> Iterator[PackedTexts]:
+    """Neighbouring texts of at most `budget` tokens together (a longer text stands alone)."""
+    ends = texts.lengths.cumsum(0).cpu().numpy()
+    start = used = 0
+    while start < len(ends):
+        stop = max(int(np.searchsorted(ends, used + budget, side="right")), start + 1)
+        yield PackedTexts(texts.input_ids[used : ends[stop - 1]], texts.lengths[start:stop])
+        start, used = stop, int(ends[stop - 1])
+
+
+def _numpy(values: Tensor) -> Floats:
+    return np.asarray(values.cpu().numpy(), dtype=np.float32)
