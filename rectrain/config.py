@@ -41,8 +41,8 @@ def load_config(cls: type[T], *, file: str | None, overrides: Sequence[str]) -> 
         cls: the section class at the root.
         file: path of a YAML file, or None for the defaults alone.
         overrides: arguments such as `--train.zero_stage=2`, or `--train.zero_stage`, `2`.
-            A tuple is `[1,2]` or `1,2`; a dictionary is set key by key (`--loss_weights.risk=2`)
-            or as `{risk: 2}`, and keeps the file's other keys.
+            A switch alone means true. A tuple is `[1,2]` or `1,2`. A dictionary is set key by
+            key (`--loss_weights.risk=2`) or as `{risk: 2}`, and keeps the file's other keys.
 
     Raises:
         ConfigError: anything wrong, as one line with the dotted key, the value, the rule, the fix.
@@ -152,6 +152,10 @@ def _read_yaml(file: str) -> dict[str, Any]:
 # ---------------------------------------------------------------- the command line
 
 
+# What may follow a switch as a word of its own; otherwise `--overwrite` alone means true.
+_BOOLS = [[word] for word in ("true", "false", "True", "False", "null")]
+
+
 def _parse_overrides(cls: type[Section], arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
     queue = list(arguments)
     while queue:
@@ -169,7 +173,9 @@ def _parse_overrides(cls: type[Section], arguments: Sequence[str]) -> Iterator[t
             raise _unknown_key(cls, key, where="on the command line")
         if (section := _section_of(annotation)) is not None:
             raise _not_a_section(key, section, got=text or "no key", where="on the command line")
-        if not equals:
+        if not equals and bool in _members(annotation) and queue[:1] not in _BOOLS:
+            text = "true"
+        elif not equals:
             if not queue or queue[0].startswith("--"):
                 raise ConfigError(
                     what=f"--{key}", got="no value", rule="needs one", fix=f"write --{key}=VALUE"
@@ -185,11 +191,13 @@ def _parse_value(key: str, text: str, annotation: Any) -> Any:
         return None
     scalars = [m for m in members if m is not type(None) and not _is_sequence(m)]
     sequences = [m for m in members if _is_sequence(m)]
-    if sequences and not text.startswith("[") and ("," in text or not scalars):
-        text = f"[{text}]"
-    elif scalars and all(member in (str, Path) for member in scalars):
+    if scalars and not sequences and all(member in (str, Path) for member in scalars):
         return text
     only_text = bool(sequences) and all(set(get_args(s)) <= {str, Ellipsis} for s in sequences)
+    if sequences and not text.startswith("[") and ("," in text or not scalars):
+        if only_text:  # not through YAML: a path may hold `: `, ` #` or begin with `*`
+            return [part.strip() for part in text.split(",") if part.strip()]
+        text = f"[{text}]"
     try:
         # BaseLoader leaves every scalar as text.
         value = yaml.load(text, yaml.BaseLoader if only_text else yaml.SafeLoader)
@@ -276,8 +284,8 @@ def _type_text(annotation: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    if value is None:
-        return "null"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, tuple):
         return "[" + ",".join(map(_show, value)) + "]"
     return str(value)
@@ -299,12 +307,12 @@ def _unknown_key(cls: type[Section], key: str, *, where: str) -> ConfigError:
 
 
 def _not_a_section(key: str, section: type[Section], *, got: object, where: str) -> ConfigError:
-    keys = ", ".join(section.model_fields)
+    keys = list(section.model_fields)
     return ConfigError(
         what=f"{key} {where}",
         got=got,
-        rule=f"is a section with the keys {keys}",
-        fix=f"set the keys one by one, as {key}.{next(iter(section.model_fields))}, or leave it out",
+        rule=f"is a section with the keys {', '.join(keys)}",
+        fix=f"set the keys one by one, as {key}.{keys[0]}, or leave it out",
     )
 
 
@@ -316,30 +324,34 @@ def _as_config_error(
     for problem in error.errors(include_url=False):
         problems.setdefault(_dotted(cls, problem["loc"][1:], problem["type"]), []).append(problem)
     key, first = next(iter(problems.items()))
-    on_command_line = any(f"{key}.".startswith(f"{o}.") for o in overridden)
-    where = "on the command line" if on_command_line else f"in {file}" if file else "by default"
-    if first[0]["type"] == "extra_forbidden":
+    where = _where(key, file=file, overridden=overridden)
+    kind = first[0]["type"]
+    section = _section_of(_resolve(cls, key)) if key else cls
+    if kind == "extra_forbidden":
         return _unknown_key(cls, key, where=where)
-    more = f" (keys that are wrong: {', '.join(problems)})" if len(problems) > 1 else ""
-    if first[0]["type"] == "missing":
-        return ConfigError(
-            what=key, got="nothing", rule="is required", fix=f"add --{key}=VALUE{more}"
-        )
-    annotation = _resolve(cls, key)
-    section = _section_of(annotation)
-    if section is not None and first[0]["type"] == "model_type":
+    if kind == "missing":
+        leaf = next(_leaves(section, f"{key}."))[0] if section else key
+        return ConfigError(what=key, got="nothing", rule="is required", fix=f"add --{leaf}=VALUE")
+    if kind == "model_type" and section is not None:
         return _not_a_section(key, section, got=first[0]["input"], where=where)
-    messages = dict.fromkeys(p["msg"].removeprefix("Value error, ") for p in first)
-    rule = " or ".join(messages).replace("Input should", "should")
     # The whole value of a union is the input of the problem that lies least deep.
     value = min(first, key=lambda problem: len(problem["loc"]))["input"]
-    hint = "its section" if annotation is None else _type_text(annotation)
+    messages = dict.fromkeys(p["msg"].removeprefix("Value error, ") for p in first)
+    fix = f"set {key} as {_type_text(_resolve(cls, key))}" if not section else "change one of them"
+    also = [other for other in problems if other != key]
     return ConfigError(
-        what=f"{key} {where}",
+        what=f"{key} {where}".strip(),
         got=repr(value),
-        rule=rule,
-        fix=f"set {key} as {hint}{more}, see --help",
+        rule=" or ".join(messages).replace("Input should", "should"),
+        fix=f"{fix}; {', '.join(also)} must be mended too" if also else f"{fix}, see --help",
     )
+
+
+def _where(key: str, *, file: str | None, overridden: Mapping[str, Any]) -> str:
+    related = (f"{o}.".startswith(f"{key}.") or f"{key}.".startswith(f"{o}.") for o in overridden)
+    if not key or any(related):
+        return "on the command line"
+    return f"in {file}" if file else "by default"
 
 
 def _dotted(cls: type[Section], loc: Sequence[str | int], kind: str) -> str:

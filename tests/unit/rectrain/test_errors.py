@@ -1,0 +1,39 @@
+"""A user's mistake is one line with cause and fix, and survives the way between processes."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+import rectrain.errors
+from rectrain.errors import DataError, RectrainError
+
+TREE = [getattr(rectrain.errors, name) for name in rectrain.errors.__all__]
+
+
+@pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
+def test_every_error_is_a_rectrain_error_that_pickles(kind):
+    error = kind(what="a", got=3, rule="must be 4", fix="set 4")
+    again = pickle.loads(pickle.dumps(error))
+    assert isinstance(error, RectrainError)
+    assert type(again) is kind
+    assert str(again) == str(error) == "a: got 3; must be 4; fix: set 4"
+    assert (again.what, again.rule, again.fix) == ("a", "must be 4", "set 4")
+
+
+def test_a_value_that_does_not_pickle_does_not_stop_the_error():
+    error = DataError(what="a", got=lambda: None, rule="b", fix="c")
+    assert "lambda" in str(pickle.loads(pickle.dumps(error)))
+
+
+def test_newlines_are_folded_and_a_long_value_is_shortened():
+    text = str(DataError(what="file\nx", got="y\n" * 500, rule="one\r\n\tline", fix="shorten it"))
+    assert "\n" not in text and "\r" not in text
+    assert text.startswith("file x: got y y") and text.endswith("…; one line; fix: shorten it")
+    assert len(text) < 260
+
+
+def test_parts_are_given_by_name_only():
+    with pytest.raises(TypeError):
+        DataError("what", "got", "rule", "fix")
