@@ -24,7 +24,7 @@ from rectrain.data.loader import (
     plan_training,
 )
 from rectrain.data.plan import Plan
-from rectrain.data.shards import FORMAT, MANIFEST, Shards, write_shard
+from rectrain.data.shards import FORMAT, MANIFEST, Shards, file_entry, write_shard
 from rectrain.errors import DataError
 
 FEATURES = {
@@ -68,10 +68,10 @@ def shards(tmp_path: Path) -> dict[str, Shards]:
     made = {}
     for task, table in tables.items():
         parts = [table.slice(0, 33), table.slice(33)]
-        files = [
-            write_shard(tmp_path / f"{task}-{number}.arrow", part.combine_chunks().to_batches()[0])
-            for number, part in enumerate(parts)
-        ]
+        paths = [tmp_path / f"{task}-{number}.arrow" for number in range(len(parts))]
+        for path, part in zip(paths, parts, strict=True):
+            write_shard(path, part)
+        files = [file_entry(path, root=tmp_path) for path in paths]
         made[task] = Shards(tmp_path, files)
     return made
 
