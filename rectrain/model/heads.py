@@ -66,7 +66,8 @@ class TwoTowerHead(nn.Module):
     starts at zero: training starts at the pretrained cosine. The score is
     scale · uᵀv + popularity · log q, with a learned scale and a learned share of the item's log
     popularity that starts at 1 (a prior: the loss takes log q of the sampling out again). Both
-    terms are folded into the vectors: embed(q) = [scale · u, 1], embed(d) = [v, popularity · log q].
+    terms are folded into the vectors, [scale · u, 1] of a query and [v, popularity · log q] of an
+    item.
 
     Args:
         width: D.

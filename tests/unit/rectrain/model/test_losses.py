@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rectrain.model.losses import bce, in_batch_softmax, listwise_softmax
+
+
+def _naive_listwise(score: Tensor, label: Tensor, weight: Tensor, bounds: list[int]) -> float:
+    total = 0.0
+    for start, end in pairwise(bounds):
+        s, y = score[start:end].tolist(), label[start:end].tolist()
+        gains = [2**grade - 1 for grade in y]
+        normaliser = math.log(sum(math.exp(value) for value in s))
+        if sum(gains) > 0:
+            mean_weight = sum(weight[start:end].tolist()) / (end - start)
+            for value, gain in zip(s, gains, strict=True):
+                total -= mean_weight * gain / sum(gains) * (value - normaliser)
+    return total
+
+
+def _naive_in_batch(logits: Tensor, key: Tensor, log_q: Tensor, weight: Tensor) -> float:
+    total = 0.0
+    for i in range(len(key)):
+        columns = [j for j in range(len(key)) if j == i or key[j] != key[i]]
+        corrected = {j: float(logits[i, j] - log_q[j]) for j in columns}
+        normaliser = math.log(sum(math.exp(value) for value in corrected.values()))
+        total -= float(weight[i]) * (corrected[i] - normaliser)
+    return total
+
+
+def test_bce_equals_a_hand_computed_value() -> None:
+    found = bce(
+        torch.tensor([0.0, 2.0, -1.0]),
+        label=torch.tensor([1.0, 0.0, 1.0]),
+        weight=torch.tensor([1.0, 3.0, 0.0]),
+    )
+    assert found.item() == pytest.approx(math.log(2) + 3 * math.log(1 + math.exp(2)), rel=1e-6)
+
+
+def test_listwise_equals_a_hand_computed_value() -> None:
+    # Gains 3 and 1 -> targets 3/4 and 1/4; equal scores -> log 2. The second list has no grade.
+    found = listwise_softmax(
+        torch.zeros(4),
+        label=torch.tensor([2.0, 1.0, 0.0, 0.0]),
+        weight=torch.tensor([1.0, 3.0, 1.0, 1.0]),
+        list_offsets=torch.tensor([0, 2, 4]),
+    )
+    assert found.item() == pytest.approx(2 * math.log(2), rel=1e-6)
+
+
+def test_in_batch_equals_a_hand_computed_value() -> None:
+    # Rows 0 and 1 hold one item, so only item 2 is their negative; log q shifts the columns.
+    found = in_batch_softmax(
+        torch.zeros(3, 3),
+        item_key=torch.tensor([5, 5, 9]),
+        log_q=torch.tensor([0.5, 0.5, 0.25]).log(),
+        weight=torch.ones(3),
+    )
+    # 1/q is 2, 2, 4: rows 0 and 1 have 2/(2+4), row 2 has 4/(2+2+4).
+    assert found.item() == pytest.approx(2 * math.log(3) + math.log(2), rel=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 10**6))
+def test_listwise_equals_a_naive_loop(sizes: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    bounds = [0, *torch.tensor(sizes).cumsum(0).tolist()]
+    score = torch.randn(bounds[-1], generator=generator) * 5
+    label = torch.randint(0, 4, (bounds[-1],), generator=generator).float()
+    weight = torch.rand(bounds[-1], generator=generator)
+    found = listwise_softmax(score, label=label, weight=weight, list_offsets=torch.tensor(bounds))
+    expected = _naive_listwise(score, label, weight, bounds)
+    assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 8), st.integers(0, 10**6))
+def test_in_batch_equals_a_naive_loop(rows: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, rows, generator=generator) * 5
+    key = torch.randint(0, 4, (rows,), generator=generator)
+    log_q = torch.rand(rows, generator=generator).log()
+    weight = torch.rand(rows, generator=generator)
+    found = in_batch_softmax(logits, item_key=key, log_q=log_q, weight=weight)
+    expected = _naive_in_batch(logits, key, log_q, weight)
+    assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_large_scores_stay_finite() -> None:
+    score = torch.tensor([900.0, -900.0, 0.0], requires_grad=True)
+    loss = listwise_softmax(
+        score,
+        label=torch.tensor([0.0, 1.0, 1.0]),
+        weight=torch.ones(3),
+        list_offsets=torch.tensor([0, 2, 3]),
+    )
+    loss.backward()
+    assert loss.item() == pytest.approx(1800.0)
+    assert score.grad is not None
+    torch.testing.assert_close(score.grad, torch.tensor([1.0, -1.0, 0.0]))
+
+
+def test_empty_batches_give_zero_with_a_gradient() -> None:
+    none = torch.zeros(0, requires_grad=True)
+    empty = torch.zeros(0)
+    key = torch.zeros(0, dtype=torch.int64)
+    losses = [
+        bce(none, label=empty, weight=empty),
+        listwise_softmax(none, label=empty, weight=empty, list_offsets=torch.zeros(1).long()),
+        in_batch_softmax(none[:, None] @ none[None], item_key=key, log_q=empty, weight=empty),
+    ]
+    for loss in losses:
+        assert loss.item() == 0
+        loss.backward()
+
+
+def test_a_lone_list_mask_makes_scores_of_other_lists_irrelevant() -> None:
+    score = torch.randn(4, requires_grad=True)
+    listwise_softmax(
+        score,
+        label=torch.tensor([1.0, 0.0, 0.0, 0.0]),
+        weight=torch.ones(4),
+        list_offsets=torch.tensor([0, 2, 4]),
+    ).backward()
+    assert score.grad is not None
+    assert score.grad[:2].abs().min() > 0
+    assert not score.grad[2:].any()

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from rectrain.data.batch import MicroBatch
+from rectrain.data.fields import Field, FieldTable
+from rectrain.model.losses import bce, in_batch_softmax, listwise_softmax
+from rectrain.model.multitask import MultiTaskModel
+from rectrain.model.spec import TaskSpec
+from rectrain.tasks import TASKS
+
+MakeModel = Callable[..., MultiTaskModel]
+MakeBatch = Callable[..., MicroBatch]
+
+_FULL = {"recommendation": 7, "search_ranking": 9, "ad_ctr": 5, "risk": 4}
+_PART = {"recommendation": 0, "search_ranking": 6, "ad_ctr": 0, "risk": 1}
+_NONE = dict.fromkeys(TASKS, 0)
+
+
+def _gradients(model: MultiTaskModel) -> dict[str, torch.Tensor]:
+    found = {name: p.grad for name, p in model.named_parameters()}
+    assert all(gradient is not None for gradient in found.values())
+    return {name: gradient.clone() for name, gradient in found.items() if gradient is not None}
+
+
+@pytest.mark.parametrize("sharing", ["shared_bottom", "gated_experts"])
+@pytest.mark.parametrize("balancer", ["static", "uncertainty"])
+@pytest.mark.parametrize("rows", [_FULL, _PART, _NONE], ids=["full", "part", "none"])
+def test_every_parameter_gets_a_finite_gradient_whatever_the_slots_hold(
+    rows: dict[str, int],
+    sharing: str,
+    balancer: str,
+    make_model: MakeModel,
+    make_batch: MakeBatch,
+) -> None:
+    model = make_model(sharing=sharing, balancer=balancer)
+    loss, shares = model(make_batch(rows))
+    loss.backward()
+    for name, gradient in _gradients(model).items():
+        assert gradient.isfinite().all(), name
+        for task, num in rows.items():
+            if num == 0 and name.startswith((f"tasks.{task}.", f"sharing.gates.{task}.")):
+                assert not gradient.any(), name
+    assert {task for task, share in shares.items() if share != 0} == {t for t in rows if rows[t]}
+
+
+@pytest.mark.parametrize("mode", ["loss", "score", "embed"])
+def test_modules_are_called_once_and_in_one_order_whatever_the_slots_hold(
+    mode: str, make_model: MakeModel, make_batch: MakeBatch
+) -> None:
+    model = make_model(sharing="gated_experts", balancer="uncertainty")
+    calls: list[str] = []
+    for name, module in model.named_modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))  # type: ignore[misc]
+    orders = []
+    for rows in (_FULL, _PART, _NONE):
+        calls.clear()
+        model(make_batch(rows), mode=mode)
+        orders.append(list(calls))
+    assert orders[0] == orders[1] == orders[2]
+    owners = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    assert sorted(orders[0]) == sorted(owners - ({"balancer"} if mode != "loss" else set()))
+
+
+@pytest.mark.parametrize("balancer", ["static", "uncertainty"])
+def test_micro_batches_of_two_ranks_sum_to_plain_losses_over_the_step(
+    balancer: str, make_model: MakeModel, make_batch: MakeBatch
+) -> None:
+    counts = {"recommendation": 10.0, "search_ranking": 5.0, "ad_ctr": 9.0, "risk": 6.0}
+    parts = [
+        make_batch(rows, seed=seed, counts=counts)
+        for seed, rows in enumerate(
+            [
+                {"recommendation": 6, "search_ranking": 9, "ad_ctr": 4, "risk": 0},
+                {"recommendation": 4, "search_ranking": 6, "ad_ctr": 5, "risk": 6},
+            ]
+        )
+    ]
+    model = make_model(balancer=balancer)
+    losses, shares = zip(*(model(part, num_shares=2, scale=2.0) for part in parts), strict=True)
+    # The whole step at once, by the loss functions on the scores.
+    total = {}
+    for place, task in enumerate(TASKS):
+        total[task] = torch.zeros(())
+        for part in parts:
+            slot = part.slots[place]
+            if task == "recommendation":
+                queries, items = model(part, mode="embed")[task]
+                rows = {"item_key": slot.item_key, "log_q": slot.log_q, "weight": slot.weight}
+                total[task] += in_batch_softmax(queries @ items.T, **rows) / counts[task]
+            else:
+                score = model(part, mode="score")[task]
+                rows = {"label": slot.label, "weight": slot.weight}
+                if task == "search_ranking":
+                    loss = listwise_softmax(score, list_offsets=slot.list_offsets, **rows)
+                else:
+                    loss = bce(score, **rows)
+                total[task] += loss / counts[task]
+    for task in TASKS:
+        torch.testing.assert_close(sum(share[task] for share in shares), total[task].detach())
+    expected = model.balancer(torch.stack(list(total.values())), num_shares=1)
+    torch.testing.assert_close(sum(losses), 2 * expected)
+
+
+@pytest.mark.parametrize("balancer", ["static", "uncertainty"])
+def test_rows_split_over_two_ranks_sum_to_the_gradient_of_one_micro_batch(
+    balancer: str, make_model: MakeModel, make_batch: MakeBatch
+) -> None:
+    # Lists are kept whole, and in-batch negatives belong to their micro-batch.
+    rows = {"search_ranking": 9, "ad_ctr": 9, "risk": 9}
+    specs = {task: TASKS[task] for task in rows}
+    counts = {"search_ranking": 3.0, "ad_ctr": 9.0, "risk": 9.0}
+    model = make_model(specs=specs, balancer=balancer, sharing="gated_experts")
+    model(make_batch(rows, counts=counts))[0].backward()
+    whole = _gradients(model)
+    model.zero_grad()
+    for part in (slice(0, 6), slice(6, 9)):
+        model(make_batch(rows, counts=counts, part=part), num_shares=2)[0].backward()
+    for name, gradient in _gradients(model).items():
+        torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_scores_of_two_tower_are_the_inner_products_of_its_vectors(
+    make_model: MakeModel, make_batch: MakeBatch
+) -> None:
+    model, batch = make_model().eval(), make_batch(_FULL)
+    scores, vectors = model(batch, mode="score"), model(batch, mode="embed")
+    assert {task: len(score) for task, score in scores.items()} == _FULL
+    assert set(vectors) == {"recommendation"}
+    queries, items = vectors["recommendation"]
+    torch.testing.assert_close((queries * items).sum(1), scores["recommendation"])
+
+
+def test_a_score_does_not_depend_on_the_other_rows(
+    make_model: MakeModel, make_batch: MakeBatch
+) -> None:
+    model, batch = make_model().eval(), make_batch(_FULL)
+    lone = {**_NONE, "risk": _FULL["risk"]}  # the same risk rows, whose seed is their place
+    found = model(make_batch(lone), mode="score")["risk"]
+    torch.testing.assert_close(found, model(batch, mode="score")["risk"])
+
+
+def test_a_text_that_stands_twice_collects_both_gradients(
+    make_model: MakeModel, make_batch: MakeBatch
+) -> None:
+    model = make_model(specs={"risk": TASKS["risk"]})
+    batch = make_batch({"risk": 2}, seed=3)
+    slot = batch.slots[0]
+    index = torch.zeros_like(slot.item.index)
+    shared = replace(batch, slots=(replace(slot, item=replace(slot.item, index=index)),))
+    assert shared.texts.lengths.shape[0] == 2
+    model(shared)[0].backward()
+    gradient = model.encoder.embeddings.word_embeddings.weight.grad
+    first = batch.texts.input_ids[: int(batch.texts.lengths[0])]
+    assert gradient is not None
+    assert set(gradient.abs().sum(1).nonzero().flatten().tolist()) <= set(first.tolist())
+
+
+def test_weights_are_seeded_and_bf16_gives_finite_fp32_losses(
+    make_model: MakeModel, make_batch: MakeBatch
+) -> None:
+    one, same, other = (make_model(seed=seed) for seed in (0, 0, 1))
+    weights = [model.tasks["risk"].head.logit[0].weight for model in (one, same, other)]  # type: ignore[union-attr, index]
+    assert torch.equal(weights[0], weights[1])  # type: ignore[arg-type]
+    assert not torch.equal(weights[0], weights[2])  # type: ignore[arg-type]
+    loss, _ = one.bfloat16()(make_batch(_FULL))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert all(gradient.isfinite().all() for gradient in _gradients(one).values())
+
+
+def test_a_new_task_is_one_spec(make_model: MakeModel, make_batch: MakeBatch) -> None:
+    fields = (
+        Field("ticket_id", "group", required=True),
+        Field("message", "text", required=True),
+        Field("label", "label", required=True, low=0, high=1),
+    )
+    intent = TaskSpec(
+        name="intent",
+        fields=FieldTable("intent", 1, fields),
+        query=(),
+        item=("message",),
+        head="single",
+        loss="bce",
+        metrics=("auc",),
+        primary="auc",
+    )
+    specs = {**TASKS, "intent": intent}
+    model = make_model(specs=specs, balancer="uncertainty", sharing="gated_experts")
+    batch = make_batch({**_FULL, "intent": 8}, specs=specs)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss, shares = model(batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(shares["intent"]))
+    assert losses[-1] < 0.5 * losses[0]
+    assert model(batch, mode="score")["intent"].shape == (8,)
