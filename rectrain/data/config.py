@@ -88,7 +88,10 @@ class PrepareConfig(Section):
     item_text: tuple[str, ...] = Field(
         default=("title",), description="chorus: product columns that make the item's text"
     )
-    rows: int = Field(default=20_000, ge=100, description="simulated: rows of the largest task")
+    size: str = Field(default="demo", description="simulated: tiny, demo or large")
+    simulated: dict[str, float] = Field(
+        default={}, description="simulated: counts that differ from the size's, as num_users: 500"
+    )
     features: str | None = Field(default=None, description="YAML of own features a task")
     max_length: int = Field(default=64, ge=4, le=512, description="tokens kept of one text")
     max_history: int = Field(default=8, ge=1, le=256, description="past purchases kept of a user")

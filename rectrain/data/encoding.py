@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -48,20 +48,20 @@ class FeatureEncoder:
 
     @classmethod
     def fit(cls, train: pa.Table, table: FieldTable) -> FeatureEncoder:
-        """Fit on the train split; a field without a value there is left out.
+        """Fit on the train split; a field without a column or a value there is left out.
 
         Args:
             train: checked rows of the train split.
             table: the task's fields.
         """
         numeric, categorical, vectors = {}, {}, {}
-        for name in table.names("numeric"):
+        for name in _present(train, table.names("numeric")):
             if edges := _edges(train[name]):
                 numeric[name] = edges
-        for name in table.names("categorical"):
+        for name in _present(train, table.names("categorical")):
             if values := _values(train[name]):
                 categorical[name] = values
-        for name in table.names("vector"):
+        for name in _present(train, table.names("vector")):
             lengths = pc.list_value_length(train[name]).drop_null()
             if len(lengths):
                 vectors[name] = int(lengths[0].as_py())
@@ -113,6 +113,10 @@ class FeatureEncoder:
             {name: tuple(values) for name, values in data["categorical"].items()},
             {name: int(size) for name, size in data["vectors"].items()},
         )
+
+
+def _present(table: pa.Table, names: Sequence[str]) -> list[str]:
+    return [name for name in names if name in table.column_names]
 
 
 def _edges(column: pa.ChunkedArray) -> tuple[float, ...]:

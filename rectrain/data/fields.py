@@ -193,16 +193,18 @@ class FieldTable:
                     fix="cast the column before preparing",
                 )  # fmt: skip
 
-    def check(self, table: pa.Table, *, first_row: int = 0) -> tuple[pa.Table, pa.Table]:
+    def check(self, table: pa.Table, *, part: int = 0) -> tuple[pa.Table, pa.Table]:
         """Cast the columns and part good rows from bad ones.
 
         Args:
-            table: rows as the user gives them; columns that are no field are left out.
-            first_row: number of the table's first row, for the row_id of rows without one.
+            table: rows as the user gives them; columns that are no field are left out, except
+                a converter's `set_aside`: such a row is no mistake, and is checked no further.
+            part: the table's number among the parts of a larger one, for rows without row_id.
 
         Returns:
-            The good rows (schema of `arrow_schema`, missing optional columns null, except
-            `row_id` = "task-number" and weights = 1), and the bad ones with a `reason` column.
+            The good rows (schema of `arrow_schema`; missing optional columns null, except that
+            row_id is then "task-part-number" and weight 1), and the others with two more columns:
+            `reason`, and `set_aside` (bool: false where the row breaks a rule).
 
         Raises:
             DataError: no rows, a missing required column, or a column of a wrong type.
@@ -214,18 +216,20 @@ class FieldTable:
             )  # fmt: skip
         self.check_columns(table.schema)
         sized = self.sized(table)
-        columns = {f.name: _column(f, table, first_row, self.task) for f in sized.fields}
+        columns = {f.name: _column(f, table, prefix=f"{self.task}-{part}") for f in sized.fields}
         reason = np.full(table.num_rows, "", dtype=object)
         for field in reversed(sized.fields):  # so that the first field's reason is what stays
             for bad, words in _faults(field, columns[field.name]):
                 reason[bad] = f"{field.name}: {words}"
-        rows = pa.table(columns)
-        keep = reason == ""
-        rejects = rows.filter(pa.array(~keep)).append_column(
-            "reason", pa.array(reason[~keep], pa.string())
-        )
-        good = rows.filter(pa.array(keep)).cast(self.arrow_schema())
-        return good, rejects
+        aside = np.zeros(table.num_rows, dtype=bool)
+        if SET_ASIDE in table.column_names:
+            aside = np.asarray(pc.is_valid(table[SET_ASIDE]))
+            reason[aside] = table[SET_ASIDE].filter(pa.array(aside)).to_pylist()
+        rows, keep = pa.table(columns), reason == ""
+        rejects = rows.filter(pa.array(~keep))
+        rejects = rejects.append_column("reason", pa.array(reason[~keep], pa.string()))
+        rejects = rejects.append_column(SET_ASIDE, pa.array(aside[~keep]))
+        return rows.filter(pa.array(keep)).cast(self.arrow_schema()), rejects
 
     def markdown(self) -> str:
         """The field table for docs/data.md."""
@@ -296,7 +300,7 @@ def _fits(kind: Kind, arrow: pa.DataType) -> bool:
     )  # fmt: skip
 
 
-def _column(field: Field, table: pa.Table, first_row: int, task: str) -> pa.Array:
+def _column(field: Field, table: pa.Table, *, prefix: str) -> pa.Array:
     """The column cast to its field's type; nulls or the default where it is missing."""
     num_rows = table.num_rows
     if field.name in table.column_names:
@@ -306,8 +310,8 @@ def _column(field: Field, table: pa.Table, first_row: int, task: str) -> pa.Arra
     if field.kind == "weight":
         values = pc.fill_null(values, 1.0)
     elif field.name == "row_id":
-        numbers = pa.array(np.arange(first_row, first_row + num_rows)).cast(pa.string())
-        values = pc.coalesce(values, pc.binary_join_element_wise(task, numbers, "-"))
+        numbers = pa.array(np.arange(num_rows)).cast(pa.string())
+        values = pc.coalesce(values, pc.binary_join_element_wise(prefix, numbers, "-"))
     return values
 
 

@@ -32,9 +32,13 @@ class Shards:
     """
 
     def __init__(self, root: Path, files: Sequence[Mapping[str, Any]]) -> None:
+        self._root, self._files = root, tuple(files)
         self._batches = [_map(root / entry["path"]) for entry in files]
         sizes = [batch.num_rows for batch in self._batches]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Shards, (self._root, self._files)  # another process maps the files itself
 
     @property
     def num_rows(self) -> int:
@@ -161,6 +165,15 @@ class Prepared:
             )  # fmt: skip
         return Shards(self.root, [self._task(task)["items"]])
 
+    def purchases(self, task: str) -> Shards:
+        """What each user bought before the test split, one row a purchase.
+
+        Columns: group string, item int32 (row of `items`), part int8 (0 train, 1 validation).
+        The rows of the splits are fewer: first baskets and repeats are no training targets.
+        """
+        self.items(task)
+        return Shards(self.root, [self._task(task)["purchases"]])
+
     def _task(self, task: str) -> dict[str, Any]:
         if task not in self.tasks:
             raise DataError(
@@ -175,19 +188,15 @@ class Prepared:
         for task in self.manifest["tasks"].values():
             for split in task["splits"].values():
                 entries += split["files"]
-            entries += [task["items"]] if "items" in task else []
+            entries += [task[name] for name in ("items", "purchases") if name in task]
         return entries
 
 
-def write_shard(path: Path, batch: pa.RecordBatch) -> dict[str, Any]:
-    """Write one shard (one uncompressed record batch) and describe it for the manifest.
-
-    Returns:
-        {"path" (its name), "rows", "sha256", "bytes"}.
-    """
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return {**file_entry(path, root=path.parent), "rows": batch.num_rows}
+def write_shard(path: Path, table: pa.Table) -> None:
+    """Write a table as one uncompressed record batch, which can be memory-mapped."""
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        columns = [column.combine_chunks() for column in table.columns]
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=table.schema))
 
 
 def file_entry(path: Path, *, root: Path) -> dict[str, Any]:

