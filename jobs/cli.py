@@ -95,7 +95,7 @@ def exit_status(main: Main, argv: Sequence[str]) -> int:
 
 
 def _mistakes(error: BaseException) -> Iterator[RectrainError]:
-    """The user's mistakes in the chain of causes, innermost first within each branch.
+    """The user's mistakes behind an error, the one to show first.
 
     Ray wraps what a task raised: RayTaskError.cause (its own class also derives from the cause's,
     with the traceback as its text), WorkerGroupError.worker_failures by rank,
@@ -103,7 +103,7 @@ def _mistakes(error: BaseException) -> Iterator[RectrainError]:
     """
     wrapped = [getattr(error, "cause", None), getattr(error, "controller_failure", None)]
     wrapped += (getattr(error, "worker_failures", None) or {}).values()
-    for inner in [*wrapped, error.__cause__]:
+    for inner in wrapped:
         if isinstance(inner, BaseException):
             yield from _mistakes(inner)
     if isinstance(error, RectrainError):
@@ -115,3 +115,5 @@ def _mistakes(error: BaseException) -> Iterator[RectrainError]:
             rule="is needed for this",
             fix=f"pip install 'rectrain[{_EXTRAS[error.name]}]'",
         )
+    if error.__cause__ is not None:
+        yield from _mistakes(error.__cause__)
