@@ -1,0 +1,239 @@
+"""Engine and optimizer step, apart from Ray: works in any torch process group.
+
+N workers, A forwards of one worker in a step, M micro-batches of a step (M <= N × A), K tasks.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rectrain.train.config import TrainConfig
+from rectrain.train.zero import DeviceFacts, ModelFacts, device_facts, zero_config
+
+__all__ = [
+    "Engine",
+    "StepResult",
+    "build_engine",
+    "dropout_seed",
+    "gradient_norm",
+    "join_deepspeed",
+    "learning_rate_share",
+    "model_facts",
+    "num_accumulations",
+    "parameter_groups",
+    "train_step",
+]
+
+
+class Engine(Protocol):
+    """What the loop uses of a DeepSpeed engine."""
+
+    module: nn.Module
+    optimizer: Any
+    device: torch.device
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    def backward(self, loss: Tensor) -> Any: ...
+    def step(self) -> None: ...
+    def train(self, mode: bool = True) -> Any: ...
+    def eval(self) -> Any: ...
+    def get_global_grad_norm(self) -> Any: ...
+    def zero_optimization_stage(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one worker saw of a step.
+
+    Attributes:
+        losses: float32 [K], this worker's part of each task's loss; the sum over workers is the
+            task's mean loss of the step.
+        num_tokens: real tokens of this worker's micro-batches.
+    """
+
+    losses: Tensor
+    num_tokens: int
+
+
+def num_accumulations(num_micro_batches: int, *, world_size: int) -> int:
+    """A = ceil(M / N), the forwards of each worker in a step."""
+    return -(-num_micro_batches // world_size)
+
+
+def learning_rate_share(step: int, *, num_steps: int, warmup_share: float) -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then half a cosine to zero.
+
+    A pure function of the step, so resuming needs no scheduler's state.
+
+    Args:
+        step: updates already made, 0 to num_steps - 1.
+        num_steps: updates of the whole run.
+        warmup_share: share of num_steps in warm-up, 0 to 1.
+    """
+    warmup = round(num_steps * warmup_share)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
+
+
+def dropout_seed(seed: int, *, step: int, micro_batch: int) -> int:
+    """Seed of the random numbers of one forward, 0 to 2**63 - 1.
+
+    It depends on the micro-batch's number and not on the rank: dropout is the same at every world
+    size, and a checkpoint needs no state of a random generator.
+    """
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + micro_batch) & (2**64 - 1)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64
+        mixed = ((mixed ^ (mixed >> shift)) * factor) & (2**64 - 1)
+    return (mixed ^ (mixed >> 31)) & (2**63 - 1)
+
+
+def parameter_groups(model: nn.Module, *, train: TrainConfig) -> list[dict[str, Any]]:
+    """Parameters by learning rate and weight decay.
+
+    Everything under `encoder.` has the encoder's rate. Biases, LayerNorm and other parameters of
+    fewer than two dimensions are not decayed.
+    """
+    head_rate = train.head_learning_rate or 10 * train.learning_rate
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = train.learning_rate if name.startswith("encoder.") else head_rate
+        decay = train.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+
+
+def model_facts(model: nn.Module, *, hidden_size: int) -> ModelFacts:
+    """Sizes of a model that is not yet split."""
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    return ModelFacts(sum(sizes), max(sizes), hidden_size)
+
+
+def join_deepspeed(*, timeout_s: float) -> None:
+    """Lets DeepSpeed use this process's torch process group.
+
+    The shared-memory op is left out: only tensor-parallel inference uses it, and it would be
+    compiled at the first start.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend=torch.distributed.get_backend(), timeout=timedelta(seconds=timeout_s)
+    )
+
+
+def build_engine(
+    model: nn.Module,
+    *,
+    train: TrainConfig,
+    hidden_size: int,
+    num_accumulations: int,
+    device: DeviceFacts | None = None,
+) -> Engine:
+    """Wraps a model for training in the current process group (see `join_deepspeed`).
+
+    Args:
+        model: weights alike on all ranks; forward(batch, scale=…, num_shares=…) gives
+            (loss, {task: loss part}).
+        train: settings.
+        hidden_size: of the encoder, for ZeRO-3's thresholds.
+        num_accumulations: forwards of one worker in a step, A.
+        device: facts of the device; looked up by default.
+
+    Raises:
+        ConfigError: bf16 where the hardware has none.
+    """
+    import deepspeed
+
+    device = device or device_facts()
+    config = zero_config(
+        train,
+        world_size=torch.distributed.get_world_size(),
+        device=device,
+        model=model_facts(model, hidden_size=hidden_size),
+        num_accumulations=num_accumulations,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=_optimizer(model, train=train, device=device),
+        config=config,
+        dist_init_required=False,
+    )
+    return engine  # type: ignore[no-any-return]
+
+
+def _optimizer(
+    model: nn.Module, *, train: TrainConfig, device: DeviceFacts
+) -> torch.optim.Optimizer:
+    groups = parameter_groups(model, train=train)
+    if train.offload != "none" and device.kind == "cuda":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, adamw_mode=True)  # type: ignore[no-any-return]
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def train_step(
+    engine: Engine,
+    micro_batches: Sequence[Any],
+    *,
+    step: int,
+    seed: int,
+    learning_rate_share: float,
+    tasks: Sequence[str],
+) -> StepResult:
+    """One optimizer update.
+
+    DeepSpeed averages gradients over N ranks and A backward passes; a task's loss is a sum divided
+    by the count of the whole step. So every loss is multiplied by N × A, and N workers do what one
+    would.
+
+    Args:
+        engine: from `build_engine`.
+        micro_batches: this rank's A micro-batches, number a × N + rank at place a.
+        step: updates already made.
+        seed: the run's seed.
+        learning_rate_share: share of the peak rates.
+        tasks: the run's tasks, in order.
+    """
+    world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    num_shares = world_size * len(micro_batches)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * learning_rate_share
+    losses = torch.zeros(len(tasks), device=engine.device)
+    for place, micro_batch in enumerate(micro_batches):
+        torch.manual_seed(
+            dropout_seed(seed, step=step, micro_batch=place * world_size + rank)
+        )
+        loss, parts = engine(
+            micro_batch.to(engine.device), scale=float(num_shares), num_shares=num_shares
+        )
+        engine.backward(loss)
+        engine.step()
+        losses += _in_order(parts, tasks=tasks)
+    return StepResult(losses, sum(micro_batch.num_tokens for micro_batch in micro_batches))
+
+
+def _in_order(parts: Mapping[str, Tensor], *, tasks: Sequence[str]) -> Tensor:
+    return torch.stack([parts[task].float() for task in tasks])
+
+
+def gradient_norm(engine: Engine) -> float:
+    """Global gradient norm of the last update, before clipping."""
+    norm = engine.get_global_grad_norm()
+    return float(norm) if norm is not None else math.nan

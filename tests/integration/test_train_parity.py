@@ -1,0 +1,143 @@
+"""N workers do what one does, at every ZeRO stage, and both do what plain torch does."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from train_toy import TASKS, ToyModel, run_group, toy_micro_batch
+
+from rectrain.train.config import TrainConfig
+
+NUM_STEPS, NUM_MICRO_BATCHES, SEED = 20, 2, 3
+CASES = list(itertools.product((0, 1, 2, 3), ("static", "uncertainty")))
+OFFLOADED = [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")]
+Weights = dict[str, NDArray[np.float32]]
+
+
+def _settings(stage: int, offload: str = "none") -> TrainConfig:
+    return TrainConfig(
+        num_steps=NUM_STEPS,
+        zero_stage=stage,
+        offload=offload,
+        learning_rate=3e-3,
+        head_learning_rate=1e-2,
+        weight_decay=0.1,
+        max_grad_norm=0.5,
+        stage3_persistence_threshold=0,
+    )
+
+
+def _model(balancer: str, dropout: float = 0.0) -> ToyModel:
+    torch.manual_seed(SEED)
+    return ToyModel(balancer=balancer, dropout=dropout)
+
+
+def _train(rank: int, train: TrainConfig, balancer: str, dropout: float) -> tuple[Weights, Any]:
+    from rectrain.train.checkpoint import _owned_tensors
+    from rectrain.train.step import (
+        build_engine,
+        learning_rate_share,
+        num_accumulations,
+        train_step,
+    )
+
+    world_size = torch.distributed.get_world_size()
+    places = num_accumulations(NUM_MICRO_BATCHES, world_size=world_size)
+    engine = build_engine(
+        _model(balancer, dropout), train=train, hidden_size=37, num_accumulations=places
+    )
+    curve = []
+    for step in range(NUM_STEPS):
+        share = learning_rate_share(step, num_steps=NUM_STEPS, warmup_share=train.warmup_share)
+        batches = [
+            toy_micro_batch(step, a * world_size + rank, num_micro_batches=NUM_MICRO_BATCHES)
+            for a in range(places)
+        ]
+        result = train_step(
+            engine, batches, step=step, seed=SEED, learning_rate_share=share, tasks=TASKS
+        )
+        torch.distributed.all_reduce(result.losses)
+        curve.append(result.losses.tolist())
+    state = {f"{kind}/{name}": t.detach().numpy().copy() for _, kind, name, t in _owned_tensors(engine)}
+    return state, curve
+
+
+def _all_cases(rank: int) -> dict[Any, Any]:
+    results = {}
+    for stage, balancer in CASES:
+        results[stage, balancer] = _train(rank, _settings(stage), balancer, 0.0)
+    for stage, offload in OFFLOADED:
+        results[stage, offload] = _train(rank, _settings(stage, offload), "static", 0.0)
+    results["dropout"] = _train(rank, _settings(2), "static", 0.3)
+    return results
+
+
+@pytest.fixture(scope="module")
+def one_worker() -> dict[Any, Any]:
+    return run_group(_all_cases, world_size=1)
+
+
+@pytest.fixture(scope="module")
+def two_workers() -> dict[Any, Any]:
+    return run_group(_all_cases, world_size=2)
+
+
+def _plain_torch(balancer: str) -> tuple[Weights, list[list[float]]]:
+    from rectrain.train.step import learning_rate_share, parameter_groups
+
+    train = _settings(0)
+    model = _model(balancer)
+    optimizer = torch.optim.AdamW(parameter_groups(model, train=train))
+    curve = []
+    for step in range(NUM_STEPS):
+        share = learning_rate_share(step, num_steps=NUM_STEPS, warmup_share=train.warmup_share)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * share
+        losses = torch.zeros(len(TASKS))
+        for place in range(NUM_MICRO_BATCHES):
+            batch = toy_micro_batch(step, place, num_micro_batches=NUM_MICRO_BATCHES)
+            loss, parts = model(batch, num_shares=NUM_MICRO_BATCHES)
+            loss.backward()
+            losses += torch.stack([parts[task] for task in TASKS])
+        torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        curve.append(losses.tolist())
+    return {f"model/{name}": p.detach().numpy() for name, p in model.named_parameters()}, curve
+
+
+def _assert_close(got: tuple[Weights, Any], expected: tuple[Weights, Any]) -> None:
+    for name, tensor in expected[0].items():
+        gap = np.linalg.norm(got[0][name] - tensor) / max(np.linalg.norm(tensor), 1e-12)
+        assert gap <= 1e-5, f"{name}: relative L2 {gap:.2e}"
+    torch.testing.assert_close(torch.tensor(got[1]), torch.tensor(expected[1]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("stage", "balancer"), CASES)
+def test_one_worker_equals_plain_torch(one_worker: Any, stage: int, balancer: str) -> None:
+    _assert_close(one_worker[stage, balancer], _plain_torch(balancer))
+
+
+@pytest.mark.parametrize(("stage", "balancer"), CASES)
+def test_two_workers_equal_one(
+    one_worker: Any, two_workers: Any, stage: int, balancer: str
+) -> None:
+    _assert_close(two_workers[stage, balancer], one_worker[stage, balancer])
+
+
+@pytest.mark.parametrize(("stage", "offload"), OFFLOADED)
+def test_offload_changes_nothing(
+    one_worker: Any, two_workers: Any, stage: int, offload: str
+) -> None:
+    for results in (one_worker, two_workers):
+        _assert_close(results[stage, offload], one_worker[stage, "static"])
+
+
+def test_dropout_is_the_same_at_every_world_size(one_worker: Any, two_workers: Any) -> None:
+    _assert_close(two_workers["dropout"], one_worker["dropout"])
+    assert one_worker["dropout"][1] != one_worker[2, "static"][1]
