@@ -10,11 +10,12 @@ Shapes: n rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rectrain.data.encoding import FeatureEncoder
@@ -75,8 +76,10 @@ class MetricResult:
 
     @property
     def best_baseline(self) -> str | None:
-        """The baseline of the best value; None without baselines."""
-        sign = -1 if self.higher_is_better is False else 1
+        """The baseline of the best value; None without one, or for a rate."""
+        if self.higher_is_better is None:
+            return None
+        sign = 1 if self.higher_is_better else -1
         known = {k: sign * v.value for k, v in self.baselines.items() if not np.isnan(v.value)}
         return max(known, key=lambda name: known[name]) if known else None
 
@@ -186,16 +189,23 @@ def _metric_result(
     *,
     higher_is_better: bool | None,
 ) -> MetricResult:
-    own = (MODEL, name)
-    others = [key for key in resamples if key[1] == name and key != own]
+    def interval(system: str) -> Interval:
+        return summarise(values[system, name], resamples.get((system, name), np.empty(0)))
+
+    def difference(system: str) -> Interval:
+        gap = values[MODEL, name] - values[system, name]
+        if (system, name) not in resamples:
+            return summarise(gap, np.empty(0))
+        return summarise(gap, resamples[MODEL, name] - resamples[system, name])
+
+    others = [
+        system for system, title in values if title == name and system not in (MODEL, BEST_POSSIBLE)
+    ]
     return MetricResult(
         name=name,
-        model=summarise(values[own], resamples[own]),
-        baselines={key[0]: summarise(values[key], resamples[key]) for key in others},
-        differences={
-            key[0]: summarise(values[own] - values[key], resamples[own] - resamples[key])
-            for key in others
-        },
+        model=interval(MODEL),
+        baselines={system: interval(system) for system in others},
+        differences={system: difference(system) for system in others},
         best_possible=values.get((BEST_POSSIBLE, name)),
         higher_is_better=higher_is_better,
     )
@@ -255,7 +265,7 @@ def _recommendation(
     task = spec.name
     items = prepared.items(task).table()
     shoppers = Shoppers.of(_table(prepared, task, split), items.column("item_id").to_pylist())
-    train = prepared.shards(task, "train").table(columns=["group", "item_id"])
+    train = _purchases(prepared, task, split, items)
     catalogue = Catalogue(predictor, task, items)
     rankings = {MODEL: shoppers.rank(catalogue.scorer(shoppers.rows), k=LIST_SIZE)}
     for name in BASELINES[task]:
@@ -276,10 +286,19 @@ def _recommendation(
     return systems, _diversity(lists, prepared.features(task), items, catalogue.vectors), 0
 
 
+def _purchases(prepared: Prepared, task: str, split: str, items: pa.Table) -> pa.Table:
+    """All that was bought before the split: what a baseline may count."""
+    rows = prepared.purchases(task).table()
+    if split == "validation":
+        rows = rows.filter(pc.equal(rows["part"], 0))
+    return pa.table({"group": rows["group"], "item_id": items["item_id"].take(rows["item"])})
+
+
 def _propensity(prepared: Prepared, shoppers: Shoppers) -> Scorer:
     """The simulated truth as a scorer of users: the chance that each item is bought next."""
     users = shoppers.rows.column("group").to_pylist()
-    size = SIZES[prepared.manifest["config"]["size"]]
+    config = prepared.manifest["config"]
+    size = replace(SIZES[config["size"]], **config["simulated"])
     item_ids, chance = purchase_propensity(users, size, seed=prepared.manifest["seed"])
     place = {item: column for column, item in enumerate(item_ids)}
     columns = [place[item] for item in shoppers.item_ids]

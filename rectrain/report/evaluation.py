@@ -122,43 +122,38 @@ def write_evaluation(results: Results, directory: Path, **facts: object) -> None
     _write(directory / "evaluation.md", details(results, title=title))
 
 
-def write_summary(
-    results: Results,
-    path: Path,
-    *,
-    wall_s: float,
-    peak_rss_bytes: int,
-    checkpoint: str,
-    config: str,
-) -> None:
-    """Writes a run's summary.json: the primary metric of each task, time, memory, and where.
+def write_summary(directory: Path, *, wall_s: float, peak_rss_bytes: int) -> Path:
+    """Writes a run's summary.json from its evaluation.json: the primary metric of each task.
 
     Args:
-        results: of `evaluate`.
-        path: of the file.
+        directory: of the run; holds evaluation.json with the facts `checkpoint` and `config`.
         wall_s: seconds of the whole run.
         peak_rss_bytes: largest resident memory of all its processes together.
-        checkpoint: the checkpoint that was judged.
-        config: the run's configuration file.
+
+    Returns:
+        The path of summary.json.
     """
+    evaluation = json.loads((directory / "evaluation.json").read_text(encoding="utf-8"))
     tasks = {}
-    for task, result in results.items():
-        metric = result.metrics[result.primary]
-        baseline = metric.best_baseline
+    for task, result in evaluation["tasks"].items():
+        metric = result["metrics"][result["primary"]]
+        baseline = metric["baselines"].get(metric["best_baseline"])
         tasks[task] = {
-            "metric": metric.name,
-            **_interval_json(metric.model),
-            "baseline": _finite(metric.baselines[baseline].value) if baseline else None,
-            "best_possible": _finite(metric.best_possible),
+            "metric": result["primary"],
+            **{name: metric[name] for name in Interval._fields},
+            "baseline": None if baseline is None else baseline["value"],
+            "best_possible": metric["best_possible"],
         }
     summary = {
         "tasks": tasks,
         "wall_s": wall_s,
         "peak_rss_bytes": peak_rss_bytes,
-        "checkpoint": checkpoint,
-        "config": config,
+        "checkpoint": evaluation["checkpoint"],
+        "config": evaluation["config"],
     }
+    path = directory / "summary.json"
     _write(path, _json(summary))
+    return path
 
 
 def _json(value: object) -> str:

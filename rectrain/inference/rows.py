@@ -1,0 +1,138 @@
+"""Rows as a user gives them, made into a model's input by the code that made its training data.
+
+Shapes: n rows given, m rows that keep their task's rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from rectrain.data.assemble import assemble
+from rectrain.data.encoding import FeatureEncoder
+from rectrain.data.fields import Field, FieldTable
+from rectrain.model.spec import TaskSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["EXCLUDE", "EncodedRows", "RowEncoder"]
+
+EXCLUDE = "exclude"
+_ROW = "input_row"
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Rows ready for a model.
+
+    Args:
+        given: the m good rows in the task's fields.
+        prepared: prepared columns of the same m rows.
+        number: int64 [m], their places in the table that was given.
+        rejects: the other n - m rows with `reason` and their place (`row`).
+    """
+
+    given: pa.Table
+    prepared: pa.Table
+    number: np.ndarray[tuple[int], np.dtype[np.int64]]
+    rejects: pa.Table
+
+
+@dataclass(frozen=True)
+class RowEncoder:
+    """Checks, encodes and tokenises rows of any task of a model.
+
+    Args:
+        features: task -> how its features were encoded for training.
+        tokenizer: the model's.
+        max_length: tokens kept of one text.
+        max_history: texts kept of a list, the last ones.
+    """
+
+    features: Mapping[str, FeatureEncoder]
+    tokenizer: PreTrainedTokenizerFast
+    max_length: int
+    max_history: int
+
+    def fields(self, spec: TaskSpec) -> FieldTable:
+        """What a row must have to be scored: no label, weight or truth, and the model's features.
+
+        A row of a two-tower task is a user: the group, the texts of the query side, and the ids
+        of the items that must not be recommended.
+        """
+        if spec.head == "two_tower":
+            texts = tuple(Field(name, "text_list") for name in spec.query)
+            user = tuple(spec.fields[name] for name in spec.fields.names("group"))
+            fields = (*user, *texts, Field(EXCLUDE, "text_list"))
+            return replace(spec.fields, fields=fields)
+        features = self.features[spec.name]
+        table = spec.fields.without("label", "weight", "oracle")
+        own = {name: {"kind": "numeric"} for name in features.numeric_names if name not in table}
+        own |= {
+            name: {"kind": "categorical"}
+            for name in features.categorical_names
+            if name not in table
+        }
+        own |= {name: {"kind": "vector"} for name in features.vectors if name not in table}
+        sized = tuple(
+            replace(field, size=features.vectors.get(field.name, field.size))
+            for field in table.extend(own).fields
+        )
+        return replace(table, fields=sized)
+
+    def encode(self, spec: TaskSpec, rows: pa.Table) -> EncodedRows:
+        """Parts good rows from bad ones and makes the good ones a model's input.
+
+        Args:
+            spec: the task.
+            rows: n rows in the task's fields; other columns are passed over.
+
+        Raises:
+            DataError: no rows, a missing required column, or a column of a wrong type.
+        """
+        fields = self.fields(spec)
+        numbered = replace(fields, fields=(*fields.fields, Field(_ROW, "id")))
+        places = pa.array(np.arange(rows.num_rows))
+        good, bad = numbered.check(rows.append_column(_ROW, places))
+        if spec.head == "two_tower":
+            good = self._as_user(good, spec)
+        m = good.num_rows
+        plan = pa.table(
+            {
+                "list_id": pa.array(np.arange(m, dtype=np.int32)),
+                "log_q": pa.array(np.zeros(m, dtype=np.float32)),
+                "exclude": pa.nulls(m, pa.list_(pa.string())),
+            }
+        )
+        prepared = assemble(
+            good,
+            spec=spec,
+            features=self.features[spec.name],
+            tokenizer=self.tokenizer,
+            max_length=self.max_length,
+            plan=plan,
+        )
+        return EncodedRows(
+            given=good.drop_columns([_ROW]),
+            prepared=prepared,
+            number=good[_ROW].cast(pa.int64()).to_numpy(),
+            rejects=bad.rename_columns({_ROW: "row"}),
+        )
+
+    def _as_user(self, rows: pa.Table, spec: TaskSpec) -> pa.Table:
+        """Histories cut to their last `max_history` texts, as preparation does, and no item."""
+        for name in spec.query:
+            place = rows.column_names.index(name)
+            kept = [
+                None if texts is None else texts[-self.max_history :]
+                for texts in rows[name].to_pylist()
+            ]
+            rows = rows.set_column(place, name, pa.array(kept, pa.list_(pa.string())))
+        for name in spec.item:
+            rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.string()))
+        return rows
