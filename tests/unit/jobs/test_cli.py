@@ -74,7 +74,7 @@ def test_an_error_while_handling_a_mistake_is_not_taken_for_it():
         try:
             raise MISTAKE
         except DataError:
-            raise ZeroDivisionError("ours")
+            raise ZeroDivisionError("ours")  # noqa: B904 (a mistake of ours, on purpose)
 
     with pytest.raises(ZeroDivisionError):
         exit_status(main, [])
