@@ -78,10 +78,8 @@ class TwoTowerHead(nn.Module):
 
     def __init__(self, width: int, *, feature_width: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.query = _mlp(width, hidden=hidden, out=width, dropout=dropout, zero=True)
-        self.item = _mlp(
-            width + feature_width, hidden=hidden, out=width, dropout=dropout, zero=True
-        )
+        self.query = _mlp(width, _zero(nn.Linear(hidden, width)), dropout=dropout)
+        self.item = _mlp(width + feature_width, _zero(nn.Linear(hidden, width)), dropout=dropout)
         self.log_scale = nn.Parameter(torch.tensor(_START_SCALE).log().reshape(1))
         self.popularity = nn.Parameter(torch.ones(1))
 
@@ -110,8 +108,9 @@ class TwoTowerHead(nn.Module):
 class BiEncoderHead(nn.Module):
     """A graded match of two texts: scale · cos(q, d) + r(q∘d, |q − d|, features).
 
-    The last layer of the two-layer network r starts at zero: training starts at the pretrained
-    cosine. The scale is learned.
+    The last layer of the network r starts at zero: training starts at the pretrained cosine. It
+    has no bias: scores are only compared inside a list, so its gradient would be rounding noise,
+    which Adam would blow up. The scale is learned.
 
     Args:
         width: D.
@@ -122,8 +121,8 @@ class BiEncoderHead(nn.Module):
 
     def __init__(self, width: int, *, feature_width: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        inputs = 2 * width + feature_width
-        self.residual = _mlp(inputs, hidden=hidden, out=1, dropout=dropout, zero=True)
+        last = _zero(nn.Linear(hidden, 1, bias=False))
+        self.residual = _mlp(2 * width + feature_width, last, dropout=dropout)
         self.log_scale = nn.Parameter(torch.tensor(_START_SCALE).log().reshape(1))
 
     def forward(self, query: Tensor, item: Tensor, features: Tensor) -> Tensor:
@@ -147,9 +146,7 @@ class PairHead(nn.Module):
 
     def __init__(self, width: int, *, feature_width: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.logit = _mlp(
-            4 * width + feature_width, hidden=hidden, out=1, dropout=dropout, zero=False
-        )
+        self.logit = _mlp(4 * width + feature_width, nn.Linear(hidden, 1), dropout=dropout)
 
     def forward(self, query: Tensor, item: Tensor, features: Tensor) -> Tensor:
         """Logits float32 [B] of query [B, D] and item [B, D] with features [B, F]."""
@@ -170,7 +167,7 @@ class SingleHead(nn.Module):
 
     def __init__(self, width: int, *, feature_width: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.logit = _mlp(width + feature_width, hidden=hidden, out=1, dropout=dropout, zero=False)
+        self.logit = _mlp(width + feature_width, nn.Linear(hidden, 1), dropout=dropout)
 
     def forward(self, item: Tensor, features: Tensor) -> Tensor:
         """Logits float32 [B] of item [B, D] with features [B, F]."""
@@ -193,11 +190,9 @@ def build_head(
     return _HEADS[kind](width, feature_width=feature_width, hidden=hidden, dropout=dropout)
 
 
-def _mlp(inputs: int, *, hidden: int, out: int, dropout: float, zero: bool) -> nn.Sequential:
-    last = nn.Linear(hidden, out)
-    if zero:
-        nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
+def _mlp(inputs: int, last: nn.Linear, *, dropout: float) -> nn.Sequential:
+    """Two hidden layers as wide as the last layer's input, and the last layer."""
+    hidden = last.in_features
     return nn.Sequential(
         nn.Linear(inputs, hidden),
         nn.GELU(),
@@ -207,6 +202,13 @@ def _mlp(inputs: int, *, hidden: int, out: int, dropout: float, zero: bool) -> n
         nn.Dropout(dropout),
         last,
     )
+
+
+def _zero(layer: nn.Linear) -> nn.Linear:
+    """The layer with all parameters set to zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
 
 
 def _unit_rms(x: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ Loss = Literal["in_batch_softmax", "listwise_softmax", "bce"]
 _DERIVED = "history"
 _LOSSES: dict[Head, tuple[Loss, ...]] = {
     "two_tower": ("in_batch_softmax",),
-    "bi_encoder": ("listwise_softmax", "bce"),
-    "pair": ("bce", "listwise_softmax"),
+    "bi_encoder": ("listwise_softmax",),
+    "pair": ("bce",),
     "single": ("bce",),
 }
 
