@@ -42,17 +42,18 @@ class Spec(Protocol):
     def loss(self) -> str: ...
 
 
-def side_texts(table: pa.Table, names: Sequence[str]) -> pa.ListArray:
+def side_texts(table: pa.Table, names: Sequence[str], *, max_texts: int) -> pa.ListArray:
     """The texts of one side of each row, field after field; a missing text is no text.
 
     Args:
         table: n rows; the named columns are strings or lists of strings.
+        max_texts: texts kept of a list, the last ones.
 
     Returns:
         list<string> [n].
     """
     n = table.num_rows
-    lists = [_as_lists(table[name].combine_chunks()) for name in names]
+    lists = [_as_lists(table[name].combine_chunks(), max_texts=max_texts) for name in names]
     lengths = [np.asarray(pc.list_value_length(values), dtype=np.int64) for values in lists]
     total = np.sum(lengths, axis=0, dtype=np.int64) if lists else np.zeros(n, dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(total)])
@@ -75,6 +76,7 @@ def assemble(
     features: FeatureEncoder,
     tokenizer: PreTrainedTokenizerFast,
     max_length: int,
+    max_history: int,
     plan: pa.Table,
 ) -> pa.Table:
     """The columns of a prepared shard.
@@ -84,9 +86,13 @@ def assemble(
         spec: the task.
         features: fitted on the train split.
         tokenizer, max_length: for the token ids.
+        max_history: texts kept of a list of texts, the last ones.
         plan: n rows with list_id int32, log_q float32 and exclude list<string>.
     """
-    sides = {"query": side_texts(rows, spec.query), "item": side_texts(rows, spec.item)}
+    sides = {
+        "query": side_texts(rows, spec.query, max_texts=max_history),
+        "item": side_texts(rows, spec.item, max_texts=max_history),
+    }
     tokens = {
         side: _token_lists(texts, tokenizer=tokenizer, max_length=max_length)
         for side, texts in sides.items()
@@ -124,7 +130,7 @@ def item_columns(
     log_q: npt.NDArray[np.float32],
 ) -> pa.Table:
     """The columns of a catalogue: one row an item, with the item side alone."""
-    texts = side_texts(rows, spec.item)
+    texts = side_texts(rows, spec.item, max_texts=1)
     item = _token_lists(texts, tokenizer=tokenizer, max_length=max_length)
     return pa.table(
         {
@@ -154,13 +160,18 @@ def _fixed(block: npt.NDArray[Any]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), size)
 
 
-def _as_lists(values: pa.Array) -> pa.ListArray:
+def _as_lists(values: pa.Array, *, max_texts: int) -> pa.ListArray:
     if values.type == pa.string():
         lengths = np.asarray(pc.is_valid(values), dtype=np.int32)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values.drop_null())
-    empty = pa.array([[]], _TEXTS)[0]
-    return pc.fill_null(values.cast(_TEXTS), empty)
+    lists = pc.fill_null(values.cast(_TEXTS), pa.array([[]], _TEXTS)[0])
+    ends = lists.offsets.to_numpy().astype(np.int64)
+    kept = np.minimum(np.diff(ends), max_texts)
+    offsets = np.concatenate([[0], np.cumsum(kept)])
+    places = np.arange(offsets[-1]) + np.repeat(ends[1:] - offsets[1:], kept)
+    texts = lists.values.take(pa.array(places))
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), texts)
 
 
 def _token_lists(

@@ -17,6 +17,7 @@ __all__ = ["MISSING", "OTHER", "EncodedFeatures", "FeatureEncoder"]
 
 MISSING, OTHER = 0, 1  # the first two categories of every vocabulary
 _NUM_BINS = 16
+_TAIL = 0.002  # share at each end that is not resolved: one outlier would stretch the last bin
 _MAX_VALUES = 2000
 _MIN_COUNT = 2
 
@@ -123,7 +124,8 @@ def _edges(column: pa.ChunkedArray) -> tuple[float, ...]:
     values = column.drop_null().to_numpy().astype(np.float32)
     if not len(values):
         return ()
-    edges = np.unique(np.quantile(values, np.linspace(0, 1, _NUM_BINS + 1)).astype(np.float32))
+    levels = np.linspace(_TAIL, 1 - _TAIL, _NUM_BINS + 1)
+    edges = np.unique(np.quantile(values, levels).astype(np.float32))
     if len(edges) == 1:  # a constant still needs a bin of some width to stand in
         width = max(abs(float(edges[0])) * 1e-3, 0.5)
         edges = np.array([edges[0] - width, edges[0] + width], dtype=np.float32)

@@ -131,11 +131,12 @@ def build_catalogue(keys: pa.Table, split: TaskSplit) -> Catalogue:
 
 
 def purchase_log(keys: pa.Table, *, group: str, split: TaskSplit, catalogue: Catalogue) -> pa.Table:
-    """What each user bought outside of test: group string, item int32, part int8."""
+    """What each user bought before test: group, item_id string, item int32, part int8."""
     rows = np.flatnonzero(split.part != TEST)
     return pa.table(
         {
             "group": keys[group].take(pa.array(rows)),
+            "item_id": keys["item_id"].take(pa.array(rows)),
             "item": pa.array(catalogue.number[rows]),
             "part": pa.array(split.part[rows]),
         }
@@ -155,7 +156,7 @@ def lay_out(
 
     Returns:
         split -> row int64, list_id int32, log_q float32, and history and bought list<int32>
-        (item numbers; null without a catalogue).
+        (item numbers; null without a catalogue; `bought` on a user's first row alone).
     """
     layout = {}
     group = spec.fields.name_of("group")
@@ -171,6 +172,8 @@ def lay_out(
             groups = codes_of(keys[group].take(pa.array(rows)))[0]
             rows = rows[np.argsort(groups, kind="stable")]  # evaluation reads user by user
         layout[name] = _plan(rows, lists, split=split, catalogue=catalogue)
+        if catalogue is not None and name != "train" and group:
+            layout[name] = _bought_once(layout[name], keys[group].take(layout[name]["row"]))
     return layout
 
 
@@ -195,6 +198,16 @@ def _plan(
             "bought": nothing if split.bought is None else split.bought.take(taken),
         }
     )
+
+
+def _bought_once(plan: pa.Table, users: pa.ChunkedArray) -> pa.Table:
+    """Keep `bought` on the first of a user's neighbouring rows: it is long, and always the same."""
+    number = codes_of(users)[0]
+    first = np.concatenate([[True], number[1:] != number[:-1]])[: len(number)]
+    place = plan.column_names.index("bought")
+    bought = plan["bought"].combine_chunks()
+    kept = bought.take(pa.array(np.arange(len(number)), mask=~first))
+    return plan.set_column(place, "bought", kept)
 
 
 def _lists(spec: Spec, keys: pa.Table) -> npt.NDArray[np.int64] | None:

@@ -17,56 +17,48 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray.data
 
-from rectrain.data.assemble import HISTORY, Spec, assemble, item_columns
+from rectrain.data.assemble import Spec
 from rectrain.data.config import PrepareConfig
 from rectrain.data.encoding import FeatureEncoder
-from rectrain.data.fields import SET_ASIDE
 from rectrain.data.layout import (
-    Catalogue,
     TaskSplit,
     build_catalogue,
     key_columns,
     lay_out,
-    purchase_log,
     settle_split,
     split_task,
 )
-from rectrain.data.shards import FORMAT, MANIFEST, SPLITS, Prepared, Shards, file_entry, write_shard
+from rectrain.data.shards import FORMAT, MANIFEST, Prepared, Shards
 from rectrain.data.sources import Part, Source, find_source
 from rectrain.data.sources.source import fingerprint
-from rectrain.data.split import REASONS, TRAIN, bar_held_out
+from rectrain.data.split import TRAIN, bar_held_out
+from rectrain.data.stages import (
+    CHECKED,
+    PLANS,
+    REJECTED,
+    Checked,
+    TaskWriter,
+    check_part,
+    find_spec,
+    write_rejects,
+)
 from rectrain.data.staging import build_directory
 from rectrain.data.tokenize import load_tokenizer, tokenizer_hash
 from rectrain.errors import DataError, RectrainError
 
 __all__ = ["plan", "prepare"]
 
-_CHECKED, _REJECTED, _PLANS = "checked", "rejected", "plans"  # in the scratch directory
 _HOW = {"output", "overwrite", "num_workers"}  # settings that don't change what is made
-
-
-@dataclass(frozen=True)
-class _Checked:
-    """What checking found of one task."""
-
-    rows: Shards
-    num_rows: int
-    bad: Counter[str]
-    aside: Counter[str]
-    ignored: tuple[str, ...]
-    vectors: dict[str, int]
-    rejected: tuple[Path, ...]
 
 
 def prepare(config: PrepareConfig, *, specs: Mapping[str, Spec]) -> Prepared:
@@ -79,7 +71,7 @@ def prepare(config: PrepareConfig, *, specs: Mapping[str, Spec]) -> Prepared:
     Raises:
         RectrainError: an input, a row or a setting is wrong; nothing is left at the output.
     """
-    source, output = find_source(config.source), Path(config.output)
+    source, output = find_source(config.source), Path(config.output).absolute()
     what = {
         "source": config.source,
         "inputs": fingerprint(config.input),
@@ -112,7 +104,7 @@ def _build(
 ) -> dict[str, Any]:
     """Make everything but the manifest; give its "tasks" and "tokenizer"."""
     scratch = root / "scratch"
-    for name in (_CHECKED, _REJECTED, _PLANS):
+    for name in (CHECKED, REJECTED, PLANS):
         (scratch / name).mkdir(parents=True)
     tokenizer = load_tokenizer(config.encoder)
     tokenizer.save_pretrained(str(root / "tokenizer"))
@@ -136,9 +128,9 @@ def _build(
 
 def _check_parts(
     scratch: Path, config: PrepareConfig, *, parts: Sequence[Part], specs: Mapping[str, Spec]
-) -> dict[str, _Checked]:
+) -> dict[str, Checked]:
     """Check every part in parallel; gather what was found by task."""
-    check = partial(_check_part, parts=parts, specs=specs, scratch=scratch, tasks=config.tasks)
+    check = partial(check_part, parts=parts, specs=specs, scratch=scratch, tasks=config.tasks)
     found: dict[str, list[dict[str, Any]]] = {}
     results = _parallel(check, range(len(parts)), what="checking", workers=config.num_workers)
     for result in results:
@@ -152,46 +144,10 @@ def _check_parts(
     return {task: _gather(task, facts, scratch, config) for task, facts in found.items()}
 
 
-def _check_part(
-    number: int,
-    *,
-    parts: Sequence[Part],
-    specs: Mapping[str, Spec],
-    scratch: Path,
-    tasks: Sequence[str] | None,
-) -> dict[str, Any]:
-    """Make one part, check its rows, write the good and the others to scratch files."""
-    result: dict[str, Any] = {}
-    num_rows = 0
-    for task, table in parts[number]().items():
-        if tasks is not None and task not in tasks:
-            continue
-        fields = _spec(task, specs).fields
-        good, rejects = fields.check(table, part=number)
-        name = f"{task}-{number:05d}.arrow"
-        write_shard(scratch / _CHECKED / name, good)
-        write_shard(scratch / _REJECTED / name, rejects)
-        aside = rejects[SET_ASIDE]
-        result[task] = {
-            "name": name,
-            "rows": table.num_rows,
-            "bad": _count(rejects["reason"].filter(pc.invert(aside))),
-            "aside": _count(rejects["reason"].filter(aside)),
-            "ignored": [c for c in table.column_names if c not in fields and c != SET_ASIDE],
-            "vectors": {
-                f.name: f.size
-                for f in fields.sized(table).fields
-                if f.size and f.name in table.column_names
-            },
-        }
-        num_rows += table.num_rows
-    return {"rows": num_rows, "tasks": result}
-
-
 def _gather(
     task: str, facts: Sequence[Mapping[str, Any]], scratch: Path, config: PrepareConfig
-) -> _Checked:
-    rows = Shards(scratch / _CHECKED, [{"path": fact["name"]} for fact in facts])
+) -> Checked:
+    rows = Shards(scratch / CHECKED, [{"path": fact["name"]} for fact in facts])
     bad: Counter[str] = sum((Counter(fact["bad"]) for fact in facts), Counter())
     aside: Counter[str] = sum((Counter(fact["aside"]) for fact in facts), Counter())
     num_rows = sum(fact["rows"] for fact in facts)
@@ -213,15 +169,15 @@ def _gather(
     ignored = tuple(sorted({name for fact in facts for name in fact["ignored"]}))
     if ignored:
         _say(f"{task}: no field, so not used: {', '.join(ignored)}")
-    paths = tuple(scratch / _REJECTED / fact["name"] for fact in facts)
-    return _Checked(rows, num_rows, bad, aside, ignored, vectors, paths)
+    paths = tuple(scratch / REJECTED / fact["name"] for fact in facts)
+    return Checked(rows, num_rows, bad, aside, ignored, vectors, paths)
 
 
 # ---------------------------------------------------------------- splitting
 
 
 def _split_tasks(
-    checked: Mapping[str, _Checked],
+    checked: Mapping[str, Checked],
     config: PrepareConfig,
     *,
     source: Source,
@@ -254,32 +210,24 @@ def _split_tasks(
 
 
 def _write_task(
-    root: Path,
-    checked: _Checked,
-    split: TaskSplit,
-    *,
-    config: PrepareConfig,
-    spec: Spec,
-    task: str,
+    root: Path, checked: Checked, split: TaskSplit, *, config: PrepareConfig, spec: Spec, task: str
 ) -> dict[str, Any]:
     """Fit the features, write shards, catalogue and rejects; give the task's manifest entry."""
     (root / task).mkdir()
-    keys = checked.rows.table(columns=key_columns(spec))
+    (root / "scratch" / PLANS / task).mkdir()
     features = _fit(checked, split, spec=spec)
-    extra: dict[str, Any] = {}
+    writer = TaskWriter(
+        root, task, spec, checked.rows, features, config.max_length, config.max_history
+    )
+    keys = checked.rows.table(columns=key_columns(spec))
     catalogue = build_catalogue(keys, split) if spec.head == "two_tower" else None
-    if catalogue is not None:
-        extra = _write_catalogue(
-            root, checked, split, catalogue, config=config, spec=spec, task=task, features=features
-        )
+    extra = writer.write_catalogue(split, catalogue) if catalogue is not None else {}
     layout = lay_out(
         spec, keys, split, catalogue=catalogue, max_list_size=config.max_list_size, seed=config.seed
     )
-    splits = _write_splits(
-        root, layout, checked, config=config, spec=spec, task=task, features=features
-    )
-    reasons = _write_rejects(root, checked, split, task=task, shard_rows=config.shard_rows)
-    counted = sum(s["rows"] for s in splits.values()) + checked.bad.total() + reasons.total()
+    splits = _write_splits(writer, layout, config=config)
+    aside = write_rejects(root, checked, split, task=task, shard_rows=config.shard_rows)
+    counted = sum(s["rows"] for s in splits.values()) + checked.bad.total() + aside.total()
     assert counted == checked.num_rows, f"{task}: {counted} of {checked.num_rows} rows accounted"
     return {
         "rows": checked.num_rows,
@@ -289,154 +237,44 @@ def _write_task(
         "features": features.to_json(),
         "splits": splits,
         "rejects": {"rows": checked.bad.total(), "reasons": dict(sorted(checked.bad.items()))},
-        "set_aside": {"rows": reasons.total(), "reasons": dict(sorted(reasons.items()))},
+        "set_aside": {"rows": aside.total(), "reasons": dict(sorted(aside.items()))},
         **extra,
     }
 
 
-def _fit(checked: _Checked, split: TaskSplit, *, spec: Spec) -> FeatureEncoder:
+def _fit(checked: Checked, split: TaskSplit, *, spec: Spec) -> FeatureEncoder:
     names = spec.fields.names("numeric", "categorical")
     train = checked.rows.take(np.flatnonzero(split.code == TRAIN), columns=names)
     return replace(FeatureEncoder.fit(train, spec.fields), vectors=checked.vectors)
 
 
-def _write_catalogue(
-    root: Path,
-    checked: _Checked,
-    split: TaskSplit,
-    catalogue: Catalogue,
-    *,
-    config: PrepareConfig,
-    spec: Spec,
-    task: str,
-    features: FeatureEncoder,
-) -> dict[str, Any]:
-    items = item_columns(
-        checked.rows.take(catalogue.row),
-        spec=spec,
-        features=features,
-        tokenizer=_tokenizer(str(root / "tokenizer")),
-        max_length=config.max_length,
-        log_q=catalogue.log_q,
-    )
-    group = spec.fields.name_of("group")
-    assert group is not None
-    keys = checked.rows.table(columns=key_columns(spec))
-    tables = {
-        "items": items,
-        "purchases": purchase_log(keys, group=group, split=split, catalogue=catalogue),
-    }
-    entries = {}
-    for name, table in tables.items():
-        path = root / task / f"{name}.arrow"
-        write_shard(path, table)
-        entries[name] = {**file_entry(path, root=root), "rows": table.num_rows}
-    return entries
-
-
 def _write_splits(
-    root: Path,
-    layout: Mapping[str, pa.Table],
-    checked: _Checked,
-    *,
-    config: PrepareConfig,
-    spec: Spec,
-    task: str,
-    features: FeatureEncoder,
+    writer: TaskWriter, layout: Mapping[str, pa.Table], *, config: PrepareConfig
 ) -> dict[str, Any]:
-    """Write all shards of a task in parallel."""
-    plans = root / "scratch" / _PLANS
-    names: list[str] = []
+    """Write all shards of a task in parallel; give the manifest's facts of each split."""
+    names: dict[str, list[str]] = {split: [] for split in layout}
     for split, plan in layout.items():
         for number, start in enumerate(range(0, plan.num_rows, config.shard_rows)):
-            names.append(f"{task}/{split}-{number:05d}.arrow")
-            path = plans / names[-1].replace("/", "-")
-            write_shard(path, plan.slice(start, config.shard_rows))
-    write = partial(
-        _write_part, names=names, root=root, rows=checked.rows, spec=spec, features=features,
-        max_length=config.max_length,
-    )  # fmt: skip
-    files = _parallel(write, range(len(names)), what=f"{task}", workers=config.num_workers)
+            names[split].append(f"{split}-{number:05d}.arrow")
+            writer.write_plan(names[split][-1], plan.slice(start, config.shard_rows))
+    every = [name for split in layout for name in names[split]]
+    write = partial(writer.write_split, names=every)
+    files = _parallel(write, range(len(every)), what=writer.task, workers=config.num_workers)
     splits = {}
-    for split in SPLITS:
-        own = [file for file in files if file["path"].startswith(f"{task}/{split}-")]
-        groups = spec.fields.name_of("group")
-        rows = layout[split]["row"]
-        num_groups = 0
-        if groups:
-            num_groups = pc.count_distinct(checked.rows.column(groups).take(rows)).as_py()
+    groups = writer.spec.fields.name_of("group")
+    for split, plan in layout.items():
+        own = [file for name, file in zip(every, files, strict=True) if name in names[split]]
         splits[split] = {
-            "rows": sum(file["rows"] for file in own),
-            "groups": num_groups,
+            "rows": plan.num_rows,
+            "groups": _num_distinct(writer.rows, groups, plan["row"]) if groups else 0,
             "tokens": sum(file["tokens"] for file in own),
             "files": [{k: v for k, v in file.items() if k != "tokens"} for file in own],
         }
     return splits
 
 
-def _write_part(
-    number: int,
-    *,
-    names: Sequence[str],
-    root: Path,
-    rows: Shards,
-    spec: Spec,
-    features: FeatureEncoder,
-    max_length: int,
-) -> dict[str, Any]:
-    """Encode, tokenise and write one shard."""
-    path = root / names[number]
-    plans = Shards(root / "scratch" / _PLANS, [{"path": names[number].replace("/", "-")}])
-    plan = plans.table()
-    table = rows.take(plan["row"].to_numpy())
-    exclude: pa.Array = pa.nulls(table.num_rows, pa.list_(pa.string()))
-    if HISTORY in spec.query and HISTORY not in spec.fields:
-        items = Shards(path.parent, [{"path": "items.arrow"}])
-        texts = items.column("item_text").combine_chunks().flatten()
-        table = table.append_column(HISTORY, _named(plan["history"], texts))
-        exclude = _named(plan["bought"], items.column("item_id").combine_chunks())
-    shard = assemble(
-        table,
-        spec=spec,
-        features=features,
-        tokenizer=_tokenizer(str(root / "tokenizer")),
-        max_length=max_length,
-        plan=plan.append_column("exclude", exclude),
-    )
-    write_shard(path, shard)
-    tokens = pc.sum(shard["num_tokens"]).as_py()
-    return {**file_entry(path, root=root), "rows": shard.num_rows, "tokens": tokens}
-
-
-def _named(numbers: pa.ChunkedArray, names: pa.Array) -> pa.ListArray:
-    """Lists of item numbers as lists of the items' names."""
-    lists = numbers.combine_chunks()
-    missing = pc.is_null(lists) if lists.null_count else None
-    return pa.ListArray.from_arrays(lists.offsets, names.take(lists.values), mask=missing)
-
-
-def _write_rejects(
-    root: Path, checked: _Checked, split: TaskSplit, *, task: str, shard_rows: int
-) -> Counter[str]:
-    """Write rejects/<task>.parquet: bad rows, then those set aside; count the latter."""
-    (root / "rejects").mkdir(exist_ok=True)
-    reasons = checked.aside.copy()
-    schema = pa.schema([field.with_nullable(True) for field in checked.rows.schema])
-    schema = schema.append(pa.field("reason", pa.string())).append(pa.field(SET_ASIDE, pa.bool_()))
-    with pq.ParquetWriter(root / "rejects" / f"{task}.parquet", schema) as writer:
-        for path in checked.rejected:
-            writer.write_table(Shards(path.parent, [{"path": path.name}]).table().cast(schema))
-        for code, reason in REASONS.items():
-            rows = np.flatnonzero(split.code == code)
-            if len(rows):
-                reasons[reason] += len(rows)
-            for start in range(0, len(rows), shard_rows):
-                table = checked.rows.take(rows[start : start + shard_rows])
-                words = pa.array([reason] * table.num_rows, pa.string())
-                table = table.append_column("reason", words)
-                table = table.append_column(SET_ASIDE, pa.array([True] * table.num_rows))
-                writer.write_table(table.cast(schema))
-    return reasons
+def _num_distinct(rows: Shards, column: str, taken: pa.ChunkedArray) -> int:
+    return int(pc.count_distinct(rows.column(column).take(taken)).as_py())
 
 
 # ---------------------------------------------------------------- Ray Data
@@ -458,9 +296,10 @@ def _parallel(
     """
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    pool = ray.data.TaskPoolStrategy(size=min(workers or len(numbers), len(numbers)))
     dataset = ray.data.from_items(
-        [{"number": number} for number in numbers], override_num_blocks=max(len(numbers), 1)
-    ).map(partial(_call, function=function), concurrency=workers)
+        [{"number": number} for number in numbers], override_num_blocks=len(numbers)
+    ).map(partial(_call, function=function), compute=pool)
     results: dict[int, dict[str, Any]] = {}
     start, rows = time.monotonic(), 0
     for answer in dataset.iter_rows():
@@ -488,15 +327,6 @@ def _call(row: dict[str, Any], *, function: Callable[[int], dict[str, Any]]) -> 
     return answer
 
 
-@lru_cache(maxsize=2)
-def _tokenizer(path: str) -> Any:
-    return load_tokenizer(path)
-
-
-def _count(column: pa.ChunkedArray) -> dict[str, int]:
-    return {pair["values"]: pair["counts"] for pair in pc.value_counts(column).to_pylist()}
-
-
 def _say(line: str) -> None:
     print(f"prepare: {line}", file=sys.stderr, flush=True)
 
@@ -514,7 +344,7 @@ def plan(config: PrepareConfig, *, specs: Mapping[str, Spec]) -> str:
     for task, table in parts[0]().items():
         if config.tasks is not None and task not in config.tasks:
             continue
-        fields = _spec(task, specs).fields
+        fields = find_spec(task, specs).fields
         fields.check_columns(table.schema)
         missing = [name for name in fields.names() if name not in table.column_names]
         split = settle_split(config.split, defaults=source.splits.get(task, {}))
@@ -524,12 +354,3 @@ def plan(config: PrepareConfig, *, specs: Mapping[str, Spec]) -> str:
             f"  split: {split.model_dump_json(exclude_defaults=True)}",
         ]
     return "\n".join(lines)
-
-
-def _spec(task: str, specs: Mapping[str, Spec]) -> Spec:
-    if task not in specs:
-        raise DataError(
-            what="task", got=task, rule=f"known tasks are {', '.join(specs)}",
-            fix="name one of them",
-        )  # fmt: skip
-    return specs[task]

@@ -168,7 +168,8 @@ class Prepared:
     def purchases(self, task: str) -> Shards:
         """What each user bought before the test split, one row a purchase.
 
-        Columns: group string, item int32 (row of `items`), part int8 (0 train, 1 validation).
+        Columns: group, item_id string, item int32 (row of `items`), part int8 (0 train,
+        1 validation).
         The rows of the splits are fewer: first baskets and repeats are no training targets.
         """
         self.items(task)
