@@ -195,6 +195,15 @@ class Sink:
         """Whether the part's scores are there."""
         return self._scores.exists(f"{part.name}.parquet")
 
+    def num_rejects(self, parts: Sequence[Part]) -> int:
+        """Rows set aside in these parts."""
+        files = [f"{part.name}.parquet" for part in parts]
+        return sum(
+            pq.read_metadata(pa.BufferReader(self._rejects.read(file))).num_rows
+            for file in files
+            if self._rejects.exists(file)
+        )
+
     def write(self, part: Part, *, scores: pa.Table, rejects: pa.Table) -> None:
         """Writes a part's files, the scores last."""
         if rejects.num_rows:

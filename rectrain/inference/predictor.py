@@ -9,6 +9,7 @@ Shapes: n rows, U texts or users, I items, D the encoder's hidden size.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,13 +21,18 @@ from torch import Tensor
 
 from rectrain.data.batch import MicroBatch, PackedTexts, build_micro_batch
 from rectrain.data.encoding import FeatureEncoder
+from rectrain.data.fields import FieldTable
 from rectrain.data.loader import empty_tables
-from rectrain.errors import DataError
+from rectrain.data.tokenize import load_tokenizer, tokenizer_hash
+from rectrain.errors import DataError, EncoderError
+from rectrain.inference.rows import EncodedRows, RowEncoder, TextLimits
 from rectrain.model.encoder import encode
 from rectrain.model.multitask import Mode, MultiTaskModel, TaskModule
 from rectrain.model.spec import TaskSpec
+from rectrain.train.build import load_model
+from rectrain.train.checkpoint import Checkpoint
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "check_tokenizer"]
 
 Floats = NDArray[np.float32]
 
@@ -39,7 +45,8 @@ class Predictor:
     Args:
         model: the trained model, moved to `device`.
         features: task -> how its features were encoded, in the model's task order.
-        device: "cpu", "cuda", …
+        rows: how rows as a user gives them are encoded; None where only prepared rows are scored.
+        device: "cpu", "cuda", or "auto" for a GPU where there is one.
         tokens_per_forward: real tokens that the encoder sees at a time, at most (one text may
             have more).
     """
@@ -49,13 +56,60 @@ class Predictor:
         model: MultiTaskModel,
         *,
         features: Mapping[str, FeatureEncoder],
+        rows: RowEncoder | None = None,
         device: str = "cpu",
         tokens_per_forward: int = 2048,
     ) -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = model.eval().to(device)
+        self.rows = rows
+        self._checkpoint: Checkpoint | None = None
+        self.features = features
         self._empty = empty_tables(features)
         self._device = device
         self._budget = tokens_per_forward
+
+    @classmethod
+    def from_checkpoint(cls, location: str, *, device: str = "cpu") -> Predictor:
+        """The predictor of a trained model.
+
+        Args:
+            location: a checkpoint, or a run's folder; path or URI.
+            device: see above.
+
+        Raises:
+            CheckpointError: nothing complete is there, or it is damaged.
+            EncoderError: its tokenizer isn't the one it was trained with.
+        """
+        loaded = load_model(location)
+        meta = loaded.checkpoint.meta
+        tokenizer = load_tokenizer(loaded.tokenizer_path)
+        check_tokenizer(tokenizer_hash(tokenizer), meta, where=loaded.tokenizer_path)
+        limits = {
+            task: TextLimits(facts["max_length"], facts["max_history"])
+            for task, facts in meta["tasks"].items()
+        }
+        rows = RowEncoder(loaded.features, tokenizer, limits)
+        predictor = cls(loaded.model, features=loaded.features, rows=rows, device=device)
+        predictor._checkpoint = loaded.checkpoint
+        return predictor
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where the model comes from."""
+        assert self._checkpoint is not None, "this predictor was not made from a checkpoint"
+        return self._checkpoint
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of what decides the scores: the weights and the checkpoint's meta.json."""
+        digest = hashlib.sha256()
+        for name in sorted(self.checkpoint.files):
+            if name == "meta.json" or name.startswith("model-"):
+                with (self.checkpoint.path / name).open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -79,12 +133,22 @@ class Predictor:
         assert isinstance(module, TaskModule)
         return module.spec
 
+    def fields(self, task: str) -> FieldTable:
+        """What a row must have to be scored; see `RowEncoder.fields`."""
+        assert self.rows is not None, "this predictor scores prepared rows alone"
+        return self.rows.fields(self.spec(task))
+
+    def encode(self, task: str, rows: pa.Table, *, first: int = 0) -> EncodedRows:
+        """Rows in the task's fields as prepared columns; see `RowEncoder.encode`."""
+        assert self.rows is not None, "this predictor scores prepared rows alone"
+        return self.rows.encode(self.spec(task), rows, first=first)
+
     def score(self, task: str, rows: pa.Table) -> Floats:
         """Scores of prepared rows, in their order.
 
         Args:
             task: one of `tasks`.
-            rows: prepared columns (of `Shards.table()` or `encode_rows`).
+            rows: prepared columns (of `Shards.table()` or `encode`).
 
         Returns:
             float32 [n]: probabilities for a task of 0/1 labels, else scores that only rank.
@@ -124,6 +188,26 @@ class Predictor:
         """Vectors [U, D] of the batch's texts, which are sorted by length."""
         parts = [encode(self.model.encoder, texts) for texts in _slices(batch.texts, self._budget)]
         return torch.cat(parts) if parts else encode(self.model.encoder, batch.texts)
+
+
+def check_tokenizer(sha256: str, meta: Mapping[str, Any], *, where: str) -> None:
+    """Refuses token ids, or a tokenizer, that aren't those a checkpoint was trained with.
+
+    Args:
+        sha256: of the tokenizer (see `tokenize.tokenizer_hash`).
+        meta: the checkpoint's.
+        where: the tokenizer or the prepared data.
+
+    Raises:
+        EncoderError: they differ.
+    """
+    if sha256 != meta["tokenizer_sha256"]:
+        raise EncoderError(
+            what=f"tokenizer of {where}",
+            got=f"SHA-256 {sha256[:12]}…",
+            rule=f"the model was trained with {meta['tokenizer_sha256'][:12]}…",
+            fix="prepare the data with the model's tokenizer (its checkpoint's tokenizer folder)",
+        )
 
 
 def _complete(rows: pa.Table, *, like: pa.Table) -> pa.Table:

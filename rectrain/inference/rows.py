@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from rectrain.data.assemble import assemble
 from rectrain.data.encoding import FeatureEncoder
-from rectrain.data.fields import Field, FieldTable
+from rectrain.data.fields import SET_ASIDE, Field, FieldTable
 from rectrain.model.spec import TaskSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["EXCLUDE", "EncodedRows", "RowEncoder"]
+__all__ = ["EXCLUDE", "EncodedRows", "RowEncoder", "TextLimits"]
 
 EXCLUDE = "exclude"
 _ROW = "input_row"
@@ -33,14 +33,21 @@ class EncodedRows:
     Args:
         given: the m good rows in the task's fields.
         prepared: prepared columns of the same m rows.
-        number: int64 [m], their places in the table that was given.
-        rejects: the other n - m rows with `reason` and their place (`row`).
+        number: int64 [m], their row numbers.
+        rejects: the other n - m rows with their number (`row`) and `reason`.
     """
 
     given: pa.Table
     prepared: pa.Table
-    number: np.ndarray[tuple[int], np.dtype[np.int64]]
+    number: pa.Array
     rejects: pa.Table
+
+
+class TextLimits(NamedTuple):
+    """max_length: tokens kept of one text; max_history: texts kept of a list, the last ones."""
+
+    max_length: int
+    max_history: int
 
 
 @dataclass(frozen=True)
@@ -50,14 +57,12 @@ class RowEncoder:
     Args:
         features: task -> how its features were encoded for training.
         tokenizer: the model's.
-        max_length: tokens kept of one text.
-        max_history: texts kept of a list, the last ones.
+        limits: task -> how long its texts may be.
     """
 
     features: Mapping[str, FeatureEncoder]
     tokenizer: PreTrainedTokenizerFast
-    max_length: int
-    max_history: int
+    limits: Mapping[str, TextLimits]
 
     def fields(self, spec: TaskSpec) -> FieldTable:
         """What a row must have to be scored: no label, weight or truth, and the model's features.
@@ -85,22 +90,24 @@ class RowEncoder:
         )
         return replace(table, fields=sized)
 
-    def encode(self, spec: TaskSpec, rows: pa.Table) -> EncodedRows:
+    def encode(self, spec: TaskSpec, rows: pa.Table, *, first: int = 0) -> EncodedRows:
         """Parts good rows from bad ones and makes the good ones a model's input.
 
         Args:
             spec: the task.
             rows: n rows in the task's fields; other columns are passed over.
+            first: number of the first row.
 
         Raises:
             DataError: no rows, a missing required column, or a column of a wrong type.
         """
         fields = self.fields(spec)
         numbered = replace(fields, fields=(*fields.fields, Field(_ROW, "id")))
-        places = pa.array(np.arange(rows.num_rows))
+        places = pa.array(np.arange(first, first + rows.num_rows))
         good, bad = numbered.check(rows.append_column(_ROW, places))
-        if spec.head == "two_tower":
-            good = self._as_user(good, spec)
+        if spec.head == "two_tower":  # a user: no item
+            for name in spec.item:
+                good = good.append_column(name, pa.nulls(good.num_rows, pa.string()))
         m = good.num_rows
         plan = pa.table(
             {
@@ -114,25 +121,15 @@ class RowEncoder:
             spec=spec,
             features=self.features[spec.name],
             tokenizer=self.tokenizer,
-            max_length=self.max_length,
+            max_length=self.limits[spec.name].max_length,
+            max_history=self.limits[spec.name].max_history,
             plan=plan,
         )
+        names = [name for name in bad.column_names if name not in (_ROW, SET_ASIDE)]
+        rejects = bad.select(names).add_column(0, "row", bad[_ROW].cast(pa.int64()))
         return EncodedRows(
             given=good.drop_columns([_ROW]),
             prepared=prepared,
-            number=good[_ROW].cast(pa.int64()).to_numpy(),
-            rejects=bad.rename_columns({_ROW: "row"}),
+            number=good[_ROW].cast(pa.int64()).combine_chunks(),
+            rejects=rejects,
         )
-
-    def _as_user(self, rows: pa.Table, spec: TaskSpec) -> pa.Table:
-        """Histories cut to their last `max_history` texts, as preparation does, and no item."""
-        for name in spec.query:
-            place = rows.column_names.index(name)
-            kept = [
-                None if texts is None else texts[-self.max_history :]
-                for texts in rows[name].to_pylist()
-            ]
-            rows = rows.set_column(place, name, pa.array(kept, pa.list_(pa.string())))
-        for name in spec.item:
-            rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.string()))
-        return rows

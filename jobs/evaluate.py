@@ -1,0 +1,125 @@
+"""Judge a trained model on held-out rows, beside baselines and the best possible.
+
+    python -m jobs.evaluate --checkpoint runs/demo [--split test] [--data data/demo] [--output DIR]
+
+Prints a markdown table and writes evaluation.json and evaluation.md, by default into the run's
+folder. Intervals are 95% of a bootstrap over queries or users; differences to baselines are paired.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from jobs.cli import JobParser, run
+from rectrain.data.loader import open_tasks
+from rectrain.data.shards import Prepared
+from rectrain.errors import ConfigError, DataError
+from rectrain.inference.evaluate import evaluate
+from rectrain.inference.predictor import Predictor, check_tokenizer
+from rectrain.report.evaluation import table, write_evaluation
+
+__all__ = ["main"]
+
+
+def main(argv: list[str]) -> int:
+    """Run the job; see the module's docstring."""
+    options = _parser().parse_args(argv)
+    predictor = Predictor.from_checkpoint(options.checkpoint, device=options.device)
+    meta = predictor.checkpoint.meta
+    paths = options.data or meta["config"]["data"]["paths"]
+    data = _open(paths, predictor, tasks=options.tasks)
+    output = _output(options.output, options.checkpoint)
+    for task, prepared in data.items():
+        rows = prepared.shards(task, options.split).num_rows
+        print(f"evaluate: {task}: {rows:,} rows of {options.split} in {prepared.root}")
+    print(f"evaluate: {predictor.checkpoint.path} (step {predictor.checkpoint.step}) -> {output}")
+    if options.dry_run:
+        return 0
+    torch.set_num_threads(os.cpu_count() or 1)
+    start = time.monotonic()
+    results = evaluate(
+        predictor,
+        paths,
+        split=options.split,
+        tasks=list(data),
+        num_resamples=options.num_resamples,
+        progress=lambda line: print(
+            f"evaluate: {time.monotonic() - start:.0f} s, {line}", file=sys.stderr
+        ),
+    )
+    write_evaluation(
+        results,
+        output,
+        checkpoint=str(predictor.checkpoint.path),
+        step=predictor.checkpoint.step,
+        config=f"{_run_folder(options.checkpoint)}/config.yaml",
+        data=list(paths),
+        split=options.split,
+        seconds=round(time.monotonic() - start, 1),
+    )
+    print(f"{table(results)}\nevaluation: {output / 'evaluation.md'}, evaluation.json")
+    return 0
+
+
+def _parser() -> JobParser:
+    parser = JobParser(__doc__)
+    parser.add_argument("--checkpoint", required=True, help="a run's folder, or one checkpoint")
+    parser.add_argument("--data", nargs="+", help="prepared directories (default: the run's)")
+    parser.add_argument("--split", default="test", choices=("validation", "test"))
+    parser.add_argument("--tasks", nargs="+", help="only these (default: all of the model)")
+    parser.add_argument("--output", help="folder of the files (default: the run's folder)")
+    parser.add_argument("--num-resamples", type=int, default=1000, help="of the bootstrap, at most")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    return parser
+
+
+def _run_folder(location: str) -> str:
+    """The folder of the run that a checkpoint belongs to."""
+    parent, _, _ = location.rstrip("/").rpartition("/step-")
+    return parent.removesuffix("/checkpoints") if parent else location.rstrip("/")
+
+
+def _output(given: str | None, location: str) -> Path:
+    if given is None and "://" in location:
+        raise ConfigError(
+            what="--output",
+            got="nothing",
+            rule="a run that is not on this machine needs a folder for the files",
+            fix="--output evaluation",
+        )
+    return Path(given or _run_folder(location))
+
+
+def _open(
+    paths: Sequence[str], predictor: Predictor, *, tasks: Sequence[str] | None
+) -> dict[str, Prepared]:
+    """The data of the model's tasks, prepared as the model's training data was.
+
+    Raises:
+        EncoderError: another tokenizer.
+        DataError: another encoding of features, or a task that isn't there.
+    """
+    data = open_tasks(paths, tasks=tasks or predictor.tasks)
+    for task, prepared in data.items():
+        predictor.spec(task)
+        check_tokenizer(
+            prepared.tokenizer_sha256, predictor.checkpoint.meta, where=str(prepared.root)
+        )
+        if prepared.features(task) != predictor.features[task]:
+            raise DataError(
+                what=f"features of {task} in {prepared.root}",
+                got="other bins or vocabularies than the model's",
+                rule="evaluation needs data prepared together with the training data",
+                fix="evaluate on the data of the training run",
+            )
+    return data
+
+
+if __name__ == "__main__":
+    run(main)
