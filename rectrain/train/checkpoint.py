@@ -169,8 +169,11 @@ def _owned_tensors(engine: Engine) -> Iterator[tuple[int, str, str, Tensor]]:
         yield owner, "model", name, _whole_weight(parameter)
         if parameter.requires_grad:
             for moment in _MOMENTS:
-                yield owner, "optimizer", f"{moment}/{name}", _whole_moment(
-                    engine, parameter, moment
+                yield (
+                    owner,
+                    "optimizer",
+                    f"{moment}/{name}",
+                    _whole_moment(engine, parameter, moment),
                 )
     kept = engine.module.state_dict().keys() - parameters.keys()
     for name, buffer in engine.module.named_buffers():

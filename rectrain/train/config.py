@@ -116,7 +116,9 @@ class TrackingConfig(Section):
 class RunConfig(Section):
     """Everything that decides a run; stored beside its checkpoints."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder in output")
+    name: str = Field(
+        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder in output"
+    )
     output: str = Field("runs", description="folder or URI (s3://, gs://, …) of all runs")
     seed: int = Field(0, ge=0, description="of weights, order of rows and dropout")
     data: DataConfig

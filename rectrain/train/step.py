@@ -217,9 +217,7 @@ def train_step(
         group["lr"] = group["peak_lr"] * learning_rate_share
     losses = torch.zeros(len(tasks), device=engine.device)
     for place, micro_batch in enumerate(micro_batches):
-        torch.manual_seed(
-            dropout_seed(seed, step=step, micro_batch=place * world_size + rank)
-        )
+        torch.manual_seed(dropout_seed(seed, step=step, micro_batch=place * world_size + rank))
         loss, parts = engine(
             micro_batch.to(engine.device), scale=float(num_shares), num_shares=num_shares
         )

@@ -49,9 +49,7 @@ class ModelFacts:
 def cpu_has_bf16(cpuinfo: str) -> bool:
     """Whether the text of /proc/cpuinfo names a bf16 unit on every listed processor."""
     lines = [line for line in cpuinfo.splitlines() if line.startswith(("flags", "Features"))]
-    return bool(lines) and all(
-        _BF16_FLAGS & set(line.partition(":")[2].split()) for line in lines
-    )
+    return bool(lines) and all(_BF16_FLAGS & set(line.partition(":")[2].split()) for line in lines)
 
 
 def device_facts(cpuinfo: Path = Path("/proc/cpuinfo")) -> DeviceFacts:

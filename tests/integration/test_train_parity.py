@@ -63,7 +63,9 @@ def _train(rank: int, train: TrainConfig, balancer: str, dropout: float) -> tupl
         )
         torch.distributed.all_reduce(result.losses)
         curve.append(result.losses.tolist())
-    state = {f"{kind}/{name}": t.detach().numpy().copy() for _, kind, name, t in _owned_tensors(engine)}
+    state = {
+        f"{kind}/{name}": t.detach().numpy().copy() for _, kind, name, t in _owned_tensors(engine)
+    }
     return state, curve
 
 
@@ -115,7 +117,9 @@ def _assert_close(got: tuple[Weights, Any], expected: tuple[Weights, Any]) -> No
     for name, tensor in expected[0].items():
         gap = np.linalg.norm(got[0][name] - tensor) / max(np.linalg.norm(tensor), 1e-12)
         assert gap <= 1e-5, f"{name}: relative L2 {gap:.2e}"
-    torch.testing.assert_close(torch.tensor(got[1]), torch.tensor(expected[1]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        torch.tensor(got[1]), torch.tensor(expected[1]), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(("stage", "balancer"), CASES)

@@ -1,0 +1,78 @@
+"""Trains one encoder on all tasks of the prepared data, on Ray.
+
+    python -m jobs.train --config run.yaml --train.zero_stage=3 --train.num_workers=8
+    ray job submit --working-dir . -- python -m jobs.train --config run.yaml
+
+Run again after an interruption, it goes on from the last complete checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+
+from jobs.cli import JobParser, parse_config, run
+from rectrain.train.config import RunConfig
+
+__all__ = ["main"]
+
+
+def main(argv: list[str]) -> int:
+    """Runs the job; see the module's docstring."""
+    parser = JobParser(__doc__)
+    parser.add_argument("--overwrite", action="store_true", help="remove the run's folder first")
+    config, options = parse_config(RunConfig, argv, parser=parser)
+
+    from rectrain.train import launch  # after --help: it imports torch and Ray
+
+    config = launch.resolve_paths(config)
+    _say(launch.describe(config))
+    if options.dry_run:
+        return 0
+    place = launch.claim(config, overwrite=options.overwrite)
+    if place.is_finished:
+        _say(f"already finished: {place.last_checkpoint} (--overwrite trains anew)")
+        return 0
+    _connect()
+    launch.launch(config, place, say=_say)
+    _say(_summary(config, place.store.root))
+    return 0
+
+
+def _connect() -> None:
+    """Joins the cluster that RAY_ADDRESS names (as under `ray job submit`), or starts one here."""
+    import logging
+
+    import ray
+
+    if ray.is_initialized():
+        return
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS", "local"),
+        include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+
+
+def _summary(config: RunConfig, root: str) -> str:
+    from rectrain.train.tracking import mlflow_uri
+
+    lines = [
+        f"checkpoints   {root}/checkpoints",
+        f"encoder       {root}/encoder",
+        f"curves        {root}/curves.png",
+        f"metrics       {root}/metrics.jsonl",
+    ]
+    if config.tracking.tensorboard:
+        lines.append(f"tensorboard   {root}/tensorboard")
+    if config.tracking.mlflow != "off":
+        lines.append(f"mlflow        {mlflow_uri(config)}")
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,188 @@
+"""The model of a run: made from its configuration, described in a checkpoint, loaded from one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import BertConfig, BertModel
+
+from rectrain.data.encoding import FeatureEncoder
+from rectrain.data.loader import open_tasks
+from rectrain.data.shards import Prepared
+from rectrain.data.tokenize import load_tokenizer
+from rectrain.errors import CheckpointError, ConfigError
+from rectrain.model.encoder import load_encoder
+from rectrain.model.multitask import MultiTaskModel
+from rectrain.tasks import TASKS
+from rectrain.train.checkpoint import (
+    MARKER,
+    Checkpoint,
+    latest_complete,
+    load_weights,
+    open_checkpoint,
+)
+from rectrain.train.config import RunConfig
+from rectrain.train.storage import Store
+
+__all__ = ["LoadedModel", "attachments", "checkpoint_meta", "load_model", "new_model", "open_data"]
+
+Data = Mapping[str, Prepared]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained model in plain torch: fp32, on the CPU, in evaluation mode.
+
+    Attributes:
+        model: the model.
+        features: task -> how its features are encoded.
+        checkpoint: where it comes from: path, step, configuration and the rest of its meta.json.
+    """
+
+    model: MultiTaskModel
+    features: dict[str, FeatureEncoder]
+    checkpoint: Checkpoint
+
+    @property
+    def tokenizer_path(self) -> str:
+        """Directory of the tokenizer that the model was trained with."""
+        return str(self.checkpoint.path / "tokenizer")
+
+
+def open_data(config: RunConfig) -> Data:
+    """The prepared data of a run: task -> directory, in the run's task order.
+
+    Raises:
+        ConfigError: no path, or loss weights of other tasks.
+        DataError: see `open_tasks`.
+    """
+    if not config.data.paths:
+        raise ConfigError(
+            what="data.paths",
+            got="nothing",
+            rule="a run needs prepared data",
+            fix="run python -m jobs.prepare and give its --output as --data.paths",
+        )
+    data = open_tasks(config.data.paths, tasks=config.train.tasks)
+    _check_tasks("data.paths", data, known=TASKS, owner="rectrain")
+    _check_tasks("train.loss_weights", config.train.loss_weights, known=data, owner="the run")
+    return data
+
+
+def _check_tasks(what: str, given: Iterable[str], *, known: Collection[str], owner: str) -> None:
+    unknown = [task for task in given if task not in known]
+    if unknown:
+        raise ConfigError(
+            what=what,
+            got=", ".join(unknown),
+            rule=f"the tasks of {owner} are {', '.join(known)}",
+            fix="correct the task's name, or choose tasks with train.tasks",
+        )
+
+
+def new_model(config: RunConfig, data: Data) -> MultiTaskModel:
+    """The model that a run starts from: pretrained or fresh weights, alike on every worker.
+
+    Raises:
+        EncoderError: the encoder can't be used, or doesn't fit the data's tokenizer.
+    """
+    first = next(iter(data.values()))
+    tokenizer = first.manifest["tokenizer"]
+    encoder = load_encoder(
+        config.model.encoder,
+        vocab_size=int(tokenizer["vocab_size"]),
+        dropout=config.model.dropout,
+        max_length=int(tokenizer["max_length"]),
+        pad_token_id=load_tokenizer(first.tokenizer_path).pad_token_id or 0,
+        seed=config.seed,
+    )
+    features = {task: prepared.features(task) for task, prepared in data.items()}
+    return _assemble(encoder, features=features, config=config)
+
+
+def _assemble(
+    encoder: BertModel, *, features: Mapping[str, FeatureEncoder], config: RunConfig
+) -> MultiTaskModel:
+    return MultiTaskModel(
+        encoder,
+        tasks={task: TASKS[task] for task in features},
+        features=features,
+        config=config.model,
+        loss_weights=config.train.loss_weights,
+        balancer=config.train.balancer,
+        activation_checkpointing=config.train.activation_checkpointing,
+        seed=config.seed,
+    )
+
+
+def checkpoint_meta(config: RunConfig, data: Data) -> dict[str, Any]:
+    """What a checkpoint says of its run besides weights and step; JSON-serialisable."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "tasks": {
+            task: {
+                "features": prepared.features(task).to_json(),
+                "fields_version": prepared.manifest["tasks"][task]["fields_version"],
+                "max_length": prepared.manifest["config"]["max_length"],
+                "max_history": prepared.manifest["config"]["max_history"],
+            }
+            for task, prepared in data.items()
+        },
+        "tokenizer_sha256": next(iter(data.values())).tokenizer_sha256,
+    }
+
+
+def attachments(model: MultiTaskModel, data: Data) -> dict[str, bytes]:
+    """Files that make a checkpoint whole: the tokenizer, and the encoder's configuration."""
+    root = Path(next(iter(data.values())).tokenizer_path)
+    files = {f"tokenizer/{path.name}": path.read_bytes() for path in sorted(root.iterdir())}
+    return files | {"encoder/config.json": model.encoder.config.to_json_string().encode()}
+
+
+def load_model(location: str) -> LoadedModel:
+    """Loads a trained model for evaluation, prediction or export; needs no DeepSpeed.
+
+    Args:
+        location: a checkpoint, or a run's folder (its newest complete checkpoint); path or URI.
+
+    Raises:
+        CheckpointError: nothing complete is there, it is damaged, or it isn't ours.
+    """
+    checkpoint = open_checkpoint(_find(Store.open(location)))
+    try:
+        config = RunConfig.model_validate(checkpoint.meta["config"])
+        features = {
+            task: FeatureEncoder.from_json(facts["features"])
+            for task, facts in checkpoint.meta["tasks"].items()
+            if TASKS[task]
+        }
+        described = json.loads((checkpoint.path / "encoder" / "config.json").read_bytes())
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise CheckpointError(
+            what=f"checkpoint {location}",
+            got=f"{type(error).__name__} {error}",
+            rule="this version must know its tasks and settings",
+            fix="use the version of rectrain that wrote it",
+        ) from error
+    encoder = BertModel(BertConfig.from_dict(described), add_pooling_layer=False)
+    model = _assemble(encoder, features=features, config=config)
+    load_weights(model, checkpoint)
+    return LoadedModel(model.eval(), features, checkpoint)
+
+
+def _find(folder: Store) -> Store:
+    if folder.exists(MARKER) or folder.exists("manifest.json"):
+        return folder
+    found = latest_complete(folder.sub("checkpoints"))
+    if found is None:
+        raise CheckpointError(
+            what="checkpoint",
+            got=f"{folder.root} without one that is complete",
+            rule="give a checkpoint, or the folder of a run that has written one",
+            fix="train first, or correct the path",
+        )
+    return found

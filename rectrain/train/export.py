@@ -1,0 +1,101 @@
+"""The trained encoder as an ordinary Hugging Face BERT with a model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as to_safetensors
+
+from rectrain.train.build import LoadedModel
+from rectrain.train.storage import Store
+from rectrain.train.tracking import read_records
+
+__all__ = ["export_encoder"]
+
+_FOLDER = "encoder"
+
+
+def export_encoder(loaded: LoadedModel, store: Store) -> None:
+    """Writes `encoder/` into a run's folder: transformers and sentence-transformers load it.
+
+    Args:
+        loaded: the trained model.
+        store: the run's folder; its metrics.jsonl gives the card its figures.
+    """
+    bert = loaded.model.encoder
+    folder = store.sub(_FOLDER)
+    weights = {name: tensor.contiguous() for name, tensor in bert.state_dict().items()}
+    config = bert.config.to_dict() | {"architectures": ["BertModel"]}
+    max_length = int(bert.config.max_position_embeddings)
+    files = {
+        "config.json": _json(config),
+        "model.safetensors": to_safetensors(weights, metadata={"format": "pt"}),
+        "README.md": _card(loaded, validation=_last_validation(store)).encode(),
+        "modules.json": _json(_MODULES),
+        "sentence_bert_config.json": _json({"max_seq_length": max_length, "do_lower_case": False}),
+        "1_Pooling/config.json": _json(
+            {"word_embedding_dimension": bert.config.hidden_size, "pooling_mode_mean_tokens": True}
+        ),
+    }
+    tokenizer = Path(loaded.tokenizer_path)
+    files |= {path.name: path.read_bytes() for path in sorted(tokenizer.iterdir())}
+    for name, data in files.items():
+        folder.write(name, data)
+
+
+_MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _last_validation(store: Store) -> dict[str, float]:
+    path = store.local
+    records = read_records(path / "metrics.jsonl") if path is not None else []
+    found = [record["validation"] for record in records if record["kind"] == "validation"]
+    return found[-1] if found else {}
+
+
+def _card(loaded: LoadedModel, *, validation: Mapping[str, float]) -> str:
+    meta: dict[str, Any] = loaded.checkpoint.meta
+    base = meta["config"]["model"]["encoder"]
+    tasks = loaded.model.task_names
+    rows = [
+        f"| {task} | {loaded.model.tasks[task].spec.primary} | "  # type: ignore[union-attr]
+        f"{f'{validation[task]:.4f}' if task in validation else 'not measured'} |"
+        for task in tasks
+    ]
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            "license: other",
+            "license_name: that-of-the-base-encoder-and-data",
+            f"base_model: {base}",
+            "pipeline_tag: feature-extraction",
+            "---",
+            "",
+            "# Shared text encoder of a rectrain model",
+            "",
+            f"A BERT trained jointly on {', '.join(tasks)} for {meta['step']:,} steps, from "
+            f"`{base}`. A text's vector is the mean of its tokens' last hidden states.",
+            "",
+            "Licence: the weights derive from the base encoder and the training data; state theirs "
+            "here before publishing.",
+            "",
+            "| task | metric | validation |",
+            "|---|---|---|",
+            *rows,
+            "",
+            "The heads are not part of this folder; the figures are of the whole model, on the "
+            "first rows of the validation split.",
+            "",
+        ]
+    )

@@ -1,0 +1,323 @@
+"""From a configuration to a finished run: Ray Train's trainer, and the driver's side of a run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.metrics import Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rectrain.config import dump_config, load_config
+from rectrain.errors import ConfigError, ResourceError
+from rectrain.train.build import load_model, new_model, open_data
+from rectrain.train.checkpoint import MARKER
+from rectrain.train.config import RunConfig
+from rectrain.train.export import export_encoder
+from rectrain.train.outline import outline, plan_run
+from rectrain.train.storage import Store
+from rectrain.train.tracking import Tracker
+from rectrain.train.worker import train_worker
+from rectrain.train.zero import device_facts
+
+__all__ = ["Channel", "RunPlace", "claim", "describe", "launch", "resolve_paths"]
+
+Say = Callable[[str], None]
+
+_CONFIG = "config.yaml"
+_POLL_S = 0.5
+# Settings that decide how a run goes, and not what comes out of it: they may change on resuming.
+_FREE = {
+    "num_workers",
+    "num_micro_batches",  # compared as resolved, below
+    "zero_stage",
+    "offload",
+    "activation_checkpointing",
+    "log_interval",
+    "checkpoint_interval",
+    "keep_last",
+    "evaluate_interval",
+    "evaluate_rows",
+    "max_failures",
+    "collective_timeout_s",
+    "threads_per_worker",
+    "stage3_persistence_threshold",
+}
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """A run's folder after `claim`: is there work left, and where does the last checkpoint lie."""
+
+    store: Store
+    last_checkpoint: str
+    is_finished: bool
+
+
+class Channel:
+    """An actor beside the driver: workers leave events here, and a mistake that ends the run."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+        self._failure: Exception | None = None
+
+    def put(self, event: dict[str, Any]) -> None:
+        """Adds an event."""
+        self._events.append(event)
+
+    def take(self) -> list[dict[str, Any]]:
+        """All events since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def fail(self, error: Exception) -> None:
+        """Notes an error that restarting can't mend; the first one counts."""
+        self._failure = self._failure or error
+
+    def failed(self) -> bool:
+        """Whether there is such an error."""
+        return self._failure is not None
+
+    def failure(self) -> tuple[Exception | None]:
+        """The error; in a tuple, or Ray would raise it."""
+        return (self._failure,)
+
+
+def resolve_paths(config: RunConfig) -> RunConfig:
+    """The same run with absolute local paths: workers have other working directories."""
+
+    def absolute(path: str) -> str:
+        return path if "://" in path else str(Path(path).expanduser().absolute())
+
+    data = config.data.model_copy(
+        update={"paths": tuple(absolute(path) for path in config.data.paths)}
+    )
+    update: dict[str, Any] = {"output": absolute(config.output), "data": data}
+    if Path(config.model.encoder).is_dir():
+        update["model"] = config.model.model_copy(
+            update={"encoder": absolute(config.model.encoder)}
+        )
+    return config.model_copy(update=update)
+
+
+def describe(config: RunConfig) -> str:
+    """The plan of a run as text; checks data, encoder and precision, and writes nothing.
+
+    Raises:
+        RectrainError: anything that the user must mend first.
+    """
+    data = open_data(config)
+    return outline(
+        config,
+        data,
+        model=new_model(config, data),
+        device=device_facts(),
+        run=plan_run(config, data),
+    )
+
+
+def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
+    """Takes the run's folder: new, or one of the same run that goes on.
+
+    Args:
+        config: with absolute paths.
+        overwrite: remove what is there.
+
+    Raises:
+        ConfigError: the folder holds a run of other settings.
+    """
+    store = Store.open(f"{config.output}/{config.name}")
+    if overwrite:
+        store.remove("")
+    if store.exists(_CONFIG):
+        _check_same(config, store)
+    store.make()
+    store.replace(_CONFIG, dump_config(config).encode())
+    num_steps = plan_run(config, open_data(config)).num_steps
+    last = f"checkpoints/step-{num_steps:08d}"
+    return RunPlace(store, f"{store.root}/{last}", store.exists(f"{last}/{MARKER}"))
+
+
+def _check_same(config: RunConfig, store: Store) -> None:
+    import tempfile
+
+    with tempfile.NamedTemporaryFile(suffix=".yaml") as copy:
+        copy.write(store.read(_CONFIG))
+        copy.flush()
+        before = load_config(RunConfig, file=copy.name, overrides=[])
+    old, new = _identity(before), _identity(config)
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if changed:
+        raise ConfigError(
+            what=f"run {store.root}",
+            got=f"a run with another {', '.join(changed[:5])}",
+            rule="a run goes on with the settings that it began with",
+            fix="give another --name, or --overwrite to begin anew",
+        )
+
+
+def _identity(config: RunConfig) -> dict[str, Any]:
+    """What decides a run's result, by dotted key."""
+    tree = config.model_dump(mode="json")
+    train = {key: value for key, value in tree["train"].items() if key not in _FREE}
+    train["num_micro_batches"] = config.train.micro_batches
+    data = {key: value for key, value in tree["data"].items() if key != "prefetch"}
+    return {
+        "seed": config.seed,
+        **{f"data.{key}": value for key, value in data.items()},
+        **{f"model.{key}": value for key, value in tree["model"].items()},
+        **{f"train.{key}": value for key, value in train.items()},
+    }
+
+
+def launch(config: RunConfig, place: RunPlace, *, say: Say) -> None:
+    """Trains on the connected Ray cluster until the run is finished.
+
+    Args:
+        config: with absolute paths.
+        place: from `claim`.
+        say: is given the lines that a user should see.
+
+    Raises:
+        ResourceError: the cluster has too few CPUs or GPUs.
+        RectrainError: a mistake that a worker met.
+        RuntimeError: an error of our own in a worker, with its traceback.
+    """
+    use_gpu = _check_resources(config)
+    node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    channel = ray.remote(Channel).options(num_cpus=0, scheduling_strategy=node).remote()
+    with _Listener(channel, config, place.store, say=say):
+        try:
+            _trainer(config, channel, use_gpu=use_gpu).fit()
+        except Exception:
+            (failure,) = ray.get(channel.failure.remote())
+            if failure is None:
+                raise
+        (failure,) = ray.get(channel.failure.remote())
+        if failure is not None:
+            raise failure
+    export_encoder(load_model(place.last_checkpoint), place.store)
+
+
+def _trainer(config: RunConfig, channel: Any, *, use_gpu: bool) -> TorchTrainer:
+    train = config.train
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={"config": config, "channel": channel},
+        torch_config=TorchConfig(
+            backend="nccl" if use_gpu else "gloo", timeout_s=int(train.collective_timeout_s)
+        ),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=train.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": train.threads_per_worker, "GPU": int(use_gpu)},
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=f"{config.output}/{config.name}",
+            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+
+
+def _check_resources(config: RunConfig) -> bool:
+    """Whether to use GPUs; refuses what could only wait for ever."""
+    train, have = config.train, ray.cluster_resources()
+    need = train.min_workers * train.threads_per_worker
+    if need > have.get("CPU", 0):
+        raise ResourceError(
+            what="train.num_workers",
+            got=f"{train.min_workers} workers of {train.threads_per_worker} CPUs",
+            rule=f"the cluster has {have.get('CPU', 0):g} CPUs",
+            fix="lower train.num_workers, give [fewest, most], or add nodes",
+        )
+    gpus = have.get("GPU", 0)
+    if 0 < gpus < train.min_workers:
+        raise ResourceError(
+            what="train.num_workers",
+            got=f"{train.min_workers} workers",
+            rule=f"the cluster has {gpus:g} GPUs, one a worker",
+            fix="lower train.num_workers, or add nodes",
+        )
+    return bool(gpus)
+
+
+class _Gauges:
+    """The run in Ray's metrics: the dashboard and Prometheus read them."""
+
+    def __init__(self, run: str) -> None:
+        tags = {"run": run}
+        self._plain = {
+            key: _gauge(name, text, ("run",), tags)
+            for key, name, text in (
+                ("step", "rectrain_train_step", "Updates made"),
+                ("tokens_per_second", "rectrain_train_tokens_per_second", "Real tokens a second"),
+                ("learning_rate", "rectrain_train_learning_rate", "Rate of the encoder"),
+                ("gradient_norm", "rectrain_train_gradient_norm", "Global norm before clipping"),
+            )
+        }
+        self._by_task = {
+            key: _gauge(name, text, ("run", "task"), tags)
+            for key, name, text in (
+                ("loss", "rectrain_train_loss", "Mean loss since the last log line"),
+                ("validation", "rectrain_train_validation", "Primary metric"),
+            )
+        }
+
+    def set(self, event: dict[str, Any]) -> None:
+        for key, gauge in self._plain.items():
+            if key in event:
+                gauge.set(event[key])
+        for key, gauge in self._by_task.items():
+            for task, value in event.get(key, {}).items():
+                gauge.set(value, tags={"task": task})
+
+
+def _gauge(name: str, text: str, keys: tuple[str, ...], tags: dict[str, str]) -> Any:
+    gauge = Gauge(name, description=text, tag_keys=keys)
+    gauge.set_default_tags(tags)
+    return gauge
+
+
+class _Listener:
+    """Takes events from the channel on a thread: gauges, tracking, progress lines."""
+
+    def __init__(self, channel: Any, config: RunConfig, store: Store, *, say: Say) -> None:
+        self._channel = channel
+        self._tracker = Tracker(config, store, say=say)
+        self._gauges = _Gauges(config.name)
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._listen, name="rectrain-listener", daemon=True)
+
+    def __enter__(self) -> _Listener:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._error is not None and error is None:
+            raise self._error
+
+    def _listen(self) -> None:
+        try:
+            with self._tracker as tracker:
+                last = False
+                while not last:
+                    last = self._ended.is_set()
+                    for event in ray.get(self._channel.take.remote()):
+                        self._gauges.set(event)
+                        tracker.record(event)
+                    if not last:
+                        time.sleep(_POLL_S)
+        except BaseException as error:  # noqa: BLE001 (raised by __exit__)
+            self._error = error

@@ -1,0 +1,288 @@
+"""What Ray Train runs on each worker: restore, train, validate, save, report."""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+import torch
+
+from rectrain.data.loader import Loader
+from rectrain.errors import ConfigError, RectrainError, StorageError
+from rectrain.train.build import Data, attachments, checkpoint_meta, new_model, open_data
+from rectrain.train.checkpoint import (
+    latest_complete,
+    load_weights,
+    open_checkpoint,
+    prune,
+    restore_optimizer,
+    save_checkpoint,
+)
+from rectrain.train.config import RunConfig
+from rectrain.train.outline import RunPlan, plan_run
+from rectrain.train.step import (
+    Engine,
+    StepResult,
+    build_engine,
+    gradient_norm,
+    join_deepspeed,
+    learning_rate_share,
+    num_accumulations,
+    train_step,
+)
+from rectrain.train.storage import Store
+from rectrain.train.validate import validate
+
+__all__ = ["train_worker"]
+
+Event = dict[str, Any]
+Send = Callable[[Event], None]
+
+# What torch's collectives say when another process has died: not an error of this one.
+_LOST_PEER = ("peer", "connection", "timed out", "timeout", "nccl", "gloo", "socket", "store")
+
+
+def train_worker(job: dict[str, Any]) -> None:
+    """Trains until the end of the run, from its newest complete checkpoint if there is one.
+
+    Args:
+        job: "config" (RunConfig with absolute paths) and "channel" (actor, see launch.Channel).
+    """
+    channel = job["channel"]
+    if ray.get(channel.failed.remote()):
+        return  # a mistake repeats itself: restarting can't help, the driver reports it
+    rank = torch.distributed.get_rank()
+    try:
+        _train(job["config"], send=lambda event: channel.put.remote(event) if rank == 0 else None)
+    except Exception as error:
+        if not _lost_peer(error):
+            ray.get(channel.fail.remote(_portable(error)))
+        raise
+
+
+def _lost_peer(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in _LOST_PEER)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself if it is a user's mistake, else one that carries its traceback as text."""
+    return error if isinstance(error, RectrainError) else RuntimeError(traceback.format_exc())
+
+
+def _train(config: RunConfig, *, send: Send) -> None:
+    torch.set_num_threads(config.train.threads_per_worker)
+    join_deepspeed(timeout_s=config.train.collective_timeout_s)
+    data = open_data(config)
+    _Session.open(config, data, run=plan_run(config, data), send=send).finish()
+
+
+@dataclass
+class _Window:
+    """Sums since the last log line."""
+
+    losses: torch.Tensor
+    num_steps: int = 0
+    num_tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, result: StepResult, *, seconds: float) -> None:
+        self.losses += result.losses
+        self.num_steps += 1
+        self.num_tokens += result.num_tokens
+        self.seconds += seconds
+
+
+@dataclass
+class _Session:
+    """One life of one worker, between a restore and the end or a death."""
+
+    config: RunConfig
+    data: Data
+    run: RunPlan
+    send: Send
+    engine: Engine
+    checkpoints: Store
+    files: dict[str, bytes]
+    start_step: int
+
+    @classmethod
+    def open(cls, config: RunConfig, data: Data, *, run: RunPlan, send: Send) -> _Session:
+        checkpoints = Store.open(f"{config.output}/{config.name}/checkpoints")
+        found = _agree_on_checkpoint(checkpoints, send)
+        model = new_model(config, data)
+        if found is not None:
+            checkpoint = open_checkpoint(found)
+            load_weights(model, checkpoint)
+        engine = build_engine(
+            model,
+            train=config.train,
+            hidden_size=int(model.encoder.config.hidden_size),
+            num_accumulations=num_accumulations(
+                config.train.micro_batches, world_size=torch.distributed.get_world_size()
+            ),
+        )
+        if found is not None:
+            restore_optimizer(engine, checkpoint)
+        return cls(
+            config=config,
+            data=data,
+            run=run,
+            send=send,
+            engine=engine,
+            checkpoints=checkpoints,
+            files=attachments(model, data),
+            start_step=0 if found is None else checkpoint.step,
+        )
+
+    def finish(self) -> None:
+        """Trains the steps that are left."""
+        self.send(self._event("start", self.start_step))
+        window = self._window()
+        with Loader(
+            self.run.shards,
+            plan=self.run.plan,
+            rank=torch.distributed.get_rank(),
+            world_size=torch.distributed.get_world_size(),
+            start_step=self.start_step,
+            num_steps=self.run.num_steps,
+            prefetch=self.config.data.prefetch,
+            pin_memory=self.engine.device.type == "cuda",
+        ) as loader:
+            began = time.monotonic()
+            for step, micro_batches in loader:
+                result = self._update(step, micro_batches)
+                now = time.monotonic()
+                window.add(result, seconds=now - began)
+                began = now
+                if self._due(step + 1, self.config.train.log_interval):
+                    self._log(step, window)
+                    window = self._window()
+                if self._between_steps(step + 1):
+                    began = time.monotonic()  # validation and saving are no training time
+
+    def _update(self, step: int, micro_batches: list[Any]) -> StepResult:
+        return train_step(
+            self.engine,
+            micro_batches,
+            step=step,
+            seed=self.config.seed,
+            learning_rate_share=self._rate_share(step),
+            tasks=list(self.data),
+        )
+
+    def _between_steps(self, done: int) -> bool:
+        """Validates and saves when it is time; every validated step is saved with its score."""
+        validated = self._due(done, self.config.train.evaluate_interval)
+        if not validated and not self._due(done, self.config.train.checkpoint_interval):
+            return False
+        score = self._validate(done) if validated else None
+        self._save(done, score)
+        ray.train.report({"step": done, "validation": score})
+        return True
+
+    def _due(self, done: int, interval: int | None) -> bool:
+        return done == self.run.num_steps or (interval is not None and done % interval == 0)
+
+    def _rate_share(self, step: int) -> float:
+        return learning_rate_share(
+            step, num_steps=self.run.num_steps, warmup_share=self.config.train.warmup_share
+        )
+
+    def _window(self) -> _Window:
+        return _Window(torch.zeros(len(self.data), device=self.engine.device))
+
+    def _log(self, step: int, window: _Window) -> None:
+        """Sums a window over the ranks and sends it; a loss that isn't finite ends the run."""
+        tokens = torch.tensor([float(window.num_tokens)], device=self.engine.device)
+        sums = torch.cat([window.losses, tokens])
+        torch.distributed.all_reduce(sums)
+        *losses, num_tokens = sums.tolist()
+        means = {
+            task: total / window.num_steps for task, total in zip(self.data, losses, strict=True)
+        }
+        bad = [task for task, value in means.items() if not math.isfinite(value)]
+        if bad:
+            raise ConfigError(
+                what=f"loss of {', '.join(bad)} before step {step + 1}",
+                got=means[bad[0]],
+                rule="losses must stay finite",
+                fix="lower train.learning_rate, or clip by train.max_grad_norm",
+            )
+        norm = gradient_norm(self.engine)
+        self.send(
+            self._event("log", step + 1)
+            | {
+                "loss": means,
+                "tokens_per_second": num_tokens / max(window.seconds, 1e-9),
+                "learning_rate": self.config.train.learning_rate * self._rate_share(step),
+                **({"gradient_norm": norm} if math.isfinite(norm) else {}),
+            }
+        )
+
+    def _validate(self, done: int) -> float | None:
+        values = validate(
+            self.engine,
+            self.data,
+            tokens_per_micro_batch=self.config.data.tokens_per_micro_batch,
+            max_rows=self.config.train.evaluate_rows,
+        )
+        known = {task: value for task, value in values.items() if math.isfinite(value)}
+        if not known:
+            return None
+        self.send(self._event("validation", done) | {"validation": known})
+        return sum(known.values()) / len(known)
+
+    def _save(self, done: int, score: float | None) -> None:
+        problem = save_checkpoint(
+            self.engine,
+            self.checkpoints,
+            step=done,
+            meta=checkpoint_meta(self.config, self.data),
+            attachments=self.files,
+            score=score,
+        )
+        if problem is None:
+            if torch.distributed.get_rank() == 0:
+                prune(self.checkpoints, keep_last=self.config.train.keep_last)
+            return
+        if done == self.run.num_steps:
+            raise StorageError(
+                what=f"last checkpoint in {self.checkpoints.root}",
+                got=problem,
+                rule="it must be written",
+                fix="make room, and run the same command again: it goes on from the one before",
+            )
+        self.send(
+            self._event("note", done)
+            | {"text": f"checkpoint of step {done} not written: {problem}; training goes on"}
+        )
+
+    def _event(self, kind: str, step: int) -> Event:
+        return {
+            "kind": kind,
+            "step": step,
+            "num_steps": self.run.num_steps,
+            "num_workers": torch.distributed.get_world_size(),
+        }
+
+
+def _agree_on_checkpoint(checkpoints: Store, send: Send) -> Store | None:
+    """Rank 0 verifies and chooses; all restore from the same."""
+    name: list[str | None] = [None]
+    if torch.distributed.get_rank() == 0:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = latest_complete(checkpoints)
+        for warning in caught:
+            send({"kind": "note", "text": str(warning.message)})
+        name = [None if found is None else found.root.rpartition("/")[2]]
+    torch.distributed.broadcast_object_list(name, src=0)
+    return None if name[0] is None else checkpoints.sub(name[0])
