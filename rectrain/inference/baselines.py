@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rectrain.data.encoding import OTHER
+
 __all__ = [
     "BASELINES",
     "CATALOGUE_BASELINES",
@@ -86,7 +88,7 @@ def item_knn(train: pa.Table, *, items: Sequence[str], bought: Sequence[Sequence
     sim(i, j) = n_ij / (sqrt(n_i · n_j) + 10), with n_ij the users who bought both; an item is no
     neighbour of itself.
     """
-    from scipy import sparse
+    from scipy import sparse  # type: ignore[import-untyped]
 
     users = _purchases(train, items)
     together = (users.T @ users).tocoo()
@@ -124,7 +126,9 @@ def _matrix(
 def texts(table: pa.Table, *sides: str) -> list[str]:
     """The texts of the sides ("query_text", "item_text") of each row, joined by a space."""
     columns = [table.column(side).to_pylist() for side in sides]
-    return [" ".join(text for side in row for text in side or ()) for row in zip(*columns)]
+    return [
+        " ".join(text for side in row for text in side or ()) for row in zip(*columns, strict=True)
+    ]
 
 
 def features(table: pa.Table) -> tuple[Floats, list[bool]]:
@@ -134,7 +138,10 @@ def features(table: pa.Table) -> tuple[Floats, list[bool]]:
         column = table.column(name).combine_chunks()
         width = column.type.list_size
         values = column.flatten().to_numpy(zero_copy_only=False)
-        parts.append(values.reshape(table.num_rows, width).astype(np.float64))
+        values = values.reshape(table.num_rows, width).astype(np.float64)
+        if name == "categorical":  # the trees hold no more; the rarest become OTHER
+            values = np.where(values < _MAX_CATEGORIES, values, OTHER)
+        parts.append(values)
         is_category += [name == "categorical"] * width
     return np.concatenate(parts, axis=1), is_category
 
@@ -196,6 +203,8 @@ def _both_rows(train: pa.Table, test: pa.Table, *, collection: Sequence[str]) ->
     that didn't see the row. Grades: the trees with BM25 as one more feature."""
     if _graded(train):
         return _gbdt_with_bm25(train, test, collection=collection)
+    if not features(train)[1] or np.bincount(_labels(train).astype(int), minlength=2).min() < 3:
+        return _tfidf_rows(train, test, collection=collection)
     from scipy import sparse
     from sklearn.model_selection import cross_val_predict
 
@@ -221,11 +230,12 @@ def _gbdt_with_bm25(train: pa.Table, test: pa.Table, *, collection: Sequence[str
 
 
 def _labels(table: pa.Table) -> Floats:
-    return table.column("label").to_numpy().astype(np.float64)
+    label: Floats = table.column("label").to_numpy().astype(np.float64)
+    return label
 
 
 def _graded(train: pa.Table) -> bool:
-    return bool(_labels(train).max(initial=0.0) > 1)
+    return bool(np.any(_labels(train) > 1))
 
 
 def _log_odds(probability: Floats) -> Floats:
@@ -256,7 +266,8 @@ def _linear(*, graded: bool) -> Any:
 def _tfidf(train: pa.Table, test: pa.Table) -> tuple[Any, Any]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectors = TfidfVectorizer(ngram_range=(1, 2), min_df=5)
+    # The 5 rows a word must stand in are all of a very small table: it gets fewer.
+    vectors = TfidfVectorizer(ngram_range=(1, 2), min_df=max(1, min(5, train.num_rows // 20)))
     return (
         vectors.fit_transform(texts(train, "query_text", "item_text")),
         vectors.transform(texts(test, "query_text", "item_text")),
@@ -265,8 +276,10 @@ def _tfidf(train: pa.Table, test: pa.Table) -> tuple[Any, Any]:
 
 def _predict(learner: Any, x_train: Any, train: pa.Table, x_test: Any) -> Floats:
     """Fits on the train rows with their weights; probabilities of a classifier, else values."""
-    weight = train.column("weight").to_numpy().astype(np.float64)
-    learner.fit(x_train, _labels(train), sample_weight=weight)
+    label, weight = _labels(train), train.column("weight").to_numpy().astype(np.float64)
+    if not x_train.shape[1] or label.min() == label.max():  # nothing to learn from
+        return np.full(x_test.shape[0], label.mean())
+    learner.fit(x_train, label, sample_weight=weight)
     if hasattr(learner, "predict_proba"):
         return np.asarray(learner.predict_proba(x_test)[:, 1], dtype=np.float64)
     return np.asarray(learner.predict(x_test), dtype=np.float64)

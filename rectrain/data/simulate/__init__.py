@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from rectrain.data.simulate.ads import make_ads
-from rectrain.data.simulate.catalogue import Catalogue, make_catalogue
+from rectrain.data.simulate.catalogue import make_catalogue
 from rectrain.data.simulate.columns import Floats, Ints
 from rectrain.data.simulate.orders import COUNTRIES, make_orders
 from rectrain.data.simulate.queries import make_search
@@ -43,7 +43,7 @@ class Size:
     """
 
     num_users: int = 2_000
-    num_items: int = 2_500
+    num_items: int = 4_000
     num_queries: int = 1_000
     list_size: int = 12
     purchases: float = 12.5

@@ -42,7 +42,7 @@ def make_ads(
     second = rng.integers(0, 365 * 86_400, count)
     hour = second // 3600 % 24
     device = rng.integers(0, len(DEVICES), count)
-    position = rng.integers(1, _NUM_POSITIONS + 1, count)
+    position = rng.integers(0, _NUM_POSITIONS, count)
     copy = rng.integers(0, len(words.COPIES), count)
     interest = rng.integers(0, NUM_INTERESTS, count)
     style, category = users.style[user, interest], users.category[user, interest]
@@ -53,7 +53,7 @@ def make_ads(
         + _STYLE_GAIN * (catalogue.style[items] == style)
         + _CATEGORY_GAIN * (catalogue.category_code[items] == category)
         + _PRICE_GAIN * words.column(words.PRICE_WORDS)[wish] * catalogue.price_z[items]
-        - _POSITION_LOSS * (position - 1)
+        - _POSITION_LOSS * position
         + words.column(words.COPIES)[copy]
         + _COPY_DEVICE[copy, device]
         + _COPY_DAYPART[copy, hour // 6]
@@ -116,5 +116,3 @@ def _any_with(rng: np.random.Generator, has: Ints, wanted: Ints, *, fallback: In
     last = np.searchsorted(has[order], wanted, side="right")
     picks = first + np.floor(rng.random(len(wanted)) * (last - first)).astype(np.int64)
     return np.where(last > first, order[np.minimum(picks, len(has) - 1)], fallback)
-
-

@@ -37,7 +37,8 @@ def choose_words(
     for row, words in enumerate(choices):
         table[row, : len(words)] = words
     picks = np.floor(rng.random(len(values)) * counts[values]).astype(np.int64)
-    return table[values, picks]
+    chosen: npt.NDArray[np.object_] = table[values, picks]
+    return chosen
 
 
 def join(*parts: npt.NDArray[np.object_]) -> pa.Array:
@@ -48,7 +49,7 @@ def join(*parts: npt.NDArray[np.object_]) -> pa.Array:
 
 
 def gumbel(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
-    """Standard Gumbel noise, float32: the largest of logits + noise is a draw of softmax(logits)."""
+    """Standard Gumbel noise, float32; the largest of logits + noise is a draw of softmax."""
     noise: Floats = -np.log(rng.standard_exponential(shape, dtype=np.float32))
     return noise
 

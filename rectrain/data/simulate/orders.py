@@ -84,7 +84,7 @@ def _logit(
     payment: Floats,
 ) -> Floats:
     """Log odds of fraud: what sells on, in large amounts, from new accounts."""
-    return (
+    logit: Floats = (
         _BASE
         + 0.4 * resale
         + 0.3 * festive
@@ -97,3 +97,4 @@ def _logit(
         + 0.7 * festive * np.where(payment > 0, 1.0, -1.0)
         + 0.3 * young * amount_z
     )
+    return logit

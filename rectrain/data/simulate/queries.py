@@ -117,7 +117,9 @@ def _texts(rng: np.random.Generator, queries: _Queries) -> pa.Array:
     material = _say(rng, words.MATERIALS, queries.material)
     colour = _say(rng, words.COLOURS, queries.colour)
     swap = rng.random(len(kind)) < 0.5
-    texts = join(price, np.where(swap, style, colour), material, kind, np.where(swap, colour, style))
+    texts = join(
+        price, np.where(swap, style, colour), material, kind, np.where(swap, colour, style)
+    )
     return _with_typos(rng, texts)
 
 
@@ -154,7 +156,7 @@ def _matches(queries: _Queries, catalogue: Catalogue, items: Ints | None = None)
     same_kind = queries.kind[:, None] == has("kind")
     category = np.array([kind.category for kind in words.TYPES])[queries.kind]
     same_category = category[:, None] == has("category_code")
-    gain = _GAINS["kind"] * same_kind + _GAINS["category"] * (same_category & ~same_kind)
+    gain: Floats = _GAINS["kind"] * same_kind + _GAINS["category"] * (same_category & ~same_kind)
     for name in ("style", "material", "colour"):
         gain = gain + _GAINS[name] * (getattr(queries, name)[:, None] == has(name))
     return gain
@@ -173,8 +175,9 @@ def _candidates(
 def _utility(queries: _Queries, catalogue: Catalogue, items: Ints) -> Floats:
     """What each listed product is worth to its query's asker, [queries, list]."""
     wish = words.column(words.PRICE_WORDS)[queries.price_word][:, None]
-    return (
+    worth: Floats = (
         _matches(queries, catalogue, items)
         + _PRICE_GAIN * wish * catalogue.price_z[items]
         + _RATING_GAIN * (catalogue.rating[items] - 3.9) / 0.6
     )
+    return worth

@@ -21,7 +21,7 @@ _MAX_BASKETS = 8
 _MAX_BASKET = 4
 
 # Log odds that an item of the liked category, style, … gains over others.
-_LIKES = {"category": 2.2, "style": 2.4, "material": 1.2, "colour": 1.2}
+_LIKES = {"category": 3.0, "style": 3.0, "material": 1.5, "colour": 1.5}
 _PRICE_PULL = 0.5
 
 
@@ -71,8 +71,9 @@ def make_users(number: Ints, *, seed: int, chunk: int, num_countries: int) -> Us
 
 
 def _country_shares(num_countries: int) -> Floats:
-    shares = 1.0 / np.arange(1, num_countries + 1)
-    return shares / shares.sum()
+    shares: Floats = 1.0 / np.arange(1, num_countries + 1)
+    result: Floats = shares / shares.sum()
+    return result
 
 
 def _logits(users: Users, catalogue: Catalogue) -> Floats:

@@ -149,9 +149,7 @@ _TYPE_LINES = (
 """,
 )
 TYPES = tuple(
-    Type(category, words)
-    for category, lines in enumerate(_TYPE_LINES)
-    for words in _phrases(lines)
+    Type(category, words) for category, lines in enumerate(_TYPE_LINES) for words in _phrases(lines)
 )
 
 # Effect: how festive, which moves the risk of an order (gifts are sent elsewhere).
@@ -229,6 +227,6 @@ COPIES = _phrases("""
 # Effect: what a shopper who says so wants of the price: -1 low, +1 high, 0 nothing said.
 PRICE_WORDS = _phrases("""
 -1 | - | cheap, budget, affordable, low cost
- 0 | | 
++0 | |
 +1 | - | luxury, premium, high end, exclusive
 """)
