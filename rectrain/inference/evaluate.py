@@ -10,6 +10,7 @@ Shapes: n rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.loader import open_tasks
@@ -113,6 +115,7 @@ def evaluate(
     tasks: Sequence[str] | None = None,
     num_resamples: int = 1000,
     seed: int = 0,
+    num_threads: int = 1,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict[str, TaskResult]:
     """Judges a model on every task.
@@ -124,6 +127,7 @@ def evaluate(
         tasks: names; None for the model's tasks that the data holds.
         num_resamples: bootstrap resamples, at most.
         seed: of the bootstrap.
+        num_threads: tasks that are judged side by side, on one core each.
         progress: is given a line before each step.
 
     Returns:
@@ -132,25 +136,49 @@ def evaluate(
     Raises:
         DataError: a task is missing, or its split has no rows.
     """
-    chosen = list(predictor.tasks if tasks is None else tasks)
-    results = {}
-    for task, prepared in open_tasks(paths, tasks=chosen).items():
-        progress(f"{task}: scoring {split}")
-        spec = predictor.spec(task)
-        judge = _recommendation if spec.head == "two_tower" else _rows
-        systems, further, left_out = judge(predictor, prepared, spec=spec, split=split)
-        progress(f"{task}: bootstrap over {systems[MODEL].num_groups} groups")
-        names = list(dict.fromkeys((spec.primary, *spec.metrics, *_FURTHER[spec.loss])))
-        metrics = _compare(systems, names, num_resamples=num_resamples, seed=seed)
-        results[task] = TaskResult(
-            task=task,
-            primary=spec.primary,
-            num_rows=len(systems[MODEL].label),
-            num_groups=systems[MODEL].num_groups,
-            num_left_out=left_out,
-            metrics={**metrics, **further},
+    data = open_tasks(paths, tasks=list(predictor.tasks if tasks is None else tasks))
+
+    def judge(task: str) -> TaskResult:
+        return _judge(
+            predictor,
+            data[task],
+            spec=predictor.spec(task),
+            split=split,
+            num_resamples=num_resamples,
+            seed=seed,
+            progress=progress,
         )
-    return results
+
+    # One task a thread: scikit-learn's threads that wait in turn for busy cores are slower.
+    with threadpool_limits(1), ThreadPoolExecutor(num_threads) as pool:
+        return dict(zip(data, pool.map(judge, data), strict=True))
+
+
+def _judge(
+    predictor: Predictor,
+    prepared: Prepared,
+    *,
+    spec: TaskSpec,
+    split: str,
+    num_resamples: int,
+    seed: int,
+    progress: Callable[[str], None],
+) -> TaskResult:
+    progress(f"{spec.name}: scoring {split}")
+    score = _recommendation if spec.head == "two_tower" else _rows
+    systems, further, left_out = score(predictor, prepared, spec=spec, split=split)
+    progress(f"{spec.name}: bootstrap over {systems[MODEL].num_groups} groups")
+    names = list(dict.fromkeys((spec.primary, *spec.metrics, *_FURTHER[spec.loss])))
+    metrics = _compare(systems, names, num_resamples=num_resamples, seed=seed)
+    progress(f"{spec.name}: done")
+    return TaskResult(
+        task=spec.name,
+        primary=spec.primary,
+        num_rows=len(systems[MODEL].label),
+        num_groups=systems[MODEL].num_groups,
+        num_left_out=left_out,
+        metrics={**metrics, **further},
+    )
 
 
 def _compare(
