@@ -62,8 +62,8 @@ class ListPooling(nn.Module):
 class TwoTowerHead(nn.Module):
     """Vectors of both sides whose inner product is the score, for an index of items.
 
-    u = norm(q + A(q)), v = norm(d + C(d, features)), A and C two-layer networks whose last layer
-    starts at zero: training starts at the pretrained cosine. The score is
+    u = norm(q + A(q)), v = norm(d + C(d, features)) of vectors q and d scaled alike, A and C
+    networks whose last layer starts at zero: training starts at the pretrained cosine. The score is
     scale · uᵀv + popularity · log q, with a learned scale and a learned share of the item's log
     popularity that starts at 1 (a prior: the loss takes log q of the sampling out again). Both
     terms are folded into the vectors, [scale · u, 1] of a query and [v, popularity · log q] of an
@@ -97,9 +97,9 @@ class TwoTowerHead(nn.Module):
         Returns:
             Two float32 [B, D + 1] for queries and items; their inner product is the score.
         """
-        u = F.normalize((query + self.query(_unit_rms(query))).float(), dim=1)
-        inputs = torch.cat([_unit_rms(item), features], dim=1)
-        v = F.normalize((item + self.item(inputs)).float(), dim=1)
+        q, d = _unit_rms(query), _unit_rms(item)
+        u = F.normalize((q + self.query(q)).float(), dim=1)
+        v = F.normalize((d + self.item(torch.cat([d, features], dim=1))).float(), dim=1)
         scale = self.log_scale.float().clamp(max=_MAX_LOG_SCALE).exp()
         prior = (self.popularity.float() * log_q)[:, None]
         return torch.cat([scale * u, torch.ones_like(prior)], dim=1), torch.cat([v, prior], dim=1)
