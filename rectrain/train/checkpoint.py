@@ -18,8 +18,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import tempfile
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,8 +184,8 @@ def _owned_tensors(engine: Engine) -> Iterator[tuple[int, str, str, Tensor]]:
 
 
 def _whole_weight(parameter: nn.Parameter) -> Tensor:
-    from deepspeed.utils import safe_get_full_fp32_param
     from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.utils import safe_get_full_fp32_param
 
     if not parameter.requires_grad:
         with GatheredParameters([parameter]):
@@ -220,14 +222,20 @@ def _complete(
         for parent in {Path(file).parent.as_posix() for file in files}:
             folder.sync(parent)
         if run.local is not None:
-            run.remove(name)  # damaged, or it would have been resumed from
+            _discard(run, name)  # damaged, or it would have been resumed from
             run.rename(draft, name)
         run.sub(name).write(MARKER, hashlib.sha256(manifest).hexdigest().encode())
         run.sync(name)
     except OSError as error:
-        run.remove(name)
+        _discard(run, name)
         return str(error)
     return None
+
+
+def _discard(run: Store, name: str) -> None:
+    """Removes a checkpoint, its marker first: what a death leaves is not taken for complete."""
+    run.remove_file(f"{name}/{MARKER}")
+    run.remove(name)
 
 
 def _json(value: object) -> bytes:
@@ -295,10 +303,15 @@ def open_checkpoint(folder: Store) -> Checkpoint:
     path = folder.local
     if path is None:
         path = Path(tempfile.mkdtemp(prefix="rectrain-checkpoint-"))
-        local = Store.open(str(path))
         for file in files:
-            local.write(file, folder.read(file))
-    return Checkpoint(path, json.loads((path / _META).read_bytes()), files)
+            target = path / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as copy:
+                copy.writelines(folder.chunks(file))
+    checkpoint = Checkpoint(path, json.loads((path / _META).read_bytes()), files)
+    if folder.local is None:
+        weakref.finalize(checkpoint, shutil.rmtree, path, ignore_errors=True)
+    return checkpoint
 
 
 def checkpoint_steps(run: Store) -> list[int]:
@@ -329,17 +342,26 @@ def prune(run: Store, *, keep_last: int) -> None:
     for step in checkpoint_steps(run):
         name = f"step-{step:08d}"
         if run.exists(f"{name}/{MARKER}"):
-            complete.append((name, json.loads(run.read(f"{name}/{_META}"))["score"]))
+            complete.append((name, _score(run.sub(name))))
         else:
             run.remove(name)
     scored = [(score, name) for name, score in complete if score is not None]
     kept = {name for name, _ in complete[-keep_last:]} | ({max(scored)[1]} if scored else set())
     for name, _ in complete:
         if name not in kept:
-            run.remove(name)
+            _discard(run, name)
     for folder in run.folders():
         if folder.startswith(".draft-"):
             run.remove(folder)
+
+
+def _score(folder: Store) -> float | None:
+    try:
+        score: float | None = json.loads(folder.read(_META))["score"]
+    except (OSError, ValueError, KeyError) as error:
+        warnings.warn(f"{folder.root} is damaged: {error}", stacklevel=2)
+        return None
+    return score
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:

@@ -22,52 +22,75 @@ class TrainConfig(Section):
     pass over the task that has the most micro-batches.
     """
 
-    tasks: tuple[str, ...] | None = Field(None, description="tasks to train; all in the data")
-    num_steps: PositiveInt | None = Field(None, description="optimizer updates of the whole run")
+    tasks: tuple[str, ...] | None = Field(
+        default=None, description="tasks to train; all in the data"
+    )
+    num_steps: PositiveInt | None = Field(
+        default=None, description="optimizer updates of the whole run"
+    )
     num_epochs: PositiveFloat | None = Field(
-        None, description="passes over the longest task (default 1 when num_steps is not given)"
+        default=None,
+        description="passes over the longest task (default 1 when num_steps is not given)",
     )
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
-        1, description="processes, or [fewest, most] for an elastic run"
+        default=1, description="processes, or [fewest, most] for an elastic run"
     )
     num_micro_batches: PositiveInt | None = Field(
-        None, description="micro-batches of a step; the most workers by default"
+        default=None, description="micro-batches of a step; the most workers by default"
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="what ZeRO splits over the workers")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=2, description="what ZeRO splits over the workers"
+    )
     offload: Literal["none", "optimizer", "all"] = Field(
-        "none", description="what lives in host memory: nothing, optimizer state, weights too"
+        default="none",
+        description="what lives in host memory: nothing, optimizer state, weights too",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="auto: bf16 on a GPU that has it, else fp32"
+        default="auto", description="auto: bf16 on a GPU that has it, else fp32"
     )
-    learning_rate: PositiveFloat = Field(5e-5, description="peak rate of the encoder")
+    learning_rate: PositiveFloat = Field(default=5e-5, description="peak rate of the encoder")
     head_learning_rate: PositiveFloat | None = Field(
-        None, description="peak rate of everything but the encoder; 10 × learning_rate by default"
+        default=None,
+        description="peak rate of everything but the encoder; 10 × learning_rate by default",
     )
-    weight_decay: float = Field(0.01, ge=0.0, description="not on biases, norms and scalars")
-    warmup_share: Share = Field(0.1, description="share of the steps in linear warm-up")
-    max_grad_norm: float = Field(1.0, ge=0.0, description="clip the global norm; 0 = no clipping")
+    weight_decay: float = Field(
+        default=0.01, ge=0.0, description="not on biases, norms and scalars"
+    )
+    warmup_share: Share = Field(default=0.1, description="share of the steps in linear warm-up")
+    max_grad_norm: float = Field(
+        default=1.0, ge=0.0, description="clip the global norm; 0 = no clipping"
+    )
     activation_checkpointing: bool = Field(
-        False, description="recompute activations in backward: less memory, about 1/3 more time"
+        default=False,
+        description="recompute activations in backward: less memory, about 1/3 more time",
     )
     loss_weights: dict[str, PositiveFloat] = Field(
         default_factory=dict, description="weight of a task's loss; 1 for those not named"
     )
     balancer: Literal["static", "uncertainty"] = Field(
-        "static", description="fixed weights, or learned ones (Kendall et al., 2018)"
+        default="static", description="fixed weights, or learned ones (Kendall et al., 2018)"
     )
-    log_interval: PositiveInt = Field(10, description="steps between logged losses")
-    checkpoint_interval: PositiveInt = Field(100, description="steps between checkpoints")
-    keep_last: PositiveInt = Field(2, description="newest checkpoints kept beside the best one")
+    log_interval: PositiveInt = Field(default=10, description="steps between logged losses")
+    checkpoint_interval: PositiveInt = Field(default=100, description="steps between checkpoints")
+    keep_last: PositiveInt = Field(
+        default=2, description="newest checkpoints kept beside the best one"
+    )
     evaluate_interval: PositiveInt | None = Field(
-        None, description="steps between validations; only at the end by default"
+        default=None, description="steps between validations; only at the end by default"
     )
-    evaluate_rows: PositiveInt = Field(2000, description="validation rows of a task, at most")
-    max_failures: int = Field(-1, ge=-1, description="restarts after a death; -1 = no limit")
-    collective_timeout_s: PositiveFloat = Field(300.0, description="a silent peer counts as dead")
-    threads_per_worker: PositiveInt = Field(1, description="CPU threads of one worker")
+    evaluate_rows: PositiveInt = Field(
+        default=2000, description="validation rows of a task, at most"
+    )
+    max_failures: int = Field(
+        default=-1, ge=-1, description="restarts after a death; -1 = no limit"
+    )
+    collective_timeout_s: PositiveFloat = Field(
+        default=300.0, description="a silent peer counts as dead"
+    )
+    threads_per_worker: PositiveInt = Field(default=1, description="CPU threads of one worker")
     stage3_persistence_threshold: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="ZeRO-3 keeps parameters of fewer elements whole; 10 × hidden by default"
+        default=None,
+        description="ZeRO-3 keeps parameters of fewer elements whole; 10 × hidden by default",
     )
 
     @field_validator("num_workers")
@@ -106,22 +129,23 @@ class TrainConfig(Section):
 class TrackingConfig(Section):
     """Where a run can be watched."""
 
-    tensorboard: bool = Field(True, description="write TensorBoard files under the run")
+    tensorboard: bool = Field(default=True, description="write TensorBoard files under the run")
     mlflow: str = Field(
-        "auto", description="auto: sqlite file <output>/mlflow.db; off; or a tracking server's URI"
+        default="auto",
+        description="auto: sqlite file <output>/mlflow.db; off; or a tracking server's URI",
     )
-    mlflow_experiment: str = Field("rectrain", description="MLflow's experiment")
+    mlflow_experiment: str = Field(default="rectrain", description="MLflow's experiment")
 
 
 class RunConfig(Section):
     """Everything that decides a run; stored beside its checkpoints."""
 
     name: str = Field(
-        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder in output"
+        default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder in output"
     )
-    output: str = Field("runs", description="folder or URI (s3://, gs://, …) of all runs")
-    seed: int = Field(0, ge=0, description="of weights, order of rows and dropout")
+    output: str = Field(default="runs", description="folder or URI (s3://, gs://, …) of all runs")
+    seed: int = Field(default=0, ge=0, description="of weights, order of rows and dropout")
     data: DataConfig
-    model: ModelConfig = Field(default_factory=ModelConfig)
-    train: TrainConfig = Field(default_factory=TrainConfig)
-    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    tracking: TrackingConfig = TrackingConfig()

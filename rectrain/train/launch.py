@@ -54,11 +54,12 @@ _FREE = {
 
 @dataclass(frozen=True)
 class RunPlace:
-    """A run's folder after `claim`: is there work left, and where does the last checkpoint lie."""
+    """A run's folder as `claim` found it: is there work left, where will the last checkpoint lie."""
 
     store: Store
     last_checkpoint: str
     is_finished: bool
+    overwrite: bool
 
 
 class Channel:
@@ -124,25 +125,22 @@ def describe(config: RunConfig) -> str:
 
 
 def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
-    """Takes the run's folder: new, or one of the same run that goes on.
+    """Looks at the run's folder: new, or one of the same run that goes on. Changes nothing.
 
     Args:
         config: with absolute paths.
-        overwrite: remove what is there.
+        overwrite: `launch` is to remove what is there.
 
     Raises:
         ConfigError: the folder holds a run of other settings.
     """
     store = Store.open(f"{config.output}/{config.name}")
-    if overwrite:
-        store.remove("")
-    if store.exists(_CONFIG):
+    if store.exists(_CONFIG) and not overwrite:
         _check_same(config, store)
-    store.make()
-    store.replace(_CONFIG, dump_config(config).encode())
     num_steps = plan_run(config, open_data(config)).num_steps
     last = f"checkpoints/step-{num_steps:08d}"
-    return RunPlace(store, f"{store.root}/{last}", store.exists(f"{last}/{MARKER}"))
+    is_finished = not overwrite and store.exists(f"{last}/{MARKER}")
+    return RunPlace(store, f"{store.root}/{last}", is_finished, overwrite)
 
 
 def _check_same(config: RunConfig, store: Store) -> None:
@@ -191,8 +189,9 @@ def launch(config: RunConfig, place: RunPlace, *, say: Say) -> None:
         RuntimeError: an error of our own in a worker, with its traceback.
     """
     use_gpu = _check_resources(config)
+    _begin(config, place)
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    channel = ray.remote(Channel).options(num_cpus=0, scheduling_strategy=node).remote()
+    channel: Any = ray.remote(Channel).options(num_cpus=0, scheduling_strategy=node).remote()
     with _Listener(channel, config, place.store, say=say):
         try:
             _trainer(config, channel, use_gpu=use_gpu).fit()
@@ -206,31 +205,40 @@ def launch(config: RunConfig, place: RunPlace, *, say: Say) -> None:
     export_encoder(load_model(place.last_checkpoint), place.store)
 
 
+def _begin(config: RunConfig, place: RunPlace) -> None:
+    """Writes the run's folder: only now, when nothing of the user's can be wrong any more."""
+    if place.overwrite:
+        place.store.remove("")
+    place.store.make()
+    place.store.replace(_CONFIG, dump_config(config).encode())
+
+
 def _trainer(config: RunConfig, channel: Any, *, use_gpu: bool) -> TorchTrainer:
     train = config.train
+    ray_train: Any = ray.train  # typed as version 1, which it is not
     return TorchTrainer(
         train_worker,
         train_loop_config={"config": config, "channel": channel},
         torch_config=TorchConfig(
             backend="nccl" if use_gpu else "gloo", timeout_s=int(train.collective_timeout_s)
         ),
-        scaling_config=ray.train.ScalingConfig(
+        scaling_config=ray_train.ScalingConfig(
             num_workers=train.num_workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": train.threads_per_worker, "GPU": int(use_gpu)},
         ),
-        run_config=ray.train.RunConfig(
+        run_config=ray_train.RunConfig(
             name="ray",
             storage_path=f"{config.output}/{config.name}",
-            failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            failure_config=ray_train.FailureConfig(max_failures=train.max_failures),
+            logging_config=ray_train.LoggingConfig(log_level="WARNING"),
         ),
     )
 
 
 def _check_resources(config: RunConfig) -> bool:
     """Whether to use GPUs; refuses what could only wait for ever."""
-    train, have = config.train, ray.cluster_resources()
+    train, have = config.train, ray.cluster_resources()  # type: ignore[no-untyped-call]
     need = train.min_workers * train.threads_per_worker
     if need > have.get("CPU", 0):
         raise ResourceError(
@@ -319,5 +327,5 @@ class _Listener:
                         tracker.record(event)
                     if not last:
                         time.sleep(_POLL_S)
-        except BaseException as error:  # noqa: BLE001 (raised by __exit__)
+        except BaseException as error:
             self._error = error

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
-
 from rectrain.data.loader import plan_training
 from rectrain.data.plan import Plan
 from rectrain.data.shards import Prepared, Shards
+from rectrain.model.multitask import MultiTaskModel
 from rectrain.train.config import RunConfig
 from rectrain.train.step import num_accumulations
 from rectrain.train.zero import DeviceFacts, resolve_precision, state_bytes
@@ -58,7 +57,7 @@ def outline(
     config: RunConfig,
     data: Mapping[str, Prepared],
     *,
-    model: nn.Module,
+    model: MultiTaskModel,
     device: DeviceFacts,
     run: RunPlan,
 ) -> str:
@@ -88,7 +87,7 @@ def outline(
     return "\n".join([*lines, *_memory(config, model, workers)])
 
 
-def _memory(config: RunConfig, model: nn.Module, workers: int) -> list[str]:
+def _memory(config: RunConfig, model: MultiTaskModel, workers: int) -> list[str]:
     size = sum(parameter.numel() for parameter in model.parameters())
     bert = model.encoder.config
     state = state_bytes(size, zero_stage=config.train.zero_stage, world_size=workers)

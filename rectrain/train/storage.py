@@ -114,7 +114,7 @@ class Store:
     def rename(self, old: str, new: str) -> None:
         """Renames in a local folder, at once and lastingly."""
         assert self.local is not None, "other filesystems have no atomic rename"
-        os.replace(self.local / old, self.local / new)
+        (self.local / old).replace(self.local / new)
         self.sync(".")
 
     def sync(self, name: str) -> None:
@@ -130,6 +130,13 @@ class Store:
     def make(self, name: str = "") -> None:
         """Makes a folder and those above it."""
         self.filesystem.create_dir(self._full(name), recursive=True)
+
+    def remove_file(self, name: str) -> None:
+        """Removes a file, if it is there."""
+        if self.local is not None:
+            (self.local / name).unlink(missing_ok=True)
+        elif self.exists(name):
+            self.filesystem.delete_file(self._full(name))
 
     def remove(self, name: str) -> None:
         """Removes a folder with all in it, if it is there."""

@@ -167,7 +167,7 @@ def _flat(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _scalars(record: Event) -> dict[str, float]:
-    values = {}
+    values: dict[str, float] = {}
     for key, value in record.items():
         if isinstance(value, dict):
             values |= {f"{key}/{task}": number for task, number in value.items()}

@@ -8,6 +8,7 @@ Shapes: n rows, U users, I items, D hidden size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,8 +63,11 @@ def validate(
             else:
                 examples = _score_rows(score, rows, TASKS[task])
             if torch.distributed.get_rank() == 0:
-                defined = examples is not None and len(examples.label) > 0
-                values[task] = metric_of(TASKS[task].primary)(examples) if defined else np.nan
+                values[task] = (
+                    metric_of(TASKS[task].primary)(examples)
+                    if examples is not None and len(examples.label) > 0
+                    else math.nan
+                )
     engine.train()
     return values
 
