@@ -54,7 +54,7 @@ _FREE = {
 
 @dataclass(frozen=True)
 class RunPlace:
-    """A run's folder as `claim` found it: is there work left, where will the last checkpoint lie."""
+    """A run's folder as `claim` found it: is work left, where will the last checkpoint lie."""
 
     store: Store
     last_checkpoint: str
