@@ -240,7 +240,7 @@ def _last_baskets(user: Ints, time: Ints) -> tuple[npt.NDArray[np.bool_], npt.ND
     return last, time < second[user]
 
 
-_NUM_SAMPLED_USERS = 400
+_NUM_SAMPLED_USERS = 300
 _FACTS = {
     "text": [0, 1, 2, 3, 4],
     "features": [0, 5, 6, 7, 8],

@@ -97,7 +97,7 @@ def as_rows(lines: pd.DataFrame) -> pa.Table:
     total = (lines.Quantity * lines.UnitPrice).clip(lower=0.001)
     numbers: list[Any] = [
         np.log(lines.Quantity), np.log(lines.UnitPrice.clip(lower=0.001)), np.log(total),
-        lines.InvoiceDate.dt.hour, lines.InvoiceDate.dt.dayofweek,
+        lines.InvoiceDate.dt.hour, lines.InvoiceDate.dt.day_of_week,
     ]  # fmt: skip
     numeric = np.column_stack(numbers).astype(np.float32)
     local = (lines.Country == "United Kingdom").to_numpy().astype(np.int32)

@@ -113,7 +113,8 @@ def purchase_propensity(
     The best possible ranking for a user sorts the items by it, without those already bought.
 
     Args:
-        user_ids: ids of the simulated log, any order.
+        user_ids: ids of the simulated log, any order; ask for some thousands at a time, for the
+            result holds every item for each.
         size, seed: of the simulation that wrote the log.
 
     Returns:
