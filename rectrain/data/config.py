@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rectrain.config import Section
 from rectrain.errors import ConfigError
@@ -38,9 +38,11 @@ class SplitConfig(Section):
     validation_share: float = Field(default=0.1, ge=0, lt=1, description="share of rows or groups")
     test_share: float = Field(default=0.1, ge=0, lt=1, description="share of rows or groups")
     validation_start: datetime | None = Field(
-        default=None, description="by time: instead of its share"
+        default=None, description="by time: instead of its share, UTC"
     )
-    test_start: datetime | None = Field(default=None, description="by time: instead of its share")
+    test_start: datetime | None = Field(
+        default=None, description="by time: instead of its share, UTC"
+    )
     gap_days: float = Field(
         default=0,
         ge=0,
@@ -50,6 +52,11 @@ class SplitConfig(Section):
     fold: int | None = Field(
         default=None, ge=0, description="by group: this part is test, the next one validation"
     )
+
+    @field_validator("validation_start", "test_start")
+    @classmethod
+    def _in_utc(cls, moment: datetime | None) -> datetime | None:
+        return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
 
     @model_validator(mode="after")
     def _consistent(self) -> SplitConfig:
@@ -86,7 +93,8 @@ class PrepareConfig(Section):
     task: str | None = Field(default=None, description="parquet: the task of inputs that name none")
     tasks: tuple[str, ...] | None = Field(default=None, description="keep only these; None for all")
     item_text: tuple[str, ...] = Field(
-        default=("title",), description="chorus: product columns that make the item's text"
+        default=("title", "short_description", "attributes"),
+        description="chorus: product columns that make the item's text",
     )
     size: str = Field(default="demo", description="simulated: tiny, demo or large")
     simulated: dict[str, float] = Field(

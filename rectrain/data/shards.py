@@ -226,7 +226,8 @@ def _read_manifest(root: Path) -> dict[str, Any]:
             what=f"format of {root}", got=got, rule=f"this version reads format {FORMAT}",
             fix="prepare the data again with this version",
         )  # fmt: skip
-    if not {"tasks", "tokenizer", "seed", "source", "config"} <= set(manifest):
+    parts = {"tasks": dict, "tokenizer": dict, "seed": int, "source": str, "config": dict}
+    if not all(isinstance(manifest.get(key), kind) for key, kind in parts.items()):
         raise DataError(
             what=f"{root / MANIFEST}", got=sorted(manifest), rule="must be complete", fix=fix
         )
