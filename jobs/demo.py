@@ -1,0 +1,97 @@
+"""The whole line on the embedded data: prepare, train, evaluate, and say where all of it lies.
+
+    python -m jobs.demo [--preset demo|tiny] [--output runs] [--overwrite] [--dry-run]
+
+Interrupted and run again, it goes on where it was. It ends with OUTPUT/NAME/summary.json.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from jobs import evaluate, prepare, train
+from jobs.cli import JobParser, run
+from rectrain.report.evaluation import write_summary
+
+__all__ = ["main"]
+
+#: Preset -> its training configuration; the simulated data of the same size has the same name.
+PRESETS = {name: Path(__file__).parent / "configs" / f"{name}.yaml" for name in ("demo", "tiny")}
+
+
+def main(argv: list[str]) -> int:
+    """Runs the three jobs in turn, in this process and on one local cluster."""
+    parser = JobParser(__doc__)
+    parser.add_argument("--preset", choices=PRESETS, default="demo", help="size (default: demo)")
+    parser.add_argument("--output", default="runs", help="where runs lie (default: runs)")
+    parser.add_argument("--data", default="data", help="where prepared data lies (default: data)")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew")
+    options = parser.parse_args(argv)
+    data, directory = f"{options.data}/{options.preset}", Path(options.output) / options.preset
+    dry_run = ["--dry-run"] if options.dry_run else []
+    overwrite = ["--overwrite"] if options.overwrite else []
+    began = time.monotonic()
+    with _peak_memory() as peak:
+        if overwrite or not (Path(data) / "manifest.json").exists():
+            _say(f"1/3 prepare {data}")
+            source = ["--source=simulated", f"--size={options.preset}", f"--output={data}"]
+            prepare.main([*source, *overwrite, *dry_run])
+        if dry_run:
+            return 0
+        _say(f"2/3 train {directory}")
+        target = [f"--data.paths={data}", f"--output={options.output}", f"--name={options.preset}"]
+        train.main(["--config", str(PRESETS[options.preset]), *target, *overwrite])
+        _say(f"3/3 evaluate {directory}")
+        evaluate.main(["--checkpoint", str(directory)])
+    wall_s = time.monotonic() - began
+    summary = write_summary(directory, wall_s=wall_s, peak_rss_bytes=peak.rss_bytes)
+    _say(f"{wall_s / 60:.1f} minutes, {peak.rss_bytes / 2**30:.1f} GiB at most; see {summary}")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(f"── {text}", flush=True)
+
+
+class _Peak:
+    """The most memory that this process and all below it held at one time."""
+
+    rss_bytes = 0
+
+    def sample(self) -> None:
+        """Adds up what each process holds alone, and the largest shared part once."""
+        private, shared = 0, 0
+        processes = psutil.Process().children(recursive=True)
+        for process in [psutil.Process(), *processes]:
+            with suppress(psutil.Error):  # it ended meanwhile
+                memory = process.memory_info()
+                private += memory.rss - memory.shared
+                shared = max(shared, memory.shared)
+        self.rss_bytes = max(self.rss_bytes, private + shared)
+
+
+@contextmanager
+def _peak_memory(interval_s: float = 1.0) -> Iterator[_Peak]:
+    peak, done = _Peak(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(interval_s):
+            peak.sample()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+
+
+if __name__ == "__main__":
+    run(main)
