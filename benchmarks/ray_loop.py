@@ -18,7 +18,7 @@ from benchmarks.loop import TIMEOUT_S, Run, measure
 
 __all__ = ["train_in_ray"]
 
-_REPORT_INTERVAL = 10  # steps, as in jobs.train
+_REPORT_INTERVAL = 10  # steps
 
 
 def train_in_ray(run: Run) -> None:
