@@ -42,7 +42,7 @@ from rectrain.metrics import (
 )
 from rectrain.model.spec import Loss, TaskSpec
 
-__all__ = ["BEST_POSSIBLE", "MODEL", "MetricResult", "TaskResult", "evaluate"]
+__all__ = ["BEST_POSSIBLE", "MODEL", "MetricResult", "TaskResult", "compare", "evaluate"]
 
 MODEL, BEST_POSSIBLE = "model", "best_possible"
 LIST_SIZE = 10
@@ -169,7 +169,7 @@ def _judge(
     systems, further, left_out = score(predictor, prepared, spec=spec, split=split)
     progress(f"{spec.name}: bootstrap over {systems[MODEL].num_groups} groups")
     names = list(dict.fromkeys((spec.primary, *spec.metrics, *_FURTHER[spec.loss])))
-    metrics = _compare(systems, names, num_resamples=num_resamples, seed=seed)
+    metrics = compare(systems, names, num_resamples=num_resamples, seed=seed)
     progress(f"{spec.name}: done")
     return TaskResult(
         task=spec.name,
@@ -181,7 +181,7 @@ def _judge(
     )
 
 
-def _compare(
+def compare(
     systems: Mapping[str, Examples], names: Sequence[str], *, num_resamples: int, seed: int
 ) -> dict[str, MetricResult]:
     """Every metric of every system, on the same resamples of the groups."""
