@@ -227,7 +227,7 @@ def _serve(
     while (step := requests.get()) is not None and not closed.is_set():
         try:
             results.put(build(step))
-        except BaseException as error:  # noqa: BLE001 (raised by the training thread, in __next__)
+        except BaseException as error:  # raised by the training thread, in __next__
             results.put(error)
             return
 
