@@ -145,7 +145,7 @@ def build_engine(
     num_accumulations: int,
     device: DeviceFacts | None = None,
 ) -> Engine:
-    """Wraps a model for training in the current process group (see `join_deepspeed`).
+    """Wraps a model in training mode, in the current process group (see `join_deepspeed`).
 
     Args:
         model: weights alike on all ranks; forward(batch, scale=…, num_shares=…) gives
@@ -174,6 +174,7 @@ def build_engine(
         config=config,
         dist_init_required=False,
     )
+    engine.train()  # pretrained encoders come in evaluation mode
     return engine  # type: ignore[no-any-return]
 
 

@@ -1,0 +1,214 @@
+"""Runs under Ray Train: killed workers change nothing, and a run can be watched and exported."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file
+
+from jobs import train
+from rectrain.train.tracking import read_records
+
+NUM_STEPS = 20
+GAUGES = {
+    "rectrain_train_step",
+    "rectrain_train_loss",
+    "rectrain_train_tokens_per_second",
+    "rectrain_train_learning_rate",
+    "rectrain_train_gradient_norm",
+    "rectrain_train_validation",
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(marketplace: Path) -> Iterator[Path]:
+    """A local cluster that exports its metrics often; the prepared data."""
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        _system_config={"metrics_report_interval_ms": 500},
+    )
+    yield marketplace
+    ray.shutdown()
+
+
+def arguments(data: Path, output: Path, name: str, *more: str) -> list[str]:
+    return [
+        f"--data.paths={data}",
+        f"--output={output}",
+        f"--name={name}",
+        "--model.encoder=tiny",
+        "--model.dropout=0.1",
+        "--data.tokens_per_micro_batch=256",
+        "--train.num_workers=2",
+        f"--train.num_steps={NUM_STEPS}",
+        "--train.checkpoint_interval=4",
+        "--train.evaluate_interval=10",
+        "--train.evaluate_rows=50",
+        "--train.log_interval=1",
+        "--train.collective_timeout_s=30",
+        "--tracking.mlflow=off",
+        *more,
+    ]
+
+
+def final_tensors(run: Path, step: int = NUM_STEPS) -> dict[str, torch.Tensor]:
+    """Weights and moments; which rank wrote a tensor must not matter."""
+    tensors = {}
+    for part in (run / "checkpoints" / f"step-{step:08d}").glob("*.safetensors"):
+        tensors |= load_file(part)
+    return tensors
+
+
+def last_step(run: Path) -> int:
+    return max((record["step"] for record in read_records(run / "metrics.jsonl")), default=0)
+
+
+def kill_workers(run: Path, at: list[int], done: threading.Event) -> list[int]:
+    """SIGKILLs one training worker when each of the steps has been logged; the steps it met."""
+    killed: list[int] = []
+    for number, step in enumerate(at):
+        while not done.is_set() and last_step(run) < step:
+            time.sleep(0.05)
+        workers = training_workers()
+        while not done.is_set() and not workers:
+            time.sleep(0.05)
+            workers = training_workers()
+        if workers:
+            os.kill(workers[number % len(workers)], signal.SIGKILL)
+            killed.append(step)
+    return killed
+
+
+def training_workers() -> list[int]:
+    """Processes of this test's cluster that train."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return sorted(found)
+
+
+def watched(action: Callable[[], Any], observe: Callable[[], None]) -> Any:
+    """Runs an action while another thread observes every half second."""
+    done = threading.Event()
+
+    def loop() -> None:
+        while not done.wait(0.5):
+            observe()
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        return action()
+    finally:
+        done.set()
+        thread.join()
+
+
+def scrape(seen: dict[str, set[float]]) -> None:
+    """Adds the values of all our gauges that the node's agent exports now."""
+    port = ray.nodes()[0]["MetricsExportPort"]
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+            text = response.read().decode()
+    except OSError:  # the agent is not up yet
+        return
+    for name, tags, value in re.findall(r"^ray_(rectrain_\w+)\{(.*)\} (\S+)$", text, re.M):
+        task = re.search(r'task="(\w*)"', tags)
+        seen[f"{name}/{task.group(1)}" if task and task.group(1) else name].add(float(value))
+
+
+@pytest.fixture(scope="module")
+def straight(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """An uninterrupted run, and the values that its gauges took."""
+    output = tmp_path_factory.mktemp("straight")
+    seen: dict[str, set[float]] = defaultdict(set)
+    status = watched(
+        lambda: train.main(arguments(cluster, output, "straight")), lambda: scrape(seen)
+    )
+    assert status == 0
+    return output / "straight", seen
+
+
+def test_every_gauge_changes(straight: tuple[Path, dict[str, set[float]]]) -> None:
+    _, seen = straight
+    assert {name.partition("/")[0] for name in seen} == GAUGES
+    constant = [name for name, values in seen.items() if len(values) < 2]
+    assert not constant
+    assert max(seen["rectrain_train_step"]) == NUM_STEPS
+    losses = {name for name in seen if name.startswith("rectrain_train_loss/")}
+    assert len(losses) == 4
+
+
+def test_the_run_leaves_what_it_names(
+    straight: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    run = straight[0]
+    assert list((run / "tensorboard").glob("events.*"))
+    assert (run / "curves.png").stat().st_size > 10_000
+    records = read_records(run / "metrics.jsonl")
+    assert [r["step"] for r in records if r["kind"] == "log"] == list(range(1, NUM_STEPS + 1))
+    assert [r["step"] for r in records if r["kind"] == "validation"] == [10, NUM_STEPS]
+    encoder = AutoModel.from_pretrained(run / "encoder")
+    weights = {k: v for k, v in final_tensors(run).items() if k.startswith("encoder.")}
+    for name, tensor in encoder.state_dict().items():
+        if not name.startswith("pooler."):
+            assert torch.equal(tensor, weights[f"encoder.{name}"]), name
+    assert AutoTokenizer.from_pretrained(run / "encoder")("red shoes")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param([3, 13], id="2 kills"),
+        pytest.param([2, 3, 5, 6, 9, 11, 12, 15, 17, 19], id="10 kills", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_workers_change_nothing(
+    cluster: Path, straight: tuple[Path, Any], tmp_path: Path, steps: list[int]
+) -> None:
+    done, killed = threading.Event(), []
+    run = tmp_path / "killed"
+    killer = threading.Thread(target=lambda: killed.extend(kill_workers(run, steps, done)))
+    killer.start()
+    try:
+        status = train.main(arguments(cluster, tmp_path, "killed"))
+    finally:
+        done.set()
+        killer.join()
+    assert status == 0 and killed == steps
+    expected, got = final_tensors(straight[0]), final_tensors(run)
+    assert expected.keys() == got.keys()
+    assert not [name for name in expected if not torch.equal(expected[name], got[name])]
+    records = read_records(run / "metrics.jsonl")
+    reference = read_records(straight[0] / "metrics.jsonl")
+    assert [(r["kind"], r["step"]) for r in records] == [(r["kind"], r["step"]) for r in reference]
+    assert [r.get("loss") for r in records] == [r.get("loss") for r in reference]
+
+
+def test_a_finished_run_says_so(
+    cluster: Path, straight: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(arguments(cluster, straight[0].parent, "straight")) == 0
+    assert "already finished" in capsys.readouterr().out
