@@ -10,10 +10,7 @@ Sources, fields, splits and what is written: docs/data.md.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
-
-import ray
 
 from jobs.cli import JobParser, parse_config, run
 from rectrain.config import dump_config
@@ -33,8 +30,6 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         print(dump_config(config) + plan(config, specs=specs))
         return 0
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     print(summarize(prepare(config, specs=specs)))
     return 0
 

@@ -25,6 +25,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 import ray.data
 
 from rectrain.data.assemble import Spec
@@ -87,14 +88,21 @@ def prepare(config: PrepareConfig, *, specs: Mapping[str, Spec]) -> Prepared:
 
 
 def _existing(output: Path, what: Mapping[str, Any], *, overwrite: bool) -> Prepared | None:
-    if overwrite or not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
-    prepared = Prepared.open(str(output)) if (output / MANIFEST).exists() else None
-    if prepared and all(prepared.manifest.get(key) == value for key, value in what.items()):
+    if not (output / MANIFEST).exists():
+        raise DataError(
+            what="output", got=f"{output}, which holds other files",
+            rule="only prepared data is ever replaced", fix="give another --output",
+        )  # fmt: skip
+    if overwrite:
+        return None
+    prepared = Prepared.open(str(output))
+    if all(prepared.manifest.get(key) == value for key, value in what.items()):
         _say(f"{output} is prepared already, from the same inputs and settings")
         return prepared
     raise DataError(
-        what="output", got=f"{output}, which holds {'other data' if prepared else 'files'}",
+        what="output", got=f"{output}, prepared from other inputs or settings",
         rule="nothing is overwritten unasked", fix="add --overwrite=true, or give another --output",
     )  # fmt: skip
 
@@ -294,6 +302,8 @@ def _parallel(
     Raises:
         RectrainError: the first user's mistake that a call raised.
     """
+    if not ray.is_initialized():  # this late, so that mistakes in settings show at once
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     pool = ray.data.TaskPoolStrategy(size=min(workers or len(numbers), len(numbers)))

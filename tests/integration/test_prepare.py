@@ -163,6 +163,13 @@ def test_the_same_again_is_kept_and_another_needs_overwrite(tmp_path: Path) -> N
     assert Prepared.open(str(tmp_path / "out")).manifest["tasks"]["risk"]["rows"] == 240
 
 
+def test_a_directory_of_other_files_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match="only prepared data is ever replaced"):
+        make(tmp_path, size="tiny", overwrite=True)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_risk(tmp_path / "rows.parquet")
     argv = ["--source", "parquet", "--task", "risk", "--input", str(path), "--dry-run"]
