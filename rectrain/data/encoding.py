@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,16 +103,22 @@ class FeatureEncoder:
         return EncodedFeatures(numeric, categorical, vectors)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that `from_json` turns back exactly."""
-        return asdict(self)
+        """A JSON object that `from_json` turns back exactly.
+
+        Fields are pairs in lists, since their order is the columns' order, and writers of JSON may
+        sort an object's keys.
+        """
+        return {
+            kind: [list(pair) for pair in fields.items()] for kind, fields in vars(self).items()
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FeatureEncoder:
         """The inverse of `to_json`."""
         return cls(
-            {name: tuple(edges) for name, edges in data["numeric"].items()},
-            {name: tuple(values) for name, values in data["categorical"].items()},
-            {name: int(size) for name, size in data["vectors"].items()},
+            {name: tuple(edges) for name, edges in data["numeric"]},
+            {name: tuple(values) for name, values in data["categorical"]},
+            {name: int(size) for name, size in data["vectors"]},
         )
 
 

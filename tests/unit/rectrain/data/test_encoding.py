@@ -70,6 +70,15 @@ def test_columns_that_are_not_there_are_missing() -> None:
     assert np.isnan(found.vectors["image"]).all()
 
 
-def test_json_brings_back_the_same_encoder() -> None:
-    encoder = FeatureEncoder.fit(TRAIN, TABLE)
-    assert FeatureEncoder.from_json(json.loads(json.dumps(encoder.to_json()))) == encoder
+def test_json_brings_back_the_same_encoder_also_from_a_writer_that_sorts_keys() -> None:
+    encoder = FeatureEncoder(
+        numeric={"price": (0.0, 1.0), "amount": (0.0, 2.0)},
+        categorical={"category": ("a",), "brand": ("b", "c")},
+        vectors={"image": 3, "graph": 2},
+    )
+    text = json.dumps(encoder.to_json(), sort_keys=True)
+    back = FeatureEncoder.from_json(json.loads(text))
+    assert back == encoder
+    assert back.numeric_names == ("price", "amount")
+    assert back.categorical_names == ("category", "brand") and back.cardinalities == (3, 4)
+    assert list(back.vectors) == ["image", "graph"]
