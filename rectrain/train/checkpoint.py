@@ -239,7 +239,7 @@ def _discard(run: Store, name: str) -> None:
 
 
 def _json(value: object) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+    return (json.dumps(value, indent=1) + "\n").encode()  # keys unsorted: tasks have an order
 
 
 # --- reading ---------------------------------------------------------------------------------

@@ -29,8 +29,8 @@ ROWS_PER_PART = 40
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Order lines as a user has them: no row_id, ten with a price below zero."""
     table = simulate(SIZES["tiny"], seed=1)["risk"].drop_columns(["row_id", "label", "p_true"])
-    price = table["price"].to_numpy().copy()
-    price[5:600:60] = -1
+    price = table["price"].to_pylist()
+    price[5:600:60] = [-1.0] * 10
     table = table.set_column(table.column_names.index("price"), "price", pa.array(price))
     path = tmp_path_factory.mktemp("rows") / "rows.parquet"
     pq.write_table(table.append_column("note", pa.array(["x"] * len(table))), path)
