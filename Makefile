@@ -1,5 +1,6 @@
 # make setup      the environment alone (.venv)
 # make demo       prepare the embedded data, train, evaluate; ends in runs/demo/summary.json
+#                 (PRESET=tiny: a small one in 2 minutes)
 # make test       what CI runs: lint, then every test but the slow ones
 # make test-full  the slow ones too
 SHELL := /bin/bash
@@ -7,6 +8,7 @@ SHELL := /bin/bash
 .PHONY: setup demo test test-full lint format clean
 
 PYTHON ?= python3.11
+PRESET ?= demo
 VENV := .venv
 # Programs of the environment first: DeepSpeed looks for ninja on the path.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -19,12 +21,13 @@ setup: $(STAMP)
 $(STAMP):
 	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; set PYTHON=…" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[demo,tracking,report,bench,dev]' --constraint constraints.txt
+	@echo 'installing pinned packages into $(VENV) (about 2.5 GB, some minutes)'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,tracking,report,bench,dev]' --constraint constraints.txt
 	rm -f $(VENV)/.installed-*
 	touch $@
 
 demo: setup
-	python -m jobs.demo
+	python -m jobs.demo --preset $(PRESET)
 
 test: lint
 	python -m pytest -m 'not slow'
