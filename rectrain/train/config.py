@@ -87,6 +87,9 @@ class TrainConfig(Section):
     collective_timeout_s: PositiveFloat = Field(
         default=300.0, description="a silent peer counts as dead"
     )
+    resize_interval_s: PositiveFloat = Field(
+        default=60.0, description="elastic runs: seconds between looks for more room"
+    )
     threads_per_worker: PositiveInt = Field(default=1, description="CPU threads of one worker")
     stage3_persistence_threshold: Annotated[int, Field(ge=0)] | None = Field(
         default=None,

@@ -47,6 +47,7 @@ _FREE = {
     "evaluate_rows",
     "max_failures",
     "collective_timeout_s",
+    "resize_interval_s",
     "threads_per_worker",
     "stage3_persistence_threshold",
 }
@@ -224,6 +225,7 @@ def _trainer(config: RunConfig, channel: Any, *, use_gpu: bool) -> TorchTrainer:
         ),
         scaling_config=ray_train.ScalingConfig(
             num_workers=train.num_workers,
+            elastic_resize_monitor_interval_s=train.resize_interval_s,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": train.threads_per_worker, "GPU": int(use_gpu)},
         ),
