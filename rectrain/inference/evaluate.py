@@ -293,7 +293,7 @@ def _recommendation(
     task = spec.name
     items = prepared.items(task).table()
     shoppers = Shoppers.of(_table(prepared, task, split), items.column("item_id").to_pylist())
-    train = _purchases(prepared, task, split, items)
+    train = _purchases(prepared, task, split)
     catalogue = Catalogue(predictor, task, items)
     rankings = {MODEL: shoppers.rank(catalogue.scorer(shoppers.rows), k=LIST_SIZE)}
     for name in BASELINES[task]:
@@ -314,12 +314,12 @@ def _recommendation(
     return systems, _diversity(lists, prepared.features(task), items, catalogue.vectors), 0
 
 
-def _purchases(prepared: Prepared, task: str, split: str, items: pa.Table) -> pa.Table:
+def _purchases(prepared: Prepared, task: str, split: str) -> pa.Table:
     """All that was bought before the split: what a baseline may count."""
     rows = prepared.purchases(task).table()
     if split == "validation":
         rows = rows.filter(pc.equal(rows["part"], 0))
-    return pa.table({"group": rows["group"], "item_id": items["item_id"].take(rows["item"])})
+    return rows.select(["group", "item_id"])
 
 
 def _propensity(prepared: Prepared, shoppers: Shoppers) -> Scorer:

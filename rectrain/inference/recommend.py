@@ -81,7 +81,7 @@ class Shoppers:
         """The users of held-out purchases: one row a user, and the items they then bought.
 
         Args:
-            purchases: a held-out split of prepared rows.
+            purchases: a held-out split of prepared rows; a user's first row holds `exclude`.
             item_ids: ids of the catalogue, which holds every purchased item.
         """
         users = np.array(purchases.column("group").to_pylist())
