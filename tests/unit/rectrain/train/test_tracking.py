@@ -1,0 +1,62 @@
+"""A run's records survive restarts, show no secret, and read as one plain line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rectrain.data.config import DataConfig
+from rectrain.train.config import RunConfig, TrackingConfig
+from rectrain.train.storage import Store
+from rectrain.train.tracking import Tracker, progress_line, public_settings, read_records
+
+
+def config(**more: object) -> RunConfig:
+    tracking = TrackingConfig(tensorboard=False, mlflow="off")
+    return RunConfig(data=DataConfig(paths=("data",)), tracking=tracking, **more)
+
+
+def log(step: int, loss: float) -> dict:
+    return {
+        "kind": "log", "step": step, "num_steps": 4, "num_workers": 2, "loss": {"risk": loss},
+        "tokens_per_second": 1234.5, "learning_rate": 0.1,
+    }  # fmt: skip
+
+
+def record(folder: Path, events: list[dict]) -> list[str]:
+    lines: list[str] = []
+    with Tracker(config(), Store.open(str(folder)), say=lines.append) as tracker:
+        for event in events:
+            tracker.record(event)
+    return lines
+
+
+def test_repeated_steps_are_recorded_once_over_restarts(tmp_path: Path) -> None:
+    record(tmp_path, [log(1, 0.9), log(2, 0.8), log(2, 0.8)])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "log", "step": 3, "lo')  # the driver died here
+    record(tmp_path, [log(2, 0.8), log(3, 0.7), log(4, 0.6)])
+    records = read_records(tmp_path / "metrics.jsonl")
+    assert [(r["step"], r["loss"]["risk"]) for r in records] == [
+        (1, 0.9), (2, 0.8), (3, 0.7), (4, 0.6),
+    ]  # fmt: skip
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_notes_are_said_and_not_recorded(tmp_path: Path) -> None:
+    lines = record(tmp_path, [{"kind": "note", "step": 1, "text": "disk full"}])
+    assert lines == ["warning: disk full"]
+    assert read_records(tmp_path / "metrics.jsonl") == []
+
+
+def test_progress_lines() -> None:
+    line = progress_line(log(3, 0.25), left_s=65.2)
+    assert line == "step 3/4  loss: risk 0.2500  1,234 tokens/s  1:05 left"
+    validation = {"kind": "validation", "step": 4, "num_steps": 4, "validation": {"risk": 0.5}}
+    assert progress_line(validation, left_s=0) == "step 4/4  validation: risk 0.5000"
+
+
+def test_passwords_in_uris_are_not_logged() -> None:
+    settings = public_settings(config(output="s3://key:secret@bucket/runs"))
+    assert settings["output"] == "s3://bucket/runs"
+    assert "secret" not in str(settings)
+    assert settings["train.zero_stage"] == "2"
