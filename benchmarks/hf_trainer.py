@@ -2,7 +2,8 @@
 
     torchrun --standalone --nproc-per-node=2 -m benchmarks.hf_trainer RUN.json
 
-The same weights and heads, the same pool of rows and as many units (rows, or search lists) a step.
+The same weights and heads, the same pool of rows and as many units (rows, or search lists) a step,
+and no drawn negatives on either side (`run_config`).
 The encoder is BertModel as it is, SDPA attention, on texts padded to the longest of their side,
 which is what Trainer's users do. Grouping by length goes by a unit's longest text.
 """
@@ -13,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from itertools import pairwise
@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.loop import TIMEOUT_S, Measurement, Run, run_config, training_rows
-from rectrain.data.batch import MicroBatch, TextLists, batch_columns, build_micro_batch
+from rectrain.data.batch import MicroBatch, batch_columns, build_micro_batch
 from rectrain.data.plan import Plan
 from rectrain.data.shards import Shards
 from rectrain.model.multitask import MultiTaskModel
@@ -83,7 +83,12 @@ def _unit(task: str, table: pa.Table) -> dict[str, Any]:
 
 
 def collate(units: Sequence[dict[str, Any]], *, empty: dict[str, pa.Table]) -> dict[str, Any]:
-    """Pads each side's texts to its longest; every place has its own copy of a text."""
+    """Pads each side's texts to its longest; every place has its own copy of a text.
+
+    Returns:
+        batch: the micro-batch; query and item: int64 [places, longest] of each side; text: int64
+        [places of both], which text of the batch each place has.
+    """
     tables = {
         task: pa.concat_tables(
             [none, *(unit["table"] for unit in units if unit["task"] == task)]
@@ -93,26 +98,21 @@ def collate(units: Sequence[dict[str, Any]], *, empty: dict[str, pa.Table]) -> d
     counts = {task: sum(unit["task"] == task for unit in units) for task in tables}
     batch = build_micro_batch(tables, counts=counts)
     texts = batch.texts.input_ids.split(batch.texts.lengths.tolist())
-    padded: dict[str, Tensor] = {}
-    slots, start = list(batch.slots), 0
-    for side in _SIDES:
-        places: list[int] = []
-        for number, slot in enumerate(slots):
-            lists: TextLists = getattr(slot, side)
-            index = torch.arange(lists.index.shape[0]) + start + len(places)
-            places += lists.index.tolist()
-            own = TextLists(index, lists.offsets)
-            slots[number] = replace(slot, query=own) if side == "query" else replace(slot, item=own)
-        start += len(places)
-        if places:
-            padded[side] = nn.utils.rnn.pad_sequence(
-                [texts[place] for place in places], batch_first=True, padding_value=_PAD
-            )
-    return {"batch": replace(batch, slots=tuple(slots)), **padded}
+    places = {
+        side: torch.cat([getattr(slot, side).index for slot in batch.slots]) for side in _SIDES
+    }
+    padded = {
+        side: nn.utils.rnn.pad_sequence(
+            [texts[text] for text in index.tolist()], batch_first=True, padding_value=_PAD
+        )
+        for side, index in places.items()
+        if len(index)
+    }
+    return {"batch": batch, "text": torch.cat(list(places.values())), **padded}
 
 
 class JointModel(nn.Module):
-    """Padded BERT under the same heads and losses.
+    """Padded BERT under the same heads and losses; a text's vector is the mean of its copies'.
 
     Args:
         model: ours; its encoder is called as plain BertModel.
@@ -124,12 +124,18 @@ class JointModel(nn.Module):
         self.num_tokens = 0
 
     def forward(
-        self, batch: MicroBatch, query: Tensor | None = None, item: Tensor | None = None
+        self,
+        batch: MicroBatch,
+        text: Tensor,
+        query: Tensor | None = None,
+        item: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The loss of a batch; query and item are padded token ids, int64 [texts, longest]."""
+        """The loss of what `collate` gives."""
         self.num_tokens += batch.num_tokens
-        vectors = [self._encode(side) for side in (query, item) if side is not None]
-        loss, _ = self.model(batch, vectors=torch.cat(vectors))
+        copies = torch.cat([self._encode(side) for side in (query, item) if side is not None])
+        vectors = copies.new_zeros(len(batch.texts.lengths), copies.shape[1])
+        vectors = vectors.index_add(0, text, copies) / text.bincount()[:, None]
+        loss, _ = self.model(batch, vectors=vectors)
         return {"loss": loss}
 
     def _encode(self, input_ids: Tensor) -> Tensor:

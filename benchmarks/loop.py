@@ -97,10 +97,17 @@ class Measurement:
 
 
 def run_config(run: Run) -> RunConfig:
-    """The settings of a run, defaults where a benchmark has nothing to say."""
+    """The settings of a run, defaults where a benchmark has nothing to say.
+
+    No negatives are drawn: Trainer's batches have none, and both sides train the same model.
+    """
     return RunConfig.model_validate(
         {
-            "data": {"paths": (run.data,), "tokens_per_micro_batch": run.tokens_per_micro_batch},
+            "data": {
+                "paths": (run.data,),
+                "tokens_per_micro_batch": run.tokens_per_micro_batch,
+                "num_negatives": 0,
+            },
             "model": {"encoder": run.encoder},
             "train": {
                 "num_workers": run.world_size,
@@ -284,7 +291,7 @@ def _tensors_of(batch: MicroBatch) -> list[Tensor]:
     for slot in batch.slots:
         tensors += [slot.query.index, slot.query.offsets, slot.item.index, slot.item.offsets]
         tensors += [slot.numeric, slot.categorical, *slot.vectors.values(), slot.label]
-        tensors += [slot.weight, slot.list_offsets, slot.item_key, slot.log_q]
+        tensors += [slot.weight, slot.list_offsets, slot.group_key, slot.item_key, slot.log_q]
     return tensors
 
 

@@ -110,7 +110,8 @@ def assemble(
         "timestamp": _column(rows, spec.fields.name_of("timestamp"), pa.timestamp("us")),
         "p_true": _column(rows, spec.fields.name_of("oracle"), pa.float64()),
         "log_q": plan["log_q"],
-        "item_key": _item_keys(rows),
+        "item_key": _keys(rows, "item_id"),
+        "group_key": _keys(rows, group),
         "num_tokens": pa.array(num_tokens, pa.int32()),
         "list_id": plan["list_id"],
         "exclude": plan["exclude"],
@@ -138,7 +139,7 @@ def item_columns(
             "item": item,
             **feature_columns(rows, features),
             "log_q": pa.array(log_q),
-            "item_key": _item_keys(rows),
+            "item_key": _keys(rows, "item_id"),
             "num_tokens": pa.array(_num_tokens(item), pa.int32()),
             "item_text": texts,
         }
@@ -201,11 +202,11 @@ def _numbers(rows: pa.Table, name: str | None, *, default: float) -> pa.ChunkedA
     return pc.fill_null(column, default).cast(pa.float32())
 
 
-def _item_keys(rows: pa.Table) -> pa.Array:
-    """int64 [n]: hash of the item's id, -1 where it has none."""
-    if "item_id" not in rows.column_names:
+def _keys(rows: pa.Table, name: str | None) -> pa.Array:
+    """int64 [n]: hash of the id in a column, -1 where there is none."""
+    if name is None or name not in rows.column_names:
         return pa.array(np.full(rows.num_rows, -1, dtype=np.int64))
-    missing = pc.is_null(rows["item_id"])
-    number, names = codes_of(pc.fill_null(rows["item_id"], ""))
+    missing = pc.is_null(rows[name])
+    number, names = codes_of(pc.fill_null(rows[name], ""))
     keys = hash_ids(names)[number] if names else np.empty(0, dtype=np.int64)
     return pa.array(np.where(np.asarray(missing), -1, keys))

@@ -1,7 +1,8 @@
 """What one forward reads: packed texts without padding, and one slot of rows for every task.
 
-Shapes: T tokens, U different texts, S places where a text stands, B rows of a slot, G lists,
-Fn numeric and Fc categorical features, V the size of a vector feature.
+Shapes: T tokens, U different texts, S places where a text stands, B rows of a slot, N its drawn
+negatives, K = B + N its items, G lists, Fn numeric and Fc categorical features, V the size of a
+vector feature.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 __all__ = [
     "MicroBatch",
+    "Negatives",
     "PackedTexts",
     "Slot",
     "TextLists",
@@ -31,6 +33,7 @@ Ints = npt.NDArray[np.int64]
 
 _VECTOR_PREFIX = "vector_"
 _MATRICES = ("numeric", "categorical")
+_OF_ITEMS = ("item", "log_q", "item_key", *_MATRICES)  # and vectors; the others are a row's own
 _COLUMNS = {
     "query": pa.list_(pa.list_(pa.int32())),
     "item": pa.list_(pa.list_(pa.int32())),
@@ -38,6 +41,7 @@ _COLUMNS = {
     "weight": pa.float32(),
     "log_q": pa.float32(),
     "item_key": pa.int64(),
+    "group_key": pa.int64(),
     "list_id": pa.int32(),
 }
 
@@ -72,18 +76,23 @@ class TextLists:
 class Slot:
     """The rows of one task in a micro-batch; B may be 0.
 
+    The K items are those of the B rows, in their order, then N negatives drawn from the
+    catalogue (none but in training, and none in a slot without rows).
+
     Attributes:
         task: the task's name.
-        query: texts of the query side.
-        item: texts of the item side.
-        numeric: float32 [B, Fn], NaN where missing.
-        categorical: int64 [B, Fc], 0 where missing.
-        vectors: name -> float32 [B, V], a row of NaN where missing.
+        query: texts of the query side, B lists.
+        item: texts of the item side, K lists.
+        numeric: float32 [K, Fn], NaN where missing.
+        categorical: int64 [K, Fc], 0 where missing.
+        vectors: name -> float32 [K, V], a row of NaN where missing.
         label: float32 [B].
         weight: float32 [B], at least 0.
         list_offsets: int64 [G + 1], rows of list g; one row each where a task has no lists.
-        item_key: int64 [B], equal for the same item.
-        log_q: float32 [B], log of the item's share of the training rows (0 where unused).
+        group_key: int64 [B], equal for rows of the same group (user, query).
+        item_key: int64 [K], equal for the same item.
+        log_q: float32 [K], log of the item's share of the training rows (0 where unused).
+        num_items: size of the catalogue that the negatives were drawn from; 0 without negatives.
         count: examples (rows, or lists where a task has them) of this task in the whole step,
             over all micro-batches and workers; at least 1 when B > 0.
     """
@@ -97,14 +106,34 @@ class Slot:
     label: Tensor
     weight: Tensor
     list_offsets: Tensor
+    group_key: Tensor
     item_key: Tensor
     log_q: Tensor
+    num_items: int
     count: float
 
     @property
     def num_rows(self) -> int:
         """B, the number of rows."""
         return self.label.shape[0]
+
+    @property
+    def num_negatives(self) -> int:
+        """N, the number of items that belong to no row."""
+        return self.item_key.shape[0] - self.num_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Negatives:
+    """Items drawn for a slot, against which its rows' items are to be told apart.
+
+    Attributes:
+        items: N rows in the prepared columns of a catalogue.
+        num_items: size of the catalogue, at least N.
+    """
+
+    items: pa.Table
+    num_items: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +143,7 @@ class MicroBatch:
     Attributes:
         texts: each different text once.
         slots: one for every task, some maybe empty.
-        num_tokens: real tokens of all rows, repeated texts counted each time.
+        num_tokens: real tokens of all rows and negatives, repeated texts counted each time.
     """
 
     texts: PackedTexts
@@ -148,18 +177,30 @@ def _map_tensors(value: _T, change: Callable[[Tensor], Tensor]) -> _T:
     return replace(value, **changed)
 
 
-def build_micro_batch(tables: Mapping[str, pa.Table], *, counts: Mapping[str, float]) -> MicroBatch:
+def build_micro_batch(
+    tables: Mapping[str, pa.Table],
+    *,
+    counts: Mapping[str, float],
+    negatives: Mapping[str, Negatives] | None = None,
+) -> MicroBatch:
     """Turns prepared rows into tensors; a text that stands twice is kept once.
 
     Args:
         tables: task -> rows in the prepared columns, in the run's task order; may have no rows
             (see `empty_table`). Rows of one list are neighbours.
         counts: task -> examples of the whole step, at least 1 where the task has rows.
+        negatives: task -> items that join its slot; tasks without any are left out.
 
     Returns:
         A micro-batch on the CPU.
     """
-    sides = [_ragged_texts(table, side) for table in tables.values() for side in ("query", "item")]
+    negatives = negatives or {}
+    items = {task: _items(table, negatives.get(task)) for task, table in tables.items()}
+    sides = [
+        _ragged_texts(part, side)
+        for task, table in tables.items()
+        for part, side in ((table, "query"), (items[task], "item"))
+    ]
     texts, index = _pack_texts(sides)
     slots, start = [], 0
     for place, (task, table) in enumerate(tables.items()):
@@ -167,7 +208,8 @@ def build_micro_batch(tables: Mapping[str, pa.Table], *, counts: Mapping[str, fl
         for offsets, lengths, _ in sides[2 * place : 2 * place + 2]:
             lists.append(TextLists(_tensor(index[start : start + lengths.size]), _tensor(offsets)))
             start += lengths.size
-        slots.append(_slot(task, table, query=lists[0], item=lists[1], count=counts[task]))
+        drawn_from = negatives[task].num_items if task in negatives else 0
+        slots.append(_slot(task, table, items[task], lists, counts[task], num_items=drawn_from))
     num_tokens = sum(int(lengths.sum()) for _, lengths, _ in sides)
     return MicroBatch(texts=texts, slots=tuple(slots), num_tokens=num_tokens)
 
@@ -194,11 +236,7 @@ def empty_table(
 
 def batch_columns(names: Sequence[str]) -> list[str]:
     """The prepared columns that `build_micro_batch` reads, of those that are there."""
-    return [
-        name
-        for name in names
-        if name in _COLUMNS or name in _MATRICES or name.startswith(_VECTOR_PREFIX)
-    ]
+    return [name for name in names if name in _COLUMNS or name in _MATRICES or _is_vector(name)]
 
 
 def list_boundaries(list_id: npt.NDArray[np.integer[Any]]) -> Ints:
@@ -208,25 +246,49 @@ def list_boundaries(list_id: npt.NDArray[np.integer[Any]]) -> Ints:
     return np.concatenate([[0], changes, ends]).astype(np.int64)
 
 
-def _slot(task: str, table: pa.Table, *, query: TextLists, item: TextLists, count: float) -> Slot:
+def _items(rows: pa.Table, negatives: Negatives | None) -> pa.Table:
+    """What the items of a slot have: those of its rows, then its negatives."""
+    names = [name for name in rows.column_names if name in _OF_ITEMS or _is_vector(name)]
+    own = rows.select(names)
+    if negatives is None:
+        return own
+    assert rows.num_rows, "negatives of a slot without rows"
+    return pa.concat_tables([own, negatives.items.select(names)])
+
+
+def _is_vector(name: str) -> bool:
+    return name.startswith(_VECTOR_PREFIX)
+
+
+def _slot(
+    task: str,
+    table: pa.Table,
+    items: pa.Table,
+    texts: Sequence[TextLists],
+    count: float,
+    *,
+    num_items: int,
+) -> Slot:
     assert count >= 1 or table.num_rows == 0, f"{task}: rows without a count"
     vectors = {
-        name.removeprefix(_VECTOR_PREFIX): _tensor(_matrix(table, name))
-        for name in table.column_names
-        if name.startswith(_VECTOR_PREFIX)
+        name.removeprefix(_VECTOR_PREFIX): _tensor(_matrix(items, name))
+        for name in items.column_names
+        if _is_vector(name)
     }
     return Slot(
         task=task,
-        query=query,
-        item=item,
-        numeric=_tensor(_matrix(table, "numeric")),
-        categorical=_tensor(_matrix(table, "categorical").astype(np.int64)),
+        query=texts[0],
+        item=texts[1],
+        numeric=_tensor(_matrix(items, "numeric")),
+        categorical=_tensor(_matrix(items, "categorical").astype(np.int64)),
         vectors=vectors,
         label=_tensor(table.column("label").to_numpy()),
         weight=_tensor(table.column("weight").to_numpy()),
         list_offsets=_tensor(list_boundaries(table.column("list_id").to_numpy())),
-        item_key=_tensor(table.column("item_key").to_numpy()),
-        log_q=_tensor(table.column("log_q").to_numpy()),
+        group_key=_tensor(table.column("group_key").to_numpy()),
+        item_key=_tensor(items.column("item_key").to_numpy()),
+        log_q=_tensor(items.column("log_q").to_numpy()),
+        num_items=num_items,
         count=float(count),
     )
 

@@ -18,7 +18,15 @@ class DataConfig(Section):
 
     paths: tuple[str, ...] = Field(default=(), description="prepared directories")
     tokens_per_micro_batch: int = Field(
-        default=2048, ge=16, description="real tokens of one micro-batch: the memory of one forward"
+        default=2048,
+        ge=16,
+        description="real tokens of one micro-batch's rows: the memory of one forward",
+    )
+    num_negatives: int = Field(
+        default=64,
+        ge=0,
+        description="items drawn from the catalogue for each micro-batch of recommendation, "
+        "negatives beside those in the batch; their tokens come on top; 0 for none",
     )
     temperature: float = Field(
         default=2.0,

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from rectrain.data.batch import (
     MicroBatch,
+    Negatives,
     batch_columns,
     build_micro_batch,
     empty_table,
@@ -24,7 +25,14 @@ from rectrain.data.plan import Plan, TaskUnits, micro_batches_of_rank
 from rectrain.data.shards import Prepared, Shards
 from rectrain.errors import DataError
 
-__all__ = ["Loader", "empty_tables", "micro_batches_in_order", "open_tasks", "plan_training"]
+__all__ = [
+    "Loader",
+    "catalogues",
+    "empty_tables",
+    "micro_batches_in_order",
+    "open_tasks",
+    "plan_training",
+]
 
 Rows = npt.NDArray[np.int64]
 
@@ -84,7 +92,15 @@ def plan_training(
         tokens_per_micro_batch=config.tokens_per_micro_batch,
         temperature=config.temperature,
         num_micro_batches=num_micro_batches,
+        num_negatives=config.num_negatives,
     )
+
+
+def catalogues(data: Mapping[str, Prepared]) -> dict[str, Shards]:
+    """The items that negatives are drawn from, of the tasks that have a catalogue."""
+    return {
+        task: prepared.items(task) for task, prepared in data.items() if prepared.has_items(task)
+    }
 
 
 class Loader:
@@ -96,7 +112,8 @@ class Loader:
 
     Args:
         shards: task -> its training rows, for the plan's tasks.
-        plan: which rows each micro-batch holds.
+        plan: which rows each micro-batch holds, and which negatives.
+        items: task -> its catalogue (see `catalogues`); slots of other tasks get no negatives.
         rank: 0 ≤ rank < world_size.
         world_size: number of workers.
         start_step: the first step; a resumed run continues here exactly.
@@ -110,6 +127,7 @@ class Loader:
         shards: Mapping[str, Shards],
         *,
         plan: Plan,
+        items: Mapping[str, Shards] | None = None,
         rank: int = 0,
         world_size: int = 1,
         start_step: int = 0,
@@ -124,7 +142,12 @@ class Loader:
         self._results: SimpleQueue[list[MicroBatch] | BaseException] = SimpleQueue()
         self._closed = threading.Event()
         builder = _Builder(
-            shards, plan=plan, rank=rank, world_size=world_size, pin_memory=pin_memory
+            shards,
+            plan=plan,
+            items=items or {},
+            rank=rank,
+            world_size=world_size,
+            pin_memory=pin_memory,
         )
         # The thread must not hold the loader, or a loader dropped unclosed would stay for ever.
         self._thread = threading.Thread(
@@ -187,11 +210,13 @@ class _Builder:
         shards: Mapping[str, Shards],
         *,
         plan: Plan,
+        items: Mapping[str, Shards],
         rank: int,
         world_size: int,
         pin_memory: bool,
     ) -> None:
         self._shards = {task: shards[task] for task in plan.tasks}
+        self._items = items
         self._columns = {
             task: batch_columns(rows.schema.names) for task, rows in self._shards.items()
         }
@@ -205,7 +230,9 @@ class _Builder:
         counts = {task: self._plan.count(step, task=task) for task in self._plan.tasks}
         batches = [
             build_micro_batch(
-                {task: self._take(step, task, number) for task in self._plan.tasks}, counts=counts
+                {task: self._take(step, task, number) for task in self._plan.tasks},
+                counts=counts,
+                negatives={} if number is None else self._negatives(step, number),
             )
             for number in self._numbers
         ]
@@ -216,6 +243,16 @@ class _Builder:
             return self._shards[task].schema.empty_table().select(self._columns[task])
         rows = self._plan.slot(step, task=task, micro_batch=number)
         return self._shards[task].take(rows, columns=self._columns[task])
+
+    def _negatives(self, step: int, number: int) -> dict[str, Negatives]:
+        drawn = {}
+        for task, items in self._items.items():
+            rows = self._plan.negatives(
+                step, task=task, micro_batch=number, num_items=items.num_rows
+            )
+            columns = batch_columns(items.schema.names)
+            drawn[task] = Negatives(items.take(rows, columns=columns), items.num_rows)
+        return drawn
 
 
 def _serve(

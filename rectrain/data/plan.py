@@ -10,6 +10,8 @@ must stay together) are shuffled anew each epoch and cut into B_i slots of near-
 Slot g of a run is slot g mod B_i of epoch g div B_i. Nothing depends on the number of workers or
 on what was asked before, so a run's position is one integer, the step.
 
+A slot's negatives (`Plan.negatives`) are a pure function of the same numbers.
+
 With t_i = tokens_i / B_i ≤ p_i × tokens_per_micro_batch (or one unit), a slot holds fewer than
 t_i + (its longest unit) tokens, and at least one unit.
 """
@@ -80,6 +82,7 @@ class Plan:
         tokens_per_micro_batch: real tokens that a micro-batch should hold, at least 1.
         temperature: of the task mixing, > 0; 1 is proportional to rows, large is uniform.
         num_micro_batches: M, micro-batches of one step, at least 1.
+        num_negatives: items drawn for each slot of a task with a catalogue, 0 or more.
 
     Raises:
         DataError: no task, or a task without rows.
@@ -93,13 +96,15 @@ class Plan:
         tokens_per_micro_batch: int,
         temperature: float,
         num_micro_batches: int,
+        num_negatives: int = 0,
     ) -> None:
-        assert seed >= 0 and tokens_per_micro_batch >= 1
+        assert seed >= 0 and tokens_per_micro_batch >= 1 and num_negatives >= 0
         assert temperature > 0 and num_micro_batches >= 1
         _check_tasks(tasks)
         self.tasks = tuple(tasks)
         self.num_micro_batches = num_micro_batches
         self._seed = seed
+        self._num_negatives = num_negatives
         self._units = dict(tasks)
         self.shares = _shares(tasks, temperature)
         self._num_slots = {
@@ -122,6 +127,26 @@ class Plan:
         starts, ends = self._units[task].unit_rows[units], self._units[task].unit_rows[units + 1]
         sizes = ends - starts
         return np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+
+    def negatives(self, step: int, *, task: str, micro_batch: int, num_items: int) -> Integers:
+        """Items drawn as negatives of a slot, uniformly and without repeats.
+
+        Args:
+            step: 0 or more.
+            task: one of `tasks`.
+            micro_batch: 0 ≤ micro_batch < num_micro_batches.
+            num_items: C, size of the task's catalogue.
+
+        Returns:
+            int64 [N], row numbers of the catalogue, ascending; N = min(num_negatives, C).
+        """
+        assert 0 <= micro_batch < self.num_micro_batches and step >= 0
+        # Another name than the task's, or an epoch's shuffle would see the same random numbers.
+        entropy = (self._seed, crc32(f"negatives of {task}".encode()), step, micro_batch)
+        drawn = np.random.default_rng(entropy).choice(
+            num_items, size=min(self._num_negatives, num_items), replace=False, shuffle=False
+        )
+        return np.sort(drawn)
 
     def count(self, step: int, *, task: str) -> int:
         """Units (rows, or lists) of a task in all micro-batches of a step."""

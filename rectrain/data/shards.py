@@ -18,7 +18,7 @@ from rectrain.errors import DataError
 
 __all__ = ["FORMAT", "MANIFEST", "SPLITS", "Prepared", "Shards", "file_entry", "write_shard"]
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
 
@@ -152,13 +152,17 @@ class Prepared:
             )  # fmt: skip
         return Shards(self.root, splits[split]["files"])
 
+    def has_items(self, task: str) -> bool:
+        """Whether the task has a catalogue (see `items`)."""
+        return "items" in self._task(task)
+
     def items(self, task: str) -> Shards:
         """The catalogue of a two-tower task, one row an item.
 
         Raises:
             DataError: the task has no catalogue.
         """
-        if "items" not in self._task(task):
+        if not self.has_items(task):
             raise DataError(
                 what="catalogue", got=task, rule="only recommendation has a catalogue",
                 fix="ask for the items of recommendation",

@@ -1,6 +1,7 @@
 """From the vectors of the texts to the tasks' scores: list pooling and the four heads.
 
-Shapes: U texts, S places of texts, B rows, D the encoder's hidden size, F width of the features.
+Shapes: U texts, S places of texts, B rows, K items, D the encoder's hidden size, F width of the
+features.
 """
 
 from __future__ import annotations
@@ -90,19 +91,20 @@ class TwoTowerHead(nn.Module):
 
         Args:
             query: [B, D].
-            item: [B, D].
-            features: [B, F].
-            log_q: float32 [B], log of the item's share of the training rows.
+            item: [K, D].
+            features: [K, F], of the items.
+            log_q: float32 [K], log of the item's share of the training rows.
 
         Returns:
-            Two float32 [B, D + 1] for queries and items; their inner product is the score.
+            Float32 [B, D + 1] of queries and [K, D + 1] of items; their inner product is the score.
         """
         q, d = _unit_rms(query), _unit_rms(item)
         u = F.normalize((q + self.query(q)).float(), dim=1)
         v = F.normalize((d + self.item(torch.cat([d, features], dim=1))).float(), dim=1)
         scale = self.log_scale.float().clamp(max=_MAX_LOG_SCALE).exp()
         prior = (self.popularity.float() * log_q)[:, None]
-        return torch.cat([scale * u, torch.ones_like(prior)], dim=1), torch.cat([v, prior], dim=1)
+        query_vectors = torch.cat([scale * u, torch.ones_like(u[:, :1])], dim=1)
+        return query_vectors, torch.cat([v, prior], dim=1)
 
 
 class BiEncoderHead(nn.Module):

@@ -1,6 +1,6 @@
 """The tasks' losses: pure functions, one value an example, summed by the caller's reduction.
 
-Shapes: B rows of a micro-batch, G lists.
+Shapes: B rows of a micro-batch, N drawn negatives, G lists.
 """
 
 from __future__ import annotations
@@ -70,29 +70,55 @@ def listwise_softmax(
     return -(list_weight[number] * target * log_softmax).sum()
 
 
-def in_batch_softmax(logits: Tensor, *, item_key: Tensor, log_q: Tensor, weight: Tensor) -> Tensor:
-    """Softmax cross-entropy of each row's item against the micro-batch's other items.
+def in_batch_softmax(
+    logits: Tensor,
+    *,
+    item_key: Tensor,
+    group_key: Tensor,
+    bought: Tensor,
+    log_q: Tensor,
+    num_items: int,
+    weight: Tensor,
+) -> Tensor:
+    """Softmax cross-entropy of each row's item against the other rows' items and N drawn ones.
 
-    With s_ij the score of query i and item j and q_j the item's share of the training rows:
-    loss_i = −log softmax_j(s_ij − log q_j)[i], the correction for items that are drawn as
-    negatives in proportion to their popularity (Yi et al. 2019, "Sampling-Bias-Corrected Neural
-    Modeling for Large Corpus Item Recommendations", section 3).
+    With s_ij the score of query i and item j: loss_i = −log softmax_j(s_ij − log q_j)[i], over the
+    columns j that aren't masked (Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling for Large
+    Corpus Item Recommendations", section 3; Yang et al. 2020, "Mixed Negative Sampling for Learning
+    Two-tower Neural Networks in Recommendations", section 4).
 
-    Batch: row i has query i and its positive item i; the other rows' items are negatives.
-    Mask: column j ≠ i with the item of row i is no negative.
+    q_j is how often item j is a column. A softmax over all C items would sum exp(s_ij) over them;
+    the sum over the B + N columns has the same expectation, up to a factor that cancels, when each
+    is divided by the expected share of its item among them. The item of a row is j with the
+    item's share p_j of the training rows, and a negative is j with 1/C, so the mean over both is
+
+        q_j = (B · p_j + N / C) / (B + N).
+
+    It is one value an item, whether a row or a draw brought it; N = 0 leaves q_j = p_j.
+
+    Batch: row i has query i and its positive item i; columns from B on are the drawn negatives.
+    Mask: column j ≠ i is no negative of row i if it holds the item of row i, belongs to a row of
+    the same group (the user bought it too), or is `bought`.
     Reduction: weighted sum over rows, 0 for an empty batch.
 
     Args:
-        logits: float [B, B], s.
-        item_key: int64 [B], equal for the same item.
-        log_q: float [B], log q, at most 0.
+        logits: float [B, B + N], s.
+        item_key: int64 [B + N], equal for the same item.
+        group_key: int64 [B], equal for the same user.
+        bought: bool [B, B + N], items that the row's user is known to have bought.
+        log_q: float [B + N], log p, at most 0.
+        num_items: C, at least 1 when N > 0.
         weight: float [B], at least 0.
 
     Returns:
         Float32 scalar, in nats.
     """
-    corrected = logits.float() - log_q
-    same = item_key[:, None] == item_key[None, :]
-    same.fill_diagonal_(False)
-    log_softmax = corrected.masked_fill(same, -torch.inf).log_softmax(1)
+    num_rows, num_columns = logits.shape
+    num_drawn = num_columns - num_rows
+    expected = num_rows * log_q.exp() + num_drawn / max(num_items, 1)
+    corrected = logits.float() - (expected / max(num_columns, 1)).log()
+    masked = bought | (item_key[:num_rows, None] == item_key)
+    masked[:, :num_rows] |= group_key[:, None] == group_key
+    masked.fill_diagonal_(False)
+    log_softmax = corrected.masked_fill(masked, -torch.inf).log_softmax(1)
     return -(weight * log_softmax.diagonal()).sum()

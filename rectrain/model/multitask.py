@@ -1,6 +1,7 @@
 """The joint model: one encoder, a sharing layer, and features and a head for each task.
 
-Shapes: T tokens, U texts, B rows of a task, D the encoder's hidden size, K tasks.
+Shapes: T tokens, U texts, B rows of a task, K ≥ B its items (negatives follow the rows' items; see
+`batch.Slot`), D the encoder's hidden size.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class TaskModule(nn.Module):
         )
 
     def pool(self, vectors: Tensor, slot: Slot) -> list[Tensor]:
-        """The sides of the rows, [B, D] each: the query if the task has one, then the item."""
+        """The sides of a slot: queries [B, D] if the task has them, then items [K, D]."""
         item = self.item(vectors, slot.item)
         return [item] if self.query is None else [self.query(vectors, slot.query), item]
 
@@ -72,7 +73,8 @@ class TaskModule(nn.Module):
             slot: the rows.
 
         Returns:
-            Float32 [B] scores or logits; for a two-tower head queries and items, [B, D + 1] each.
+            Float32 [B] scores or logits; for a two-tower head [B, D + 1] queries and [K, D + 1]
+            items.
         """
         features = self.features(
             slot.numeric, slot.categorical, slot.vectors, dtype=sides[-1].dtype
@@ -83,15 +85,40 @@ class TaskModule(nn.Module):
     def loss(self, output: Tensor | tuple[Tensor, Tensor], slot: Slot) -> Tensor:
         """The summed loss of the rows, a float32 scalar."""
         if isinstance(output, tuple):
-            logits = output[0] @ output[1].T
             return in_batch_softmax(
-                logits, item_key=slot.item_key, log_q=slot.log_q, weight=slot.weight
+                output[0] @ output[1].T,
+                item_key=slot.item_key,
+                group_key=slot.group_key,
+                bought=_in_query(slot),
+                log_q=slot.log_q,
+                num_items=slot.num_items,
+                weight=slot.weight,
             )
         if self.spec.loss == "listwise_softmax":
             return listwise_softmax(
                 output, label=slot.label, weight=slot.weight, list_offsets=slot.list_offsets
             )
         return bce(output, label=slot.label, weight=slot.weight)
+
+
+def _inner(queries: Tensor, items: Tensor) -> Tensor:
+    """Scores [B] of the rows' own items."""
+    return (queries * items[: queries.shape[0]]).sum(1)
+
+
+def _in_query(slot: Slot) -> Tensor:
+    """bool [B, K]: whether the row's query (its history) holds the item's text.
+
+    A text is kept once in a micro-batch, so equal texts have equal positions. Items of several
+    texts, or of none, are never found.
+    """
+    num_texts = slot.item.offsets.diff()
+    position = slot.item.index.new_full((num_texts.shape[0],), -1)
+    position[num_texts == 1] = slot.item.index[slot.item.offsets[:-1][num_texts == 1]]
+    sizes = slot.query.offsets.diff()
+    row = torch.arange(sizes.shape[0], device=sizes.device).repeat_interleave(sizes)
+    found = (slot.query.index[:, None] == position).float()
+    return found.new_zeros(sizes.shape[0], num_texts.shape[0]).index_add(0, row, found) > 0
 
 
 class MultiTaskModel(nn.Module):
@@ -172,7 +199,7 @@ class MultiTaskModel(nn.Module):
             mode "loss": (scale · the balanced loss, {task: Σ_b w_b · l_b / count, detached}),
                 float32 scalars; sums over a step's micro-batches are the step's loss.
             mode "score": {task: float32 [B]}, scores or logits; higher is more relevant, likely.
-            mode "embed": {task: (float32 [B, D + 1] of queries, the same of items)} of two-tower
+            mode "embed": {task: (float32 [B, D + 1] of queries, [K, D + 1] of items)} of two-tower
                 tasks; the inner product is the score.
         """
         outputs = self._outputs(batch, vectors)
@@ -181,7 +208,7 @@ class MultiTaskModel(nn.Module):
             return {task: output for task, output in outputs.items() if isinstance(output, tuple)}
         if mode == "score":
             return {
-                task: (output[0] * output[1]).sum(1) if isinstance(output, tuple) else output
+                task: _inner(*output) if isinstance(output, tuple) else output
                 for task, output in outputs.items()
             }
         shares = {
@@ -200,13 +227,13 @@ class MultiTaskModel(nn.Module):
                 self.encoder, batch.texts, activation_checkpointing=self.activation_checkpointing
             )
         sides = [self._module(slot.task).pool(vectors, slot) for slot in batch.slots]
-        num_rows = [
-            len(parts) * slot.num_rows for parts, slot in zip(sides, batch.slots, strict=True)
-        ]
-        shared = self.sharing(torch.cat([side for parts in sides for side in parts]), num_rows)
+        sizes = [[len(side) for side in parts] for parts in sides]
+        shared = self.sharing(
+            torch.cat([side for parts in sides for side in parts]), [sum(size) for size in sizes]
+        )
         return {
-            slot.task: self._module(slot.task)(list(rows.tensor_split(len(parts))), slot)
-            for slot, rows, parts in zip(batch.slots, shared, sides, strict=True)
+            slot.task: self._module(slot.task)(list(rows.split(size)), slot)
+            for slot, rows, size in zip(batch.slots, shared, sizes, strict=True)
         }
 
     def _module(self, task: str) -> TaskModule:

@@ -14,7 +14,7 @@ import ray
 import ray.train
 import torch
 
-from rectrain.data.loader import Loader
+from rectrain.data.loader import Loader, catalogues
 from rectrain.errors import ConfigError, RectrainError, StorageError
 from rectrain.train.build import Data, attachments, checkpoint_meta, new_model, open_data
 from rectrain.train.checkpoint import (
@@ -149,6 +149,7 @@ class _Session:
         with Loader(
             self.run.shards,
             plan=self.run.plan,
+            items=catalogues(self.data),
             rank=torch.distributed.get_rank(),
             world_size=torch.distributed.get_world_size(),
             start_step=self.start_step,

@@ -48,6 +48,7 @@ def rows(task: str, *, num_rows: int = 24) -> pa.Table:
         "weight": [1.0] * num_rows,
         "log_q": [-3.0] * num_rows,
         "item_key": list(range(num_rows)),
+        "group_key": [row // 2 for row in range(num_rows)],
         "list_id": [row // list_size for row in range(num_rows)],
         "num_tokens": [sum(map(len, q + i)) for q, i in zip(query, item, strict=True)],
     }

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rectrain.data.batch import (
     MicroBatch,
+    Negatives,
     TextLists,
     batch_columns,
     build_micro_batch,
@@ -41,6 +42,7 @@ def rows(query: Texts, item: Texts, **columns: Any) -> pa.Table:
         "weight": [1.0] * size,
         "log_q": [0.0] * size,
         "item_key": list(range(size)),
+        "group_key": list(range(size)),
         "list_id": list(range(size)),
         "vector_image": [[0.5, 1.5, float(row)] for row in range(size)],
     }
@@ -108,6 +110,29 @@ def test_a_slot_carries_the_columns_with_their_types() -> None:
     assert {tensor.dtype for tensor in whole} == {torch.int64}
 
 
+def test_negatives_follow_the_items_of_the_rows_and_share_their_texts() -> None:
+    table = rows([[[1], [2]], []], [[[3]], [[4, 5]]], group_key=[8, 9], item_key=[5, 6])
+    catalogue = rows([[]] * 3, [[[2]], [[6, 6]], [[3]]], item_key=[7, 4, 5], log_q=[-1, -2, -3])
+    drawn = Negatives(catalogue.drop_columns(["query", "label", "weight", "list_id"]), 90)
+    empty = table.slice(0, 0)
+    batch = build_micro_batch(
+        {"a": empty, "b": table}, counts={"a": 0, "b": 2}, negatives={"b": drawn}
+    )
+    slot = batch.slots[1]
+
+    assert (slot.num_rows, slot.num_negatives, slot.num_items) == (2, 3, 90)
+    assert unpack(batch, slot.item) == [[[3]], [[4, 5]], [[2]], [[6, 6]], [[3]]]
+    assert unpack(batch, slot.query) == [[[1], [2]], []]
+    assert batch.texts.lengths.tolist() == [1, 1, 1, 2, 2]  # 2 and 3 stand twice
+    assert batch.num_tokens == 2 + 3 + 4
+    assert slot.item_key.tolist() == [5, 6, 7, 4, 5] and slot.group_key.tolist() == [8, 9]
+    assert slot.log_q.tolist() == [0, 0, -1, -2, -3]
+    assert slot.numeric[:, 0].tolist() == [0, 1, 0, 1, 2]
+    assert slot.vectors["image"].shape == (5, 3) and slot.categorical.shape == (5, 1)
+    assert slot.list_offsets.tolist() == [0, 1, 2]
+    assert (batch.slots[0].num_negatives, batch.slots[0].num_items) == (0, 0)
+
+
 def test_slots_without_rows_keep_their_widths() -> None:
     empty = empty_table(num_numeric=2, num_categorical=0, vector_sizes={"image": 3})
     batch = build_micro_batch({"a": empty, "b": empty}, counts={"a": 0, "b": 9})
@@ -136,7 +161,7 @@ def test_to_moves_every_tensor() -> None:
         *(moved.texts.input_ids, moved.texts.lengths, slot.query.index, slot.query.offsets),
         *(slot.item.index, slot.item.offsets, slot.numeric, slot.categorical),
         *(slot.vectors["image"], slot.label, slot.weight, slot.list_offsets),
-        *(slot.item_key, slot.log_q),
+        *(slot.item_key, slot.log_q, slot.group_key),
     ]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert moved.num_tokens == 4

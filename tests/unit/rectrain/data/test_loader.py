@@ -50,6 +50,7 @@ def rows(*, num_rows: int, list_size: int, seed: int) -> pa.Table:
         "weight": [1.0] * num_rows,
         "log_q": [0.0] * num_rows,
         "item_key": list(range(num_rows)),
+        "group_key": [0] * num_rows,
         "list_id": [row // list_size for row in range(num_rows)],
         "num_tokens": [len(query) + len(item) for query, item in texts],
         "group": ["g"] * num_rows,
@@ -76,10 +77,19 @@ def shards(tmp_path: Path) -> dict[str, Shards]:
     return made
 
 
+@pytest.fixture
+def items(tmp_path: Path) -> dict[str, Shards]:
+    """A catalogue of the first task: 40 items, whose item_key is their row."""
+    path = tmp_path / "items.arrow"
+    table = rows(num_rows=40, list_size=1, seed=3)
+    write_shard(path, table.drop_columns(["query", "label", "weight", "group_key", "list_id"]))
+    return {"click": Shards(tmp_path, [file_entry(path, root=tmp_path)])}
+
+
 def plan(shards: dict[str, Shards], *, num_micro_batches: int = 3) -> Plan:
     return plan_training(
         shards,
-        config=DataConfig(tokens_per_micro_batch=60),
+        config=DataConfig(tokens_per_micro_batch=60, num_negatives=7),
         seed=11,
         num_micro_batches=num_micro_batches,
     )
@@ -124,13 +134,39 @@ def test_a_loader_from_step_seven_goes_on_exactly(shards: dict[str, Shards], pre
             assert_same(first, second)
 
 
+def test_negatives_are_those_of_the_plan_and_differ_between_slots(
+    shards: dict[str, Shards], items: dict[str, Shards]
+) -> None:
+    a_plan = plan(shards)
+    seen = []
+    for step, batches in Loader(shards, plan=a_plan, items=items, num_steps=4):
+        for number, batch in enumerate(batches):
+            click, search = batch.slots
+            drawn = a_plan.negatives(step, task="click", micro_batch=number, num_items=40)
+            assert click.item_key[click.num_rows :].tolist() == drawn.tolist()
+            assert (click.num_negatives, click.num_items) == (7, 40)
+            assert (search.num_negatives, search.num_items) == (0, 0)
+            texts = items["click"].take(drawn).column("item").to_pylist()
+            tokens = sum(len(text) for row in texts for text in row)
+            for task in a_plan.tasks:
+                own = shards[task].take(a_plan.slot(step, task=task, micro_batch=number))
+                tokens += own.column("num_tokens").to_numpy().sum()
+            assert batch.num_tokens == tokens
+            seen.append(tuple(drawn.tolist()))
+    assert len(set(seen)) == len(seen)
+
+
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_ranks_together_see_what_one_sees(shards: dict[str, Shards], world_size: int) -> None:
+def test_ranks_together_see_what_one_sees(
+    shards: dict[str, Shards], items: dict[str, Shards], world_size: int
+) -> None:
     num_micro_batches = 4
     a_plan = plan(shards, num_micro_batches=num_micro_batches)
-    one = dict(Loader(shards, plan=a_plan, num_steps=5))
+    one = dict(Loader(shards, plan=a_plan, items=items, num_steps=5))
     ranks = [
-        dict(Loader(shards, plan=a_plan, rank=rank, world_size=world_size, num_steps=5))
+        dict(
+            Loader(shards, plan=a_plan, items=items, rank=rank, world_size=world_size, num_steps=5)
+        )
         for rank in range(world_size)
     ]
     for step in range(5):
@@ -142,7 +178,7 @@ def test_ranks_together_see_what_one_sees(shards: dict[str, Shards], world_size:
                 assert_same(batch, one[step][number])
             else:
                 assert batch.num_tokens == 0
-                assert [slot.num_rows for slot in batch.slots] == [0, 0]
+                assert [slot.item_key.tolist() for slot in batch.slots] == [[], []]
                 assert [slot.numeric.shape[1] for slot in batch.slots] == [2, 2]
 
 

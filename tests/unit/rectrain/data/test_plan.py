@@ -138,6 +138,31 @@ def test_epochs_seeds_and_tasks_shuffle_differently() -> None:
     assert len({str(shuffle) for shuffle in shuffles}) == 5
 
 
+def test_negatives_are_uniform_without_repeats_and_a_function_of_their_numbers() -> None:
+    tasks = {"a": units([(1, 5)] * 40), "b": units([(1, 5)] * 40)}
+    settings_ = {"num_negatives": 6, "num_micro_batches": 2}
+    drawn = {
+        (step, number): plan(tasks, **settings_)
+        .negatives(step, task="a", micro_batch=number, num_items=30)
+        .tolist()
+        for step in range(300)
+        for number in range(2)
+    }
+    for items in drawn.values():
+        assert len(set(items)) == 6 and items == sorted(items)
+    counts = np.bincount(np.concatenate(list(drawn.values())), minlength=30)
+    assert counts.size == 30 and abs(counts - 120).max() < 5 * (600 * 0.2 * 0.8) ** 0.5
+
+    def again(task: str = "a", **changes: int) -> list[int]:
+        a_plan = plan(tasks, **(settings_ | changes))
+        return a_plan.negatives(4, task=task, micro_batch=1, num_items=30).tolist()
+
+    assert again() == drawn[4, 1] == again(tokens_per_micro_batch=999)
+    others = [drawn[4, 0], drawn[5, 1], again("b"), again(seed=1)]
+    assert drawn[4, 1] not in others
+    assert again(num_negatives=31) == list(range(30)) and again(num_negatives=0) == []
+
+
 def test_count_is_the_units_of_the_whole_step() -> None:
     tasks = {"lists": units([(3, 40)] * 17), "rows": units([(1, 7)] * 101)}
     made = plan(tasks)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from rectrain.data.encoding import FeatureEncoder
-from rectrain.data.shards import Prepared, Shards, file_entry, write_shard
+from rectrain.data.shards import FORMAT, Prepared, Shards, file_entry, write_shard
 from rectrain.errors import DataError
 
 
@@ -28,7 +28,7 @@ def make_prepared(root: Path, *, sizes: tuple[int, ...] = (3, 4)) -> Path:
     splits = {s: {"rows": 0, "groups": 0, "tokens": 0, "files": []} for s in ("validation", "test")}
     splits["train"] = {"rows": start, "groups": 0, "tokens": 0, "files": files}
     manifest = {
-        "format": 1, "seed": 0, "source": "parquet", "config": {},
+        "format": FORMAT, "seed": 0, "source": "parquet", "config": {},
         "tasks": {"risk": {"splits": splits, "features": FeatureEncoder().to_json()}},
         "tokenizer": {"sha256": "x", "vocab_size": 10, "max_length": 8},
     }  # fmt: skip
@@ -82,7 +82,7 @@ def _edit(root: Path, **changes: Any) -> None:
     [
         (lambda root: (root / "manifest.json").unlink(), "without manifest.json"),
         (lambda root: (root / "manifest.json").write_text("{"), "readable JSON"),
-        (lambda root: _edit(root, format=2), "got 2; this version reads format 1"),
+        (lambda root: _edit(root, format=1), f"got 1; this version reads format {FORMAT}"),
         (lambda root: _edit(root, tasks=None), "must be complete"),
         (lambda root: (root / "risk" / "train-00000.arrow").unlink(), "no such file"),
         (_truncate, "bytes instead of"),

@@ -10,7 +10,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from rectrain.data.batch import MicroBatch, PackedTexts, build_micro_batch, empty_table
+from rectrain.data.batch import (
+    MicroBatch,
+    Negatives,
+    PackedTexts,
+    build_micro_batch,
+    empty_table,
+)
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.model.config import ModelConfig
 from rectrain.model.encoder import load_encoder
@@ -49,6 +55,7 @@ def _table(spec: TaskSpec, rows: int, *, seed: int) -> pa.Table:
         "weight": rng.uniform(0.5, 2, rows),
         "log_q": rng.uniform(-5, -1, rows),
         "item_key": rng.integers(0, 6, rows),
+        "group_key": rng.integers(0, 6, rows),
         "list_id": np.arange(rows) // 3 if lists else np.arange(rows),
         "vector_image": image.tolist(),
     }
@@ -58,9 +65,9 @@ def _table(spec: TaskSpec, rows: int, *, seed: int) -> pa.Table:
 
 @pytest.fixture
 def make_batch() -> Callable[..., MicroBatch]:
-    """make_batch({task: rows}, seed=, counts=, specs=, part=): a random micro-batch.
+    """make_batch({task: rows}, seed=, counts=, specs=, part=, num_negatives=): a random one.
 
-    `part` keeps a slice of each task's rows.
+    `part` keeps a slice of each task's rows; recommendation gets the negatives, if it has rows.
     """
 
     def make(
@@ -70,13 +77,19 @@ def make_batch() -> Callable[..., MicroBatch]:
         counts: Mapping[str, float] | None = None,
         specs: Mapping[str, TaskSpec] = TASKS,
         part: slice = slice(None),
+        num_negatives: int = 0,
     ) -> MicroBatch:
         tables = {}
         for place, (task, num) in enumerate(rows.items()):
             kept = np.arange(num)[part]
             tables[task] = _table(specs[task], num, seed=seed + place).take(kept)
+        drawn = _table(TASKS["recommendation"], num_negatives, seed=seed + 99)
         return build_micro_batch(
-            tables, counts=counts or {task: max(1, num) for task, num in rows.items()}
+            tables,
+            counts=counts or {task: max(1, num) for task, num in rows.items()},
+            negatives={"recommendation": Negatives(drawn, 30)}
+            if num_negatives and rows.get("recommendation")
+            else None,
         )
 
     return make

@@ -25,11 +25,29 @@ def _naive_listwise(score: Tensor, label: Tensor, weight: Tensor, bounds: list[i
     return total
 
 
-def _naive_in_batch(logits: Tensor, key: Tensor, log_q: Tensor, weight: Tensor) -> float:
+def _naive_in_batch(
+    logits: Tensor,
+    *,
+    item_key: Tensor,
+    group_key: Tensor,
+    bought: Tensor,
+    log_q: Tensor,
+    num_items: int,
+    weight: Tensor,
+) -> float:
+    rows, columns = logits.shape
+    q = [
+        (rows * math.exp(log_p) + (columns - rows) / num_items) / columns
+        for log_p in log_q.tolist()
+    ]
     total = 0.0
-    for i in range(len(key)):
-        columns = [j for j in range(len(key)) if j == i or key[j] != key[i]]
-        corrected = {j: float(logits[i, j] - log_q[j]) for j in columns}
+    for i in range(rows):
+        kept = [i]
+        for j in range(columns):
+            same_user = j < rows and group_key[j] == group_key[i]
+            if item_key[j] != item_key[i] and not same_user and not bought[i, j]:
+                kept.append(j)
+        corrected = {j: float(logits[i, j]) - math.log(q[j]) for j in kept}
         normaliser = math.log(sum(math.exp(value) for value in corrected.values()))
         total -= float(weight[i]) * (corrected[i] - normaliser)
     return total
@@ -60,6 +78,9 @@ def test_in_batch_equals_a_hand_computed_value() -> None:
     found = in_batch_softmax(
         torch.zeros(3, 3),
         item_key=torch.tensor([5, 5, 9]),
+        group_key=torch.arange(3),
+        bought=torch.zeros(3, 3, dtype=torch.bool),
+        num_items=0,
         log_q=torch.tensor([0.5, 0.5, 0.25]).log(),
         weight=torch.ones(3),
     )
@@ -81,16 +102,64 @@ def test_listwise_equals_a_naive_loop(sizes: list[int], seed: int) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(1, 8), st.integers(0, 10**6))
-def test_in_batch_equals_a_naive_loop(rows: int, seed: int) -> None:
+@given(st.integers(1, 8), st.integers(0, 6), st.integers(0, 10**6))
+def test_in_batch_equals_a_naive_loop(rows: int, negatives: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(rows, rows, generator=generator) * 5
-    key = torch.randint(0, 4, (rows,), generator=generator)
-    log_q = torch.rand(rows, generator=generator).log()
-    weight = torch.rand(rows, generator=generator)
-    found = in_batch_softmax(logits, item_key=key, log_q=log_q, weight=weight)
-    expected = _naive_in_batch(logits, key, log_q, weight)
-    assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    columns = rows + negatives
+    logits = torch.randn(rows, columns, generator=generator) * 5
+    values = {
+        "item_key": torch.randint(0, 9, (columns,), generator=generator),
+        "group_key": torch.randint(0, 6, (rows,), generator=generator),
+        "bought": torch.rand(rows, columns, generator=generator) < 0.2,
+        "log_q": torch.rand(columns, generator=generator).log(),
+        "num_items": 50,
+        "weight": torch.rand(rows, generator=generator),
+    }
+    found = in_batch_softmax(logits, **values)
+    assert found.item() == pytest.approx(_naive_in_batch(logits, **values), rel=1e-4, abs=1e-5)
+
+
+def test_in_batch_masks_what_the_user_bought_and_corrects_by_the_mixture() -> None:
+    # Rows 0 and 1 are one user; row 2 has bought the first negative, row 0 has the second's item.
+    found = in_batch_softmax(
+        torch.zeros(3, 5),
+        item_key=torch.tensor([1, 2, 3, 4, 1]),
+        group_key=torch.tensor([7, 7, 8]),
+        bought=torch.tensor([[False] * 5, [False] * 5, [False, False, True, True, False]]),
+        log_q=torch.tensor([0.2, 0.1, 0.1, 0.3, 0.2]).log(),
+        num_items=20,
+        weight=torch.ones(3),
+    )
+    # 5q = 3p + 2/20 = 0.7, 0.4, 0.4, 1.0, 0.7; a column weighs 1/q.
+    a, b, c, d = 1 / 0.7, 1 / 0.4, 1 / 0.4, 1 / 1.0
+    expected = math.log((a + c + d) / a) + math.log((b + c + d + a) / b)
+    expected += math.log((c + a + b + a) / c)
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_mixed_negatives_estimate_the_softmax_over_the_catalogue() -> None:
+    # Σ_j exp(s_j) / q_j over many columns of a popular half and a uniform half, over (B + N), is
+    # Σ exp(s) over the catalogue: so one row's loss nears the full softmax's.
+    generator = torch.Generator().manual_seed(0)
+    num_items, rows, negatives = 20, 3000, 3000
+    share = torch.rand(num_items, generator=generator).softmax(0)
+    score = torch.randn(num_items, generator=generator)
+    item = torch.multinomial(share, rows, replacement=True, generator=generator)
+    item = torch.cat([item, torch.randint(num_items, (negatives,), generator=generator)])
+    weight = torch.zeros(rows)
+    weight[0] = 1
+    found = in_batch_softmax(
+        score[item].expand(rows, -1),
+        item_key=torch.arange(rows + negatives),
+        group_key=torch.arange(rows),
+        bought=torch.zeros(rows, rows + negatives, dtype=torch.bool),
+        log_q=share.log()[item],
+        num_items=num_items,
+        weight=weight,
+    )
+    q = (rows * share + negatives / num_items) / (rows + negatives)
+    full = score.logsumexp(0) + math.log(rows + negatives) - (score - q.log())[item[0]]
+    assert found.item() == pytest.approx(full.item(), abs=0.03)
 
 
 def test_large_scores_stay_finite() -> None:
@@ -114,7 +183,15 @@ def test_empty_batches_give_zero_with_a_gradient() -> None:
     losses = [
         bce(none, label=empty, weight=empty),
         listwise_softmax(none, label=empty, weight=empty, list_offsets=torch.zeros(1).long()),
-        in_batch_softmax(none[:, None] @ none[None], item_key=key, log_q=empty, weight=empty),
+        in_batch_softmax(
+            none[:, None] @ none[None],
+            item_key=key,
+            group_key=key,
+            bought=torch.zeros(0, 0, dtype=torch.bool),
+            log_q=empty,
+            num_items=0,
+            weight=empty,
+        ),
     ]
     for loss in losses:
         assert loss.item() == 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from rectrain.data.batch import MicroBatch
 from rectrain.data.fields import Field, FieldTable
 from rectrain.model.losses import bce, in_batch_softmax, listwise_softmax
-from rectrain.model.multitask import MultiTaskModel
+from rectrain.model.multitask import MultiTaskModel, _in_query
 from rectrain.model.spec import TaskSpec
 from rectrain.tasks import TASKS
 
@@ -30,15 +31,17 @@ def _gradients(model: MultiTaskModel) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("sharing", ["shared_bottom", "gated_experts"])
 @pytest.mark.parametrize("balancer", ["static", "uncertainty"])
 @pytest.mark.parametrize("rows", [_FULL, _PART, _NONE], ids=["full", "part", "none"])
+@pytest.mark.parametrize("num_negatives", [0, 5])
 def test_every_parameter_gets_a_finite_gradient_whatever_the_slots_hold(
     rows: dict[str, int],
+    num_negatives: int,
     sharing: str,
     balancer: str,
     make_model: MakeModel,
     make_batch: MakeBatch,
 ) -> None:
     model = make_model(sharing=sharing, balancer=balancer)
-    loss, shares = model(make_batch(rows))
+    loss, shares = model(make_batch(rows, num_negatives=num_negatives))
     loss.backward()
     for name, gradient in _gradients(model).items():
         assert gradient.isfinite().all(), name
@@ -60,7 +63,7 @@ def test_modules_are_called_once_and_in_one_order_whatever_the_slots_hold(
     orders = []
     for rows in (_FULL, _PART, _NONE):
         calls.clear()
-        model(make_batch(rows), mode=mode)
+        model(make_batch(rows, num_negatives=3), mode=mode)
         orders.append(list(calls))
     assert orders[0] == orders[1] == orders[2]
     owners = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
@@ -91,8 +94,16 @@ def test_micro_batches_of_two_ranks_sum_to_plain_losses_over_the_step(
             slot = part.slots[place]
             if task == "recommendation":
                 queries, items = model(part, mode="embed")[task]
-                rows = {"item_key": slot.item_key, "log_q": slot.log_q, "weight": slot.weight}
-                total[task] += in_batch_softmax(queries @ items.T, **rows) / counts[task]
+                loss = in_batch_softmax(
+                    queries @ items.T,
+                    item_key=slot.item_key,
+                    group_key=slot.group_key,
+                    bought=torch.zeros(len(queries), len(items), dtype=torch.bool),
+                    log_q=slot.log_q,
+                    num_items=slot.num_items,
+                    weight=slot.weight,
+                )
+                total[task] += loss / counts[task]
             else:
                 score = model(part, mode="score")[task]
                 rows = {"label": slot.label, "weight": slot.weight}
@@ -134,6 +145,54 @@ def test_scores_of_two_tower_are_the_inner_products_of_its_vectors(
     assert set(vectors) == {"recommendation"}
     queries, items = vectors["recommendation"]
     torch.testing.assert_close((queries * items).sum(1), scores["recommendation"])
+
+
+def test_negatives_change_the_loss_of_their_task_alone(
+    make_model: MakeModel, make_batch: MakeBatch
+) -> None:
+    model = make_model(sharing="gated_experts").eval()
+    without, batch = make_batch(_FULL), make_batch(_FULL, num_negatives=6)
+    assert batch.num_tokens > without.num_tokens
+    for mode in ("loss", "score"):
+        few, many = (model(b, mode=mode) for b in (without, batch))
+        if mode == "loss":
+            few, many = few[1], many[1]
+            assert few.pop("recommendation") < many.pop("recommendation")
+        for task, value in few.items():
+            torch.testing.assert_close(many[task], value, msg=task)
+    assert model(batch, mode="embed")["recommendation"][1].shape[0] == 7 + 6
+
+
+def test_items_whose_text_stands_in_the_history_are_no_negatives(
+    make_model: MakeModel, make_batch: MakeBatch
+) -> None:
+    batch = make_batch({"recommendation": 6}, num_negatives=4)
+    slot = batch.slots[0]
+    history = [
+        slot.query.index[start:end].tolist() for start, end in pairwise(slot.query.offsets.tolist())
+    ]
+    first, second, *_ = (row for row in range(6) if history[row])
+    index = slot.item.index.clone()
+    index[[second, 7]] = torch.tensor([history[first][-1], history[second][0]])
+    slot = replace(
+        slot,
+        item=replace(slot.item, index=index),
+        item_key=torch.arange(10),
+        group_key=torch.arange(6),
+    )
+    expected = [[text in texts for text in index.tolist()] for texts in history]
+    assert _in_query(slot).tolist() == expected and expected[first][second] and expected[second][7]
+
+    model = make_model(specs={"recommendation": TASKS["recommendation"]}).eval()
+
+    def loss(row: int, log_q: torch.Tensor) -> float:
+        only = replace(slot, weight=torch.eye(6)[row], log_q=log_q)
+        return model(replace(batch, slots=(only,)))[0].item()
+
+    popular = slot.log_q.clone()
+    popular[7] -= 1  # moves the losses of the rows whose negative it is
+    moved = [loss(row, popular) != loss(row, slot.log_q) for row in range(6)]
+    assert moved == [not row[7] for row in expected]
 
 
 def test_a_score_does_not_depend_on_the_other_rows(
