@@ -38,7 +38,7 @@ test-full: lint
 lint: setup
 	ruff check .
 	ruff format --check .
-	mypy rectrain
+	mypy rectrain jobs
 
 format: setup
 	ruff check --fix .
