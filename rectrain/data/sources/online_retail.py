@@ -22,6 +22,7 @@ from rectrain.errors import ConfigError, DataError
 __all__ = ["SOURCE", "convert_order_lines"]
 
 NO_CUSTOMER = "no customer"
+INCOMPLETE = "no time or no quantity"
 RETURNED = "a returned or cancelled line"
 NO_PRICE = "no price: not a sale"
 UNKNOWN_OUTCOME = "outcome not yet known at the end of the log"
@@ -47,8 +48,16 @@ def convert_order_lines(lines: pa.Table) -> dict[str, pa.Table]:
 
     Returns:
         The rows of both tasks, every line in each: those that are not for a task are set aside.
+
+    Raises:
+        DataError: no lines, a missing column, or times that can't be read.
     """
     require_columns(lines, _COLUMNS, what="Online Retail")
+    if not lines.num_rows:
+        raise DataError(
+            what="Online Retail", got="a table without a line", rule="at least one is needed",
+            fix="give a file with order lines",
+        )  # fmt: skip
     times = _times(lines["InvoiceDate"])
     customers = _customers(lines["CustomerID"])
     text = pc.utf8_trim_whitespace(lines["Description"].cast(pa.string()))
@@ -56,8 +65,11 @@ def convert_order_lines(lines: pa.Table) -> dict[str, pa.Table]:
     item_id = (lines["StockCode"] if coded else lines["Description"]).cast(pa.string())
     quantity, price = lines["Quantity"].cast(pa.float64()), lines["UnitPrice"].cast(pa.float64())
     row_id = pa.array([f"line-{n}" for n in range(lines.num_rows)])
+    whole = pc.and_(pc.is_valid(times), pc.fill_null(pc.is_finite(quantity), False))
     not_bought = pc.if_else(
-        pc.is_null(customers), NO_CUSTOMER, pc.if_else(pc.less_equal(quantity, 0), RETURNED, None)
+        pc.is_null(customers),
+        NO_CUSTOMER,
+        pc.if_else(whole, pc.if_else(pc.less_equal(quantity, 0), RETURNED, None), INCOMPLETE),
     )
     shared = {
         "user_id": customers, "item_id": item_id, "item_text": text,
@@ -65,7 +77,9 @@ def convert_order_lines(lines: pa.Table) -> dict[str, pa.Table]:
         "timestamp": times, "row_id": row_id,
     }  # fmt: skip
     purchases = pa.table({**shared, SET_ASIDE: not_bought})
-    users, items, when, positive = _keys(customers, item_id, times, quantity)
+    # A line without a time or a quantity is nobody's: it is no order and no return of anyone.
+    owners = pc.if_else(whole, customers, None)
+    users, items, when, positive = _keys(owners, item_id, times, quantity)
     history = _past(users, when, positive)
     known = when // _DAY_US + RETURN_DAYS < when.max() // _DAY_US
     not_risk = pc.coalesce(
@@ -122,8 +136,8 @@ def _keys(
         codes = column.combine_chunks().dictionary_encode().indices
         return np.asarray(pc.fill_null(codes, -1), dtype=np.int64)
 
-    when = times.cast(pa.int64()).to_numpy()
-    return number(customers), number(items), when, quantity.to_numpy() > 0
+    when = pc.fill_null(times.cast(pa.int64()), 0).to_numpy()
+    return number(customers), number(items), when, pc.fill_null(quantity, 0.0).to_numpy() > 0
 
 
 def _returned(

@@ -23,14 +23,17 @@ from rectrain.errors import ConfigError, DataError, RectrainError, StorageError
 START = datetime(2011, 1, 1, 10)
 
 
-def order_lines(*lines: tuple[float, int | None, str, int, float]) -> pa.Table:
+def order_lines(
+    *lines: tuple[float | None, int | None, str, int | None, float],
+) -> pa.Table:
     """Lines of (day, customer, product, quantity, price)."""
     days, customers, products, quantities, prices = zip(*lines, strict=True)
+    times = [None if day is None else START + timedelta(days=day) for day in days]
     return pa.table(
         {
             "Description": pa.array(products),
             "Quantity": pa.array(quantities, pa.int32()),
-            "InvoiceDate": pa.array([START + timedelta(days=d) for d in days], pa.timestamp("ns")),
+            "InvoiceDate": pa.array(times, pa.timestamp("ns")),
             "UnitPrice": pa.array(prices, pa.float64()),
             "CustomerID": pa.array(customers, pa.float64()),
             "Country": pa.array(["France"] * len(lines)),
@@ -67,6 +70,24 @@ def test_returns_are_labelled_by_customer_product_and_delay() -> None:
     assert dict(zip(kept["row_id"].to_pylist(), kept["label"].to_pylist(), strict=True)) == {
         "line-0": 1, "line-1": 0, "line-2": 0, "line-4": 0, "line-8": 0,
     }  # fmt: skip
+
+
+def test_a_line_without_a_time_or_a_quantity_is_no_return_and_spoils_no_other() -> None:
+    lines = order_lines(
+        (0, 1, "MUG", 6, 2.5), (5, 1, "MUG", None, 2.5), (None, 1, "MUG", -1, 2.5),
+        (60, 1, "MUG", 1, 2.5),
+    )  # fmt: skip
+    risk = convert_order_lines(lines)["risk"]
+    incomplete = "no time or no quantity"
+    unknown = "outcome not yet known at the end of the log"
+    assert risk[SET_ASIDE].to_pylist() == [None, incomplete, incomplete, unknown]
+    assert risk["label"].to_pylist()[0] == 0
+    assert risk["num_past_returns"].to_pylist()[3] == 0
+
+
+def test_a_log_without_lines_is_refused() -> None:
+    with pytest.raises(DataError, match="without a line"):
+        convert_order_lines(LINES.slice(0, 0))
 
 
 def test_a_lines_past_holds_nothing_of_its_own_moment() -> None:
