@@ -341,7 +341,8 @@ def _diversity(
 ) -> dict[str, MetricResult]:
     """How much of the catalogue the lists show, and how unlike the items of one list are.
 
-    Unlike means of another category, where items have one, else 1 - cosine of the model's vectors.
+    Unlike means of another category, where items have one, else 1 - cosine of the model's vectors,
+    float32 [I, D + 1], less their last place, which holds the item's popularity.
     """
     results = {}
     if "category" in features.categorical:
@@ -353,7 +354,8 @@ def _diversity(
         unlike = {k: intra_list_dissimilarity(v, categories=categories) for k, v in lists.items()}
     else:
         name = f"vector_diversity@{LIST_SIZE}"
-        unlike = {k: intra_list_dissimilarity(v, vectors=vectors) for k, v in lists.items()}
+        likeness = vectors[:, :-1]
+        unlike = {k: intra_list_dissimilarity(v, vectors=likeness) for k, v in lists.items()}
     shares = {
         system: catalogue_coverage(top, num_items=items.num_rows) for system, top in lists.items()
     }

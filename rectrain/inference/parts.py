@@ -187,7 +187,18 @@ class Sink:
         return found
 
     def clear(self) -> None:
-        """Removes all output."""
+        """Removes all output.
+
+        Raises:
+            DataError: the folder isn't one that this job writes.
+        """
+        if self._scores.exists("") and self.manifest() is None:
+            raise DataError(
+                what=f"output {self.output}",
+                got=f"a folder without {_MANIFEST}",
+                rule="only scores are ever removed",
+                fix="give another --output, or remove it yourself",
+            )
         for store in (self._scores, self._rejects):
             store.remove("")
 

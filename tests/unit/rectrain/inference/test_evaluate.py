@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rectrain.data.encoding import FeatureEncoder
 from rectrain.errors import DataError
-from rectrain.inference.evaluate import MODEL, MetricResult, TaskResult, compare
+from rectrain.inference.evaluate import MODEL, MetricResult, TaskResult, _diversity, compare
 from rectrain.inference.parts import Sink, open_inputs, plan_parts, read_part
 from rectrain.inference.recommend import Shoppers
 from rectrain.metrics import Examples, Interval, paired_difference
@@ -46,6 +47,14 @@ def test_systems_are_compared_on_the_same_resamples() -> None:
     expected = paired_difference("auc", systems[MODEL], systems["x"], num_resamples=200, seed=4)
     assert result.differences["x"] == pytest.approx(expected)
     assert result.best_baseline == "x" and result.best_possible is None
+
+
+def test_items_that_differ_are_diverse_however_popular_they_are() -> None:
+    vectors = np.concatenate([np.eye(10), np.full((10, 1), -9.0)], axis=1).astype(np.float32)
+    found = _diversity(
+        {MODEL: np.arange(10)[None]}, FeatureEncoder(), pa.table({"x": [0]}), vectors
+    )
+    assert found["vector_diversity@10"].model.value == pytest.approx(1.0)
 
 
 def test_the_best_baseline_follows_the_metrics_direction() -> None:
@@ -96,6 +105,9 @@ def test_output_of_another_job_is_refused(tmp_path: Path) -> None:
         Sink(str(tmp_path / "mine")).claim({"checkpoint": "a"}, files)
     sink.clear()
     assert not (tmp_path / "out").exists()
+    with pytest.raises(DataError, match="only scores are ever removed"):
+        Sink(str(tmp_path / "mine")).clear()
+    assert (tmp_path / "mine").is_dir()
 
 
 def test_inputs_without_a_row_or_that_are_no_parquet_are_refused(tmp_path: Path) -> None:
