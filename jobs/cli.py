@@ -13,7 +13,7 @@ from typing import NoReturn, TypeVar
 from rectrain.config import Section, help_text, load_config
 from rectrain.errors import ConfigError, RectrainError, ResourceError
 
-__all__ = ["JobParser", "exit_status", "parse_config", "run"]
+__all__ = ["JobParser", "count", "exit_status", "parse_config", "run"]
 
 T = TypeVar("T", bound=Section)
 Main = Callable[[list[str]], int | None]
@@ -48,6 +48,14 @@ class JobParser(argparse.ArgumentParser):
         raise ConfigError(
             what="command line", got=message, rule="cannot be used as it is", fix="see --help"
         )
+
+
+def count(text: str) -> int:
+    """A command line's whole number of 1 or more, for argparse's `type`."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
 
 
 def parse_config(

@@ -11,17 +11,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from jobs.cli import JobParser, run
-from rectrain.data.loader import open_tasks
-from rectrain.data.shards import Prepared
-from rectrain.errors import ConfigError, DataError
+from jobs.cli import JobParser, count, run
+from rectrain.errors import ConfigError
 from rectrain.inference.evaluate import evaluate
-from rectrain.inference.predictor import Predictor, check_tokenizer
+from rectrain.inference.predictor import Predictor, open_prepared
 from rectrain.report.evaluation import table, write_evaluation
 
 __all__ = ["main"]
@@ -33,7 +30,7 @@ def main(argv: list[str]) -> int:
     predictor = Predictor.from_checkpoint(options.checkpoint, device=options.device)
     meta = predictor.checkpoint.meta
     paths = options.data or meta["config"]["data"]["paths"]
-    data = _open(paths, predictor, tasks=options.tasks)
+    data = open_prepared(predictor, paths, tasks=options.tasks or predictor.tasks)
     output = _output(options.output, options.checkpoint)
     for task, prepared in data.items():
         rows = prepared.shards(task, options.split).num_rows
@@ -75,7 +72,9 @@ def _parser() -> JobParser:
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--tasks", nargs="+", help="only these (default: all of the model)")
     parser.add_argument("--output", help="folder of the files (default: the run's folder)")
-    parser.add_argument("--num-resamples", type=int, default=1000, help="of the bootstrap, at most")
+    parser.add_argument(
+        "--num-resamples", type=count, default=1000, help="of the bootstrap, at most"
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     return parser
 
@@ -95,31 +94,6 @@ def _output(given: str | None, location: str) -> Path:
             fix="--output evaluation",
         )
     return Path(given or _run_folder(location))
-
-
-def _open(
-    paths: Sequence[str], predictor: Predictor, *, tasks: Sequence[str] | None
-) -> dict[str, Prepared]:
-    """The data of the model's tasks, prepared as the model's training data was.
-
-    Raises:
-        EncoderError: another tokenizer.
-        DataError: another encoding of features, or a task that isn't there.
-    """
-    data = open_tasks(paths, tasks=tasks or predictor.tasks)
-    for task, prepared in data.items():
-        predictor.spec(task)
-        check_tokenizer(
-            prepared.tokenizer_sha256, predictor.checkpoint.meta, where=str(prepared.root)
-        )
-        if prepared.features(task) != predictor.features[task]:
-            raise DataError(
-                what=f"features of {task} in {prepared.root}",
-                got="other bins or vocabularies than the model's",
-                rule="evaluation needs data prepared together with the training data",
-                fix="evaluate on the data of the training run",
-            )
-    return data
 
 
 if __name__ == "__main__":

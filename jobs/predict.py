@@ -40,11 +40,11 @@ import ray
 import ray.data
 import torch
 
-from jobs.cli import JobParser, run
+from jobs.cli import JobParser, count, run
 from rectrain.data.loader import open_tasks
 from rectrain.errors import ConfigError, RectrainError
 from rectrain.inference.parts import Part, Sink, open_inputs, plan_parts, read_part
-from rectrain.inference.predictor import Predictor
+from rectrain.inference.predictor import Predictor, open_prepared
 from rectrain.inference.recommend import Catalogue, Shoppers
 from rectrain.inference.rows import EXCLUDE, EncodedRows
 
@@ -124,7 +124,7 @@ def main(argv: list[str]) -> int:
     present = set.intersection(*(set(schema.names) for _, schema in found))
     ranks = predictor.spec(task).head == "two_tower"
     job = _Job(
-        checkpoint=_absolute(options.checkpoint),
+        checkpoint=_resolved(options.checkpoint, predictor),
         task=task,
         output=_absolute(options.output),
         columns=fields.names(),
@@ -137,7 +137,7 @@ def main(argv: list[str]) -> int:
     facts = {
         "checkpoint": predictor.sha256,
         "rows_per_part": options.rows_per_part,
-        **_ranking_facts(job),
+        **_ranking_facts(job, predictor),
     }
     print(
         f"predict: {sum(file.rows for file in files):,} rows of {task} in {len(parts)} parts "
@@ -164,9 +164,9 @@ def _parser() -> JobParser:
     parser.add_argument("--task", help="needed where the model has several")
     parser.add_argument("--data", nargs="+", help="recommendation: prepared data with the catalogue"
                         " (default: what the model was trained on)")  # fmt: skip
-    parser.add_argument("--k", type=int, default=10, help="recommendation: items of a list (10)")
-    parser.add_argument("--rows-per-part", type=int, default=20_000, help="rows between saves")
-    parser.add_argument("--num-workers", type=int, help="models side by side (one a CPU or GPU)")
+    parser.add_argument("--k", type=count, default=10, help="recommendation: items of a list (10)")
+    parser.add_argument("--rows-per-part", type=count, default=20_000, help="rows between saves")
+    parser.add_argument("--num-workers", type=count, help="models side by side (one a CPU or GPU)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--overwrite", action="store_true", help="remove earlier output first")
     return parser
@@ -194,17 +194,22 @@ def _absolute(location: str) -> str:
     return location if "://" in location else str(Path(location).absolute())
 
 
+def _resolved(location: str, predictor: Predictor) -> str:
+    """The one checkpoint that was opened: a run that still trains soon has a newer one."""
+    return location if "://" in location else str(predictor.checkpoint.path)
+
+
 def _paths(predictor: Predictor) -> list[str]:
     """Prepared data that the model was trained on."""
     paths: list[str] = predictor.checkpoint.meta["config"]["data"]["paths"]
     return paths
 
 
-def _ranking_facts(job: _Job) -> dict[str, Any]:
+def _ranking_facts(job: _Job, predictor: Predictor) -> dict[str, Any]:
     """What else decides the lists: their length and the catalogue."""
     if not job.catalogue:
         return {}
-    prepared = open_tasks(job.catalogue, tasks=[job.task])[job.task]
+    prepared = open_prepared(predictor, job.catalogue, tasks=[job.task])[job.task]
     return {"k": job.k, "catalogue": prepared.manifest["tasks"][job.task]["items"]["sha256"]}
 
 

@@ -10,7 +10,7 @@ Shapes: n rows, U texts or users, I items, D the encoder's hidden size.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,8 @@ from torch import Tensor
 from rectrain.data.batch import MicroBatch, PackedTexts, build_micro_batch
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.fields import FieldTable
-from rectrain.data.loader import empty_tables
+from rectrain.data.loader import empty_tables, open_tasks
+from rectrain.data.shards import Prepared
 from rectrain.data.tokenize import load_tokenizer, tokenizer_hash
 from rectrain.errors import DataError, EncoderError
 from rectrain.inference.rows import EncodedRows, RowEncoder, TextLimits
@@ -32,7 +33,7 @@ from rectrain.model.spec import TaskSpec
 from rectrain.train.build import load_model
 from rectrain.train.checkpoint import Checkpoint
 
-__all__ = ["Predictor", "check_tokenizer"]
+__all__ = ["Predictor", "check_tokenizer", "open_prepared"]
 
 Floats = NDArray[np.float32]
 
@@ -208,6 +209,37 @@ def check_tokenizer(sha256: str, meta: Mapping[str, Any], *, where: str) -> None
             rule=f"the model was trained with {meta['tokenizer_sha256'][:12]}…",
             fix="prepare the data with the model's tokenizer (its checkpoint's tokenizer folder)",
         )
+
+
+def open_prepared(
+    predictor: Predictor, paths: Sequence[str], *, tasks: Sequence[str]
+) -> dict[str, Prepared]:
+    """The prepared data of some of a model's tasks, if it was encoded as the training data was.
+
+    Args:
+        predictor: made from a checkpoint.
+        paths: prepared directories.
+        tasks: names.
+
+    Raises:
+        EncoderError: another tokenizer.
+        DataError: another encoding of features, or a task that isn't there.
+    """
+    data = open_tasks(paths, tasks=tasks)
+    for task, prepared in data.items():
+        predictor.spec(task)
+        check_tokenizer(
+            prepared.tokenizer_sha256, predictor.checkpoint.meta, where=str(prepared.root)
+        )
+        # As JSON, since the order of features counts too.
+        if prepared.features(task).to_json() != predictor.features[task].to_json():
+            raise DataError(
+                what=f"features of {task} in {prepared.root}",
+                got="other bins or vocabularies than the model's",
+                rule="scores need data prepared together with the training data",
+                fix="give the data of the training run",
+            )
+    return data
 
 
 def _complete(rows: pa.Table, *, like: pa.Table) -> pa.Table:

@@ -11,7 +11,7 @@ from ray import cloudpickle
 from ray.exceptions import RayTaskError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from jobs.cli import JobParser, exit_status, parse_config
+from jobs.cli import JobParser, count, exit_status, parse_config
 from rectrain.config import Section
 from rectrain.errors import ConfigError, DataError
 
@@ -131,6 +131,15 @@ def test_parse_config_lays_the_command_line_over_the_file(tmp_path):
 def test_an_option_nobody_knows_is_refused():
     with pytest.raises(ConfigError, match=r"did you mean train\.zero_stage\?"):
         parse_config(Run, ["--zero_stage=1"], parser=JobParser("doc"))
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "many"])
+def test_a_count_below_one_is_refused(text):
+    parser = JobParser("doc")
+    parser.add_argument("--k", type=count)
+    with pytest.raises(ConfigError, match="--k"):
+        parser.parse_args([f"--k={text}"])
+    assert parser.parse_args(["--k=1"]).k == 1
 
 
 def test_help_lists_every_key_with_its_default(capsys):
