@@ -42,9 +42,9 @@ import torch
 
 from jobs.cli import JobParser, count, run
 from rectrain.data.loader import open_tasks
-from rectrain.errors import ConfigError, RectrainError
+from rectrain.errors import ConfigError, RectrainError, without_credentials
 from rectrain.inference.parts import Part, Sink, open_inputs, plan_parts, read_part
-from rectrain.inference.predictor import Predictor, open_prepared
+from rectrain.inference.predictor import Predictor, open_prepared, pick_device
 from rectrain.inference.recommend import Catalogue, Shoppers
 from rectrain.inference.rows import EXCLUDE, EncodedRows
 
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> int:
         ids=tuple(name for name in fields.names("id", "group") if name in present),
         catalogue=tuple(map(_absolute, options.data or _paths(predictor))) if ranks else (),
         k=options.k,
-        device=_device(options.device),
+        device=pick_device(options.device),
     )
     parts = plan_parts(files, rows_per_part=options.rows_per_part)
     facts = {
@@ -141,7 +141,7 @@ def main(argv: list[str]) -> int:
     }
     print(
         f"predict: {sum(file.rows for file in files):,} rows of {task} in {len(parts)} parts "
-        f"-> {options.output}"
+        f"-> {without_credentials(options.output)}"
     )
     if options.dry_run:
         return 0
@@ -152,7 +152,8 @@ def main(argv: list[str]) -> int:
     missing = [part for part in parts if not sink.is_done(part)]
     if missing:
         _score(job, missing, num_workers=options.num_workers, done=len(parts) - len(missing))
-    print(f"scores: {sink.output}\nrejects: {sink.rejects} ({sink.num_rejects(parts):,} rows)")
+    shown = without_credentials(sink.output)
+    print(f"scores: {shown}\nrejects: {shown}.rejects ({sink.num_rejects(parts):,} rows)")
     return 0
 
 
@@ -181,12 +182,6 @@ def _task(name: str | None, tasks: Sequence[str]) -> str:
             fix=f"--task {tasks[0]}",
         )
     return name or tasks[0]
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
 
 
 def _absolute(location: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
@@ -10,9 +12,15 @@ __all__ = [
     "RectrainError",
     "ResourceError",
     "StorageError",
+    "without_credentials",
 ]
 
 _MAX_GOT = 200
+
+
+def without_credentials(text: str) -> str:
+    """The text without the user names and passwords that URIs in it hold."""
+    return re.sub(r"(?<=://)[^/@\s']*@", "", text)
 
 
 class RectrainError(Exception):
@@ -33,10 +41,11 @@ class RectrainError(Exception):
         self.fix = fix
 
     def __str__(self) -> str:
-        got = str(self.got)
+        got = without_credentials(str(self.got))
         if len(got) > _MAX_GOT:
             got = got[: _MAX_GOT - 1] + "…"
-        return " ".join(f"{self.what}: got {got}; {self.rule}; fix: {self.fix}".split())
+        line = f"{self.what}: got {got}; {self.rule}; fix: {self.fix}"
+        return " ".join(without_credentials(line).split())
 
     def __reduce__(self) -> tuple[object, ...]:
         # Ray sends errors between processes by pickle; keyword-only arguments need this.

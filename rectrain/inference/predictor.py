@@ -25,7 +25,7 @@ from rectrain.data.fields import FieldTable
 from rectrain.data.loader import empty_tables, open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.data.tokenize import load_tokenizer, tokenizer_hash
-from rectrain.errors import DataError, EncoderError
+from rectrain.errors import DataError, EncoderError, ResourceError
 from rectrain.inference.rows import EncodedRows, RowEncoder, TextLimits
 from rectrain.model.encoder import encode
 from rectrain.model.multitask import Mode, MultiTaskModel, TaskModule
@@ -33,7 +33,7 @@ from rectrain.model.spec import TaskSpec
 from rectrain.train.build import load_model
 from rectrain.train.checkpoint import Checkpoint
 
-__all__ = ["Predictor", "check_tokenizer", "open_prepared"]
+__all__ = ["Predictor", "check_tokenizer", "open_prepared", "pick_device"]
 
 Floats = NDArray[np.float32]
 
@@ -61,8 +61,7 @@ class Predictor:
         device: str = "cpu",
         tokens_per_forward: int = 2048,
     ) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = pick_device(device)
         self.model = model.eval().to(device)
         self.rows = rows
         self._checkpoint: Checkpoint | None = None
@@ -209,6 +208,20 @@ def check_tokenizer(sha256: str, meta: Mapping[str, Any], *, where: str) -> None
             rule=f"the model was trained with {meta['tokenizer_sha256'][:12]}…",
             fix="prepare the data with the model's tokenizer (its checkpoint's tokenizer folder)",
         )
+
+
+def pick_device(name: str) -> str:
+    """The device of a name: "auto" is a GPU where there is one.
+
+    Raises:
+        ResourceError: "cuda" without a GPU.
+    """
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" != found:
+        raise ResourceError(
+            what="device", got=name, rule="torch finds no GPU here", fix="use auto or cpu"
+        )
+    return found if name == "auto" else name
 
 
 def open_prepared(

@@ -9,7 +9,8 @@ import pytest
 import rectrain.errors
 from rectrain.errors import DataError, RectrainError
 
-TREE = [getattr(rectrain.errors, name) for name in rectrain.errors.__all__]
+PUBLIC = [getattr(rectrain.errors, name) for name in rectrain.errors.__all__]
+TREE = [thing for thing in PUBLIC if isinstance(thing, type)]
 
 
 @pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
@@ -37,3 +38,11 @@ def test_newlines_are_folded_and_a_long_value_is_shortened():
 def test_parts_are_given_by_name_only():
     with pytest.raises(TypeError):
         DataError("what", "got", "rule", "fix")
+
+
+def test_passwords_in_uris_are_not_shown():
+    uri = "s3://key:secret@bucket/runs"
+    error = DataError(what=f"input {uri}", got=OSError(f"no {uri}"), rule="r", fix="f")
+    assert str(error) == "input s3://bucket/runs: got no s3://bucket/runs; r; fix: f"
+    long = DataError(what="input", got="x" * 190 + uri, rule="r", fix="f")
+    assert "secret" not in str(long) and "key" not in str(long)

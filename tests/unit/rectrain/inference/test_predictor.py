@@ -11,8 +11,8 @@ from transformers import BertTokenizerFast
 from rectrain.data.batch import build_micro_batch
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.loader import empty_tables
-from rectrain.errors import DataError, EncoderError
-from rectrain.inference.predictor import Predictor, check_tokenizer
+from rectrain.errors import DataError, EncoderError, ResourceError
+from rectrain.inference.predictor import Predictor, check_tokenizer, pick_device
 from rectrain.inference.rows import RowEncoder, TextLimits
 from rectrain.model.config import ModelConfig
 from rectrain.model.encoder import load_encoder
@@ -123,3 +123,10 @@ def test_mistakes_are_named(predictor: Predictor) -> None:
         predictor.encode("risk", orders(2).drop_columns(["item_text"]))
     with pytest.raises(EncoderError, match="tokenizer of data/x"):
         check_tokenizer("a" * 64, {"tokenizer_sha256": "b" * 64}, where="data/x")
+
+
+def test_a_gpu_that_is_not_there_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (pick_device("auto"), pick_device("cpu")) == ("cpu", "cpu")
+    with pytest.raises(ResourceError, match="no GPU"):
+        pick_device("cuda")
