@@ -23,6 +23,8 @@ def main(argv: list[str]) -> int:
     config, options = parse_config(RunConfig, argv, parser=parser)
 
     from rectrain.train import launch  # after --help: it imports torch and Ray
+    from rectrain.train.build import load_model
+    from rectrain.train.export import export_encoder
 
     config = launch.resolve_paths(config)
     _say(launch.describe(config))
@@ -30,6 +32,8 @@ def main(argv: list[str]) -> int:
         return 0
     place = launch.claim(config, overwrite=options.overwrite)
     if place.is_finished:
+        # A kill may have come between the last checkpoint and the export.
+        export_encoder(load_model(place.last_checkpoint), place.store)
         _say(f"already finished: {place.last_checkpoint} (--overwrite trains anew)")
         return 0
     _connect()
