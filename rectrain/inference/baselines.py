@@ -1,6 +1,6 @@
 """Simple models that a trained model must beat, fitted on the same prepared rows.
 
-Two families. `rank_catalogue` scores the whole catalogue for users by what they bought
+Two families. `catalogue_scorer` scores the whole catalogue for users by what they bought
 (recommendation). `score_rows` scores rows by their texts, their features, or both (every other
 task). Each learns from the train split alone; `BASELINES` says which run for a task.
 """
@@ -22,7 +22,9 @@ __all__ = [
     "BASELINES",
     "CATALOGUE_BASELINES",
     "ROW_BASELINES",
+    "CatalogueScorer",
     "bm25",
+    "catalogue_scorer",
     "features",
     "item_knn",
     "popularity",
@@ -32,6 +34,8 @@ __all__ = [
 ]
 
 Floats = npt.NDArray[np.floating[Any]]
+CatalogueScorer = Callable[[Sequence[Sequence[str]]], Floats]
+"""From the items that each user bought to the user's scores of all items, [users, items]."""
 
 # Names of the baselines that an evaluation runs for each task.
 BASELINES: Mapping[str, tuple[str, ...]] = {
@@ -46,19 +50,28 @@ _BM25_K1, _BM25_B = 1.2, 0.75
 _MAX_CATEGORIES = 255  # of scikit-learn's histogram trees
 
 
+def catalogue_scorer(name: str, train: pa.Table, *, items: Sequence[str]) -> CatalogueScorer:
+    """From what users bought to their scores of every item; fitted once, asked by blocks of users.
+
+    Args:
+        name: one of `CATALOGUE_BASELINES`.
+        train: columns group (the user) and item_id, one row a purchase.
+        items: ids of the catalogue.
+    """
+    return CATALOGUE_BASELINES[name](train, items=items)
+
+
 def rank_catalogue(
     name: str, train: pa.Table, *, items: Sequence[str], bought: Sequence[Sequence[str]]
 ) -> Floats:
     """Scores of every item for every user, float64 [users, items]; higher is better.
 
     Args:
-        name: one of `CATALOGUE_BASELINES`.
-        train: columns group (the user) and item_id, one row a purchase.
-        items: ids of the catalogue.
+        name, train, items: see `catalogue_scorer`.
         bought: for each user to rank for, the ids they bought before; ids that are not in the
             catalogue are passed over. Bought items are scored too: exclude them when ranking.
     """
-    return CATALOGUE_BASELINES[name](train, items=items, bought=bought)
+    return catalogue_scorer(name, train, items=items)(bought)
 
 
 def score_rows(
@@ -76,13 +89,13 @@ def score_rows(
     return ROW_BASELINES[name](train, test, collection=collection)
 
 
-def popularity(train: pa.Table, *, items: Sequence[str], bought: Sequence[Sequence[str]]) -> Floats:
+def popularity(train: pa.Table, *, items: Sequence[str]) -> CatalogueScorer:
     """The number of users who bought the item, the same for every user."""
-    counts = _purchases(train, items).sum(axis=0)
-    return np.tile(np.asarray(counts, dtype=np.float64).reshape(1, -1), (len(bought), 1))
+    counts = np.asarray(_purchases(train, items).sum(axis=0), dtype=np.float64).reshape(1, -1)
+    return lambda bought: np.tile(counts, (len(bought), 1))
 
 
-def item_knn(train: pa.Table, *, items: Sequence[str], bought: Sequence[Sequence[str]]) -> Floats:
+def item_knn(train: pa.Table, *, items: Sequence[str]) -> CatalogueScorer:
     """Σ over a user's items j of the similarity of i and j: the cosine of who bought them.
 
     sim(i, j) = n_ij / (sqrt(n_i · n_j) + 10), with n_ij the users who bought both; an item is no
@@ -97,9 +110,13 @@ def item_knn(train: pa.Table, *, items: Sequence[str], bought: Sequence[Sequence
     cosine[together.row == together.col] = 0.0
     shape = (len(items), len(items))
     similarity = sparse.csr_matrix((cosine, (together.row, together.col)), shape=shape)
-    rows = np.repeat(np.arange(len(bought)), [len(ids) for ids in bought])
-    profile = _matrix(rows, [item for ids in bought for item in ids], len(bought), items)
-    return np.asarray((profile @ similarity).todense())
+
+    def score(bought: Sequence[Sequence[str]]) -> Floats:
+        rows = np.repeat(np.arange(len(bought)), [len(ids) for ids in bought])
+        profile = _matrix(rows, [item for ids in bought for item in ids], len(bought), items)
+        return np.asarray((profile @ similarity).todense())
+
+    return score
 
 
 def _purchases(train: pa.Table, items: Sequence[str]) -> Any:
@@ -285,7 +302,7 @@ def _predict(learner: Any, x_train: Any, train: pa.Table, x_test: Any) -> Floats
     return np.asarray(learner.predict(x_test), dtype=np.float64)
 
 
-CATALOGUE_BASELINES: Mapping[str, Callable[..., Floats]] = {
+CATALOGUE_BASELINES: Mapping[str, Callable[..., CatalogueScorer]] = {
     "popularity": popularity,
     "item_knn": item_knn,
 }

@@ -25,7 +25,7 @@ from rectrain.data.loader import open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.data.simulate import SIZES, purchase_propensity
 from rectrain.errors import DataError
-from rectrain.inference.baselines import BASELINES, rank_catalogue, score_rows
+from rectrain.inference.baselines import BASELINES, CatalogueScorer, catalogue_scorer, score_rows
 from rectrain.inference.predictor import Predictor
 from rectrain.inference.recommend import Catalogue, Scorer, Shoppers
 from rectrain.metrics import (
@@ -297,8 +297,8 @@ def _recommendation(
     catalogue = Catalogue(predictor, task, items)
     rankings = {MODEL: shoppers.rank(catalogue.scorer(shoppers.rows), k=LIST_SIZE)}
     for name in BASELINES[task]:
-        scores = rank_catalogue(name, train, items=shoppers.item_ids, bought=shoppers.bought)
-        rankings[name] = shoppers.rank(scores.__getitem__, k=LIST_SIZE)
+        baseline = catalogue_scorer(name, train, items=shoppers.item_ids)
+        rankings[name] = shoppers.rank(_of_block(baseline, shoppers.bought), k=LIST_SIZE)
     if prepared.manifest["source"] == "simulated":
         rankings[BEST_POSSIBLE] = shoppers.rank(_propensity(prepared, shoppers), k=LIST_SIZE)
     systems = {
@@ -314,6 +314,10 @@ def _recommendation(
     return systems, _diversity(lists, prepared.features(task), items, catalogue.vectors), 0
 
 
+def _of_block(baseline: CatalogueScorer, bought: Sequence[Sequence[str]]) -> Scorer:
+    return lambda block: baseline(bought[block])
+
+
 def _purchases(prepared: Prepared, task: str, split: str) -> pa.Table:
     """All that was bought before the split: what a baseline may count."""
     rows = prepared.purchases(task).table()
@@ -327,10 +331,13 @@ def _propensity(prepared: Prepared, shoppers: Shoppers) -> Scorer:
     users = shoppers.rows.column("group").to_pylist()
     config = prepared.manifest["config"]
     size = replace(SIZES[config["size"]], **config["simulated"])
-    item_ids, chance = purchase_propensity(users, size, seed=prepared.manifest["seed"])
-    place = {item: column for column, item in enumerate(item_ids)}
-    columns = [place[item] for item in shoppers.item_ids]
-    return lambda block: chance[block][:, columns]
+
+    def score(block: slice) -> Scores:
+        item_ids, chance = purchase_propensity(users[block], size, seed=prepared.manifest["seed"])
+        place = {item: column for column, item in enumerate(item_ids)}
+        return chance[:, [place[item] for item in shoppers.item_ids]]
+
+    return score
 
 
 def _diversity(

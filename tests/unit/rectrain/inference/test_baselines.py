@@ -29,12 +29,12 @@ ITEMS = ["a", "b", "c", "d"]
 
 
 def test_popularity_counts_users_not_purchases() -> None:
-    scores = popularity(LOG, items=ITEMS, bought=[["a"], []])
+    scores = popularity(LOG, items=ITEMS)([["a"], []])
     np.testing.assert_array_equal(scores, [[3, 2, 1, 0]] * 2)
 
 
 def test_item_knn_is_the_shrunk_cosine_of_who_bought_both() -> None:
-    scores = item_knn(LOG, items=ITEMS, bought=[["a"], ["b", "c"], ["unknown"]])
+    scores = item_knn(LOG, items=ITEMS)([["a"], ["b", "c"], ["unknown"]])
     ab, ac = 2 / (sqrt(3 * 2) + 10), 1 / (sqrt(3 * 1) + 10)
     np.testing.assert_allclose(scores, [[0, ab, ac, 0], [ab + ac, 0, 0, 0], [0, 0, 0, 0]])
 
