@@ -52,12 +52,7 @@ def convert_order_lines(lines: pa.Table) -> dict[str, pa.Table]:
     Raises:
         DataError: no lines, a missing column, or times that can't be read.
     """
-    require_columns(lines, _COLUMNS, what="Online Retail")
-    if not lines.num_rows:
-        raise DataError(
-            what="Online Retail", got="a table without a line", rule="at least one is needed",
-            fix="give a file with order lines",
-        )  # fmt: skip
+    _check(lines)
     times = _times(lines["InvoiceDate"])
     customers = _customers(lines["CustomerID"])
     text = pc.utf8_trim_whitespace(lines["Description"].cast(pa.string()))
@@ -99,6 +94,15 @@ def convert_order_lines(lines: pa.Table) -> dict[str, pa.Table]:
         SET_ASIDE: not_risk,
     }
     return {"recommendation": purchases, "risk": pa.table(risk)}
+
+
+def _check(lines: pa.Table) -> None:
+    require_columns(lines, _COLUMNS, what="Online Retail")
+    if not lines.num_rows:
+        raise DataError(
+            what="Online Retail", got="a table without a line", rule="at least one is needed",
+            fix="give a file with order lines",
+        )  # fmt: skip
 
 
 def _times(column: pa.ChunkedArray) -> pa.ChunkedArray:
