@@ -21,6 +21,8 @@ __all__ = [
 
 _BUCKET_ELEMENTS = 1 << 25  # 128 MiB of fp32: large enough to amortise a collective's latency
 _BUCKET_ALIGNMENT = 512  # ZeRO asks for a multiple of 2; this one suits every vector unit
+# DeepSpeed's own default. A model below it is gathered once a step, not again for backward.
+_LIVE_ELEMENTS = 1_000_000_000
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 
 
@@ -136,8 +138,8 @@ def _zero_section(train: TrainConfig, *, device: DeviceFacts, model: ModelFacts)
         section |= {
             "stage3_prefetch_bucket_size": min(bucket, 12 * model.hidden_size**2),  # one layer
             "stage3_param_persistence_threshold": 10 * model.hidden_size if keep is None else keep,
-            "stage3_max_live_parameters": max(bucket, model.num_parameters // 2),
-            "stage3_max_reuse_distance": max(bucket, model.num_parameters // 2),
+            "stage3_max_live_parameters": _LIVE_ELEMENTS,
+            "stage3_max_reuse_distance": _LIVE_ELEMENTS,
             "stage3_gather_16bit_weights_on_model_save": False,
         }
     pinned = {"device": "cpu", "pin_memory": device.kind == "cuda"}
