@@ -50,7 +50,7 @@ class Run:
 
     Attributes:
         variant: which loop.
-        data: the prepared directory.
+        data: the prepared directories.
         output: where the measurement goes.
         encoder: as `ModelConfig.encoder`.
         tokens_per_micro_batch: real tokens of one micro-batch.
@@ -61,7 +61,7 @@ class Run:
     """
 
     variant: Variant
-    data: str
+    data: tuple[str, ...]
     output: str
     encoder: str
     tokens_per_micro_batch: int
@@ -73,7 +73,8 @@ class Run:
     @classmethod
     def read(cls, path: str) -> Run:
         """The run that a file holds."""
-        return cls(**json.loads(Path(path).read_text()))
+        stored = json.loads(Path(path).read_text())
+        return cls(**stored | {"data": tuple(stored["data"])})
 
     def keep(self, measurement: Measurement) -> None:
         """Writes the measurement to `output`; only rank 0 calls it."""
@@ -104,7 +105,7 @@ def run_config(run: Run) -> RunConfig:
     return RunConfig.model_validate(
         {
             "data": {
-                "paths": (run.data,),
+                "paths": run.data,
                 "tokens_per_micro_batch": run.tokens_per_micro_batch,
                 "num_negatives": 0,
             },

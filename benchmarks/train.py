@@ -55,7 +55,7 @@ class _Scale:
     size: str
 
 
-_FULL = _Scale(5, 4, 21, "minilm", 2048, "demo")
+_FULL = _Scale(5, 3, 9, "minilm", 2048, "demo")
 _QUICK = _Scale(1, 1, 3, "tiny", 512, "tiny")
 
 
@@ -68,14 +68,15 @@ def main(argv: Sequence[str]) -> int:
         "--quick", action="store_true", help="tiny sizes: does it run? no figures to keep"
     )
     parser.add_argument("--only", default="T1,T2,T3", help="goals to measure (default: all)")
-    parser.add_argument("--data", help="prepared data (default: data/demo, made if missing)")
+    parser.add_argument(
+        "--data", help="prepared directories, by commas (default: data/demo, made if missing)"
+    )
     parser.add_argument("--rounds", type=int, help="default: 5")
     options = parser.parse_args(argv)
     scale = _QUICK if options.quick else _FULL
     scale = replace(scale, rounds=options.rounds or scale.rounds)
     goals = [goal for goal in _VARIANTS if goal in options.only.split(",")]
-    data = options.data or f"data/{scale.size}"
-    _prepare(data, size=scale.size)
+    data = tuple(options.data.split(",")) if options.data else _simulated(scale.size)
     variants = list(dict.fromkeys(variant for goal in goals for variant in _VARIANTS[goal]))
     found: Measurements = {variant: [] for variant in variants}
     for number in range(scale.rounds):
@@ -92,17 +93,20 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _prepare(data: str, *, size: str) -> None:
+def _simulated(size: str) -> tuple[str, ...]:
+    """The simulated marketplace, prepared if it is not there."""
+    data = f"data/{size}"
     if not (Path(data) / "manifest.json").exists():
         command = ["-m", "jobs.prepare", "--source=simulated", f"--size={size}"]
         subprocess.run([sys.executable, *command, f"--output={data}"], check=True)
+    return (data,)
 
 
-def _measure(variant: Variant, *, scale: _Scale, data: str, number: int) -> Measurement:
+def _measure(variant: Variant, *, scale: _Scale, data: tuple[str, ...], number: int) -> Measurement:
     with tempfile.TemporaryDirectory() as directory:
         run = Run(
             variant=variant,
-            data=str(Path(data).resolve()),
+            data=tuple(str(Path(path).resolve()) for path in data),
             output=f"{directory}/measurement.json",
             encoder=scale.encoder,
             tokens_per_micro_batch=scale.tokens_per_micro_batch,
