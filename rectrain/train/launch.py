@@ -133,9 +133,16 @@ def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
         overwrite: `launch` is to remove what is there.
 
     Raises:
-        ConfigError: the folder holds a run of other settings.
+        ConfigError: the folder holds a run of other settings, or no run but other files.
     """
     store = Store.open(f"{config.output}/{config.name}")
+    if not store.exists(_CONFIG) and store.entries():
+        raise ConfigError(
+            what="the run's folder",
+            got=f"{store.root}, which holds other files and no {_CONFIG}",
+            rule="only a run's own folder is ever written or removed",
+            fix="give another --name or --output",
+        )
     if store.exists(_CONFIG) and not overwrite:
         _check_same(config, store)
     num_steps = plan_run(config, open_data(config)).num_steps

@@ -105,6 +105,11 @@ class Store:
         info = self.filesystem.get_file_info(self._full(name))
         return bool(info.type != fs.FileType.NotFound)
 
+    def entries(self) -> list[str]:
+        """Names of what lies directly in this folder, hidden or not; none when it isn't there."""
+        selector = fs.FileSelector(self.root, allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
     def folders(self) -> list[str]:
         """Names of the folders directly in this one, sorted; none when it does not exist."""
         selector = fs.FileSelector(self.root, allow_not_found=True)
