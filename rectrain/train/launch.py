@@ -316,25 +316,26 @@ class _Listener:
         self._thread = threading.Thread(target=self._listen, name="rectrain-listener", daemon=True)
 
     def __enter__(self) -> _Listener:
+        self._tracker.__enter__()  # here: what can't be written is an error before training
         self._thread.start()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._ended.set()
         self._thread.join()
+        self._tracker.__exit__(None, None, None)
         if self._error is not None and error is None:
             raise self._error
 
     def _listen(self) -> None:
         try:
-            with self._tracker as tracker:
-                last = False
-                while not last:
-                    last = self._ended.is_set()
-                    for event in ray.get(self._channel.take.remote()):
-                        self._gauges.set(event)
-                        tracker.record(event)
-                    if not last:
-                        time.sleep(_POLL_S)
+            last = False
+            while not last:
+                last = self._ended.is_set()
+                for event in ray.get(self._channel.take.remote()):
+                    self._gauges.set(event)
+                    self._tracker.record(event)
+                if not last:
+                    time.sleep(_POLL_S)
         except BaseException as error:
             self._error = error

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from rectrain.errors import ConfigError, StorageError, without_credentials
 from rectrain.train.config import RunConfig
 from rectrain.train.storage import Store
 
@@ -31,7 +31,8 @@ __all__ = [
 Event = Mapping[str, Any]
 Say = Callable[[str], None]
 
-_RECORDS = "metrics.jsonl"
+_RECORDS, _CURVES = "metrics.jsonl", "curves.png"
+_OFF = ", or turn it off (--tracking.tensorboard=false, --tracking.mlflow=off)"
 _LINE_INTERVAL_S = 3.0
 _KEPT = (
     "kind",
@@ -46,6 +47,9 @@ _KEPT = (
 
 class Tracker:
     """Records a run's events; a context that completes the files at its end.
+
+    A place that can't be written at the start is an error; one that fails later is given up with a
+    warning, and training goes on.
 
     Args:
         config: the run.
@@ -65,19 +69,16 @@ class Tracker:
         if self._store.local is None and self._store.exists(_RECORDS):
             path.write_bytes(self._store.read(_RECORDS))
         self._records = read_records(path)
-        self._file = path.open("w")
-        for record in self._records:  # without what a death cut off
-            self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
         self._seen = {(record["kind"], record["step"]) for record in self._records}
-        self._sinks = list(_open_sinks(self._config, self._folder, self._store))
+        makers = _sinks(self._config, self._folder, self._store, self._records)
+        self._sinks = {name: _opened(name, make) for name, make in makers.items()}
         return self
 
     def record(self, event: Event) -> None:
         """Takes one event of a worker (see worker._Session)."""
         kind = event["kind"]
         if kind == "note":
-            self._say(f"warning: {event['text']}")
+            self._warn(event["text"])
         elif kind == "start":
             self._start(event)
         elif (kind, event["step"]) not in self._seen:
@@ -94,10 +95,18 @@ class Tracker:
     def _add(self, record: dict[str, Any]) -> None:
         self._seen.add((record["kind"], record["step"]))
         self._records.append(record)
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        for sink in self._sinks:
-            sink(record)
+        self._feed(record)
+
+    def _feed(self, record: Event | None) -> None:
+        for name, sink in list(self._sinks.items()):
+            try:
+                sink(record)
+            except Exception as error:  # whatever a server or library fails with
+                del self._sinks[name]
+                self._warn(f"{name} is no longer written: {type(error).__name__}: {error}")
+
+    def _warn(self, text: str) -> None:
+        self._say(" ".join(without_credentials(f"warning: {text}").split()))
 
     def _show(self, event: Event) -> None:
         now = time.monotonic()
@@ -116,11 +125,7 @@ class Tracker:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        for sink in self._sinks:
-            sink(None)
-        if self._records:
-            draw_curves(self._records, self._folder / "curves.png")
+        self._feed(None)
         if self._store.local is None:
             for path in sorted(self._folder.rglob("*")):
                 if path.is_file():
@@ -154,7 +159,7 @@ def public_settings(config: RunConfig) -> dict[str, str]:
     """All settings by dotted key, without the user names and passwords that URIs can hold."""
     settings = {}
     for key, value in _flat(config.model_dump(mode="json"), ""):
-        settings[key] = re.sub(r"(?<=://)[^/@\s']*@", "", str(value))
+        settings[key] = without_credentials(str(value))
     return settings
 
 
@@ -180,11 +185,61 @@ Sink = Callable[[Event | None], None]
 """Takes each record, and None at the end."""
 
 
-def _open_sinks(config: RunConfig, folder: Path, store: Store) -> Iterator[Sink]:
+def _sinks(
+    config: RunConfig, folder: Path, store: Store, records: list[dict[str, Any]]
+) -> dict[str, Callable[[], Sink]]:
+    makers: dict[str, Callable[[], Sink]] = {_CURVES: lambda: _curves(folder / _CURVES, records)}
     if config.tracking.tensorboard:
-        yield _tensorboard(folder / "tensorboard")
+        makers["tracking.tensorboard"] = lambda: _tensorboard(folder / "tensorboard")
     if config.tracking.mlflow != "off":
-        yield _mlflow(config, store)
+        makers["tracking.mlflow"] = lambda: _mlflow(config, store)
+    return makers | {_RECORDS: lambda: _lines(folder / _RECORDS, records)}
+
+
+def _opened(name: str, make: Callable[[], Sink]) -> Sink:
+    """Opens a sink before training starts; what its library fails with becomes one line."""
+    try:
+        return make()
+    except ImportError as error:
+        raise ConfigError(
+            what=name,
+            got=error,
+            rule="needs a package that is not installed",
+            fix=f"install it{_OFF}",
+        ) from error
+    except Exception as error:
+        raise StorageError(
+            what=name,
+            got=f"{type(error).__name__}: {error}",
+            rule="must take records before training starts",
+            fix=f"start or mend it{_OFF}",
+        ) from error
+
+
+def _lines(path: Path, records: Iterable[Event]) -> Sink:
+    file = path.open("w")
+    for record in records:  # those read from it, without what a death cut off
+        file.write(json.dumps(record) + "\n")
+    file.flush()
+
+    def write(record: Event | None) -> None:
+        if record is None:
+            file.close()
+            return
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+
+    return write
+
+
+def _curves(path: Path, records: list[dict[str, Any]]) -> Sink:
+    import matplotlib  # noqa: F401 - missing, it must be told now
+
+    def write(record: Event | None) -> None:
+        if record is None and records:
+            draw_curves(records, path)
+
+    return write
 
 
 def _tensorboard(folder: Path) -> Sink:
@@ -217,14 +272,14 @@ def _mlflow(config: RunConfig, store: Store) -> Sink:
     from mlflow.entities import Metric, Param
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # or it tells of its tables
-    client = mlflow.MlflowClient(tracking_uri=mlflow_uri(config))
+    uri = mlflow_uri(config)
+    _check_answers(uri)
+    client = mlflow.MlflowClient(tracking_uri=uri)
     if store.exists("mlflow.json"):
         run_id = json.loads(store.read("mlflow.json"))["run_id"]
         client.update_run(run_id, status="RUNNING")
     else:
-        name = config.tracking.mlflow_experiment
-        found = client.get_experiment_by_name(name)
-        experiment = found.experiment_id if found else client.create_experiment(name)
+        experiment = _experiment(client, config.tracking.mlflow_experiment)
         run_id = client.create_run(experiment, run_name=config.name).info.run_id
         params = [Param(key, value) for key, value in public_settings(config).items()]
         client.log_batch(run_id, params=params)
@@ -242,6 +297,34 @@ def _mlflow(config: RunConfig, store: Store) -> Sink:
         client.log_batch(run_id, metrics=metrics)
 
     return write
+
+
+def _check_answers(uri: str) -> None:
+    """MLflow tries a dead server for minutes; ask it once whether it is there."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    import requests
+    from requests.exceptions import SSLError
+
+    try:
+        requests.get(uri, timeout=10, stream=True).close()  # any status is an answer
+    except SSLError:
+        return  # it is there; MLflow has its own settings for certificates
+
+
+def _experiment(client: Any, name: str) -> str:
+    """The experiment's id; made here, unless another run makes it at the same moment."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
 
 
 def draw_curves(records: list[dict[str, Any]], path: Path) -> None:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import socket
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from rectrain.data.config import DataConfig
+from rectrain.errors import ConfigError, StorageError
 from rectrain.train.config import RunConfig, TrackingConfig
 from rectrain.train.storage import Store
-from rectrain.train.tracking import Tracker, progress_line, public_settings, read_records
+from rectrain.train.tracking import (
+    Tracker,
+    _experiment,
+    progress_line,
+    public_settings,
+    read_records,
+)
 
 
 def config(**more: object) -> RunConfig:
@@ -60,3 +72,57 @@ def test_passwords_in_uris_are_not_logged() -> None:
     assert settings["output"] == "s3://bucket/runs"
     assert "secret" not in str(settings)
     assert settings["train.zero_stage"] == "2"
+
+
+def with_mlflow(uri: str) -> RunConfig:
+    tracking = TrackingConfig(tensorboard=False, mlflow=uri)
+    return RunConfig(data=DataConfig(paths=("data",)), tracking=tracking)
+
+
+def test_a_tracking_server_that_is_down_is_told_before_training(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = with_mlflow(f"http://me:secret@127.0.0.1:{port}")
+    with pytest.raises(StorageError, match=r"tracking\.mlflow") as caught:
+        Tracker(config, Store.open(str(tmp_path)), say=print).__enter__()
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_package_is_told_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigError, match=r"curves\.png"):
+        Tracker(config(), Store.open(str(tmp_path)), say=print).__enter__()
+
+
+def test_a_sink_that_fails_is_dropped_with_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(event: object) -> None:
+        raise OSError("disk full at s3://key:secret@bucket")
+
+    monkeypatch.setattr("rectrain.train.tracking._curves", lambda *given: full)
+    lines = record(tmp_path, [log(1, 0.9), log(4, 0.6)])
+    warnings = [line for line in lines if line.startswith("warning")]
+    assert warnings == [
+        "warning: curves.png is no longer written: OSError: disk full at s3://bucket"
+    ]
+    assert len(read_records(tmp_path / "metrics.jsonl")) == 2
+
+
+def test_an_experiment_made_by_another_run_at_the_same_moment_is_used() -> None:
+    from mlflow.exceptions import MlflowException
+
+    class Client:
+        found = None
+
+        def get_experiment_by_name(self, name: str) -> object:
+            return self.found
+
+        def create_experiment(self, name: str) -> str:
+            self.found = SimpleNamespace(experiment_id="7")
+            raise MlflowException("already exists")
+
+    assert _experiment(Client(), "rectrain") == "7"
