@@ -206,7 +206,7 @@ PREPARE: dict[str, Case] = {
     ),
     "output holds other data": (
         "prepare", lambda h: prepare(h, "--max_length=32", output="prepared"),
-        "holds other data; nothing is overwritten", "fix: add --overwrite",
+        "nothing is overwritten", "fix: add --overwrite",
     ),
     "no tokenizer in the encoder directory": (
         "prepare", lambda h: prepare(h, tokenizer="empty"),
