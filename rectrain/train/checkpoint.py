@@ -32,7 +32,7 @@ from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from rectrain.errors import CheckpointError
+from rectrain.errors import CheckpointError, ConfigError
 from rectrain.train.step import Engine
 from rectrain.train.storage import Store
 
@@ -104,6 +104,9 @@ def save_checkpoint(
     Returns:
         None, or on every rank the one-line reason why nothing was written (a full disk, say). Then
         nothing is left behind and training can go on.
+
+    Raises:
+        ConfigError: on every rank, a value that isn't finite: no checkpoint holds one.
     """
     name = f"step-{step:08d}"
     draft = name if run.local is None else f".draft-{name}"
@@ -142,6 +145,13 @@ def _write_parts(engine: Engine, folder: Store) -> tuple[dict[str, Any], str | N
         pending[kind] = {}
 
     for owner, kind, name, tensor in _owned_tensors(engine):
+        if not torch.isfinite(tensor).all():  # whole, so that all ranks see the same
+            raise ConfigError(
+                what=f"{kind} state {name}",
+                got="a value that isn't finite",
+                rule="weights and moments must stay finite",
+                fix="lower train.learning_rate, or clip by train.max_grad_norm",
+            )
         if owner != _rank() or problem:
             continue
         pending[kind][name] = tensor.detach().cpu().contiguous().clone()

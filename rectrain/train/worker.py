@@ -166,6 +166,8 @@ class _Session:
                 if self._due(step + 1, self.config.train.log_interval):
                     self._log(step, window)
                     window = self._window()
+                elif self._saves(step + 1):
+                    self._means(step, window)  # a loss that isn't finite must not be saved
                 if self._between_steps(step + 1):
                     began = time.monotonic()  # validation and saving are no training time
 
@@ -181,13 +183,19 @@ class _Session:
 
     def _between_steps(self, done: int) -> bool:
         """Validates and saves when it is time; every validated step is saved with its score."""
-        validated = self._due(done, self.config.train.evaluate_interval)
-        if not validated and not self._due(done, self.config.train.checkpoint_interval):
+        if not self._saves(done):
             return False
+        validated = self._due(done, self.config.train.evaluate_interval)
         score = self._validate(done) if validated else None
         self._save(done, score)
         ray.train.report({"step": done, "validation": score})
         return True
+
+    def _saves(self, done: int) -> bool:
+        train = self.config.train
+        return self._due(done, train.checkpoint_interval) or self._due(
+            done, train.evaluate_interval
+        )
 
     def _due(self, done: int, interval: int | None) -> bool:
         return done == self.run.num_steps or (interval is not None and done % interval == 0)
@@ -201,7 +209,25 @@ class _Session:
         return _Window(torch.zeros(len(self.data), device=self.engine.device))
 
     def _log(self, step: int, window: _Window) -> None:
-        """Sums a window over the ranks and sends it; a loss that isn't finite ends the run."""
+        """Sends a window's means over the ranks."""
+        means, num_tokens = self._means(step, window)
+        norm = gradient_norm(self.engine)
+        self.send(
+            self._event("log", step + 1)
+            | {
+                "loss": means,
+                "tokens_per_second": num_tokens / max(window.seconds, 1e-9),
+                "learning_rate": self.config.train.learning_rate * self._rate_share(step),
+                **({"gradient_norm": norm} if math.isfinite(norm) else {}),
+            }
+        )
+
+    def _means(self, step: int, window: _Window) -> tuple[dict[str, float], float]:
+        """A window's mean loss of each task, and its tokens, over the ranks; collective.
+
+        Raises:
+            ConfigError: a loss that isn't finite.
+        """
         tokens = torch.tensor([float(window.num_tokens)], device=self.engine.device)
         sums = torch.cat([window.losses, tokens])
         torch.distributed.all_reduce(sums)
@@ -217,16 +243,7 @@ class _Session:
                 rule="losses must stay finite",
                 fix="lower train.learning_rate, or clip by train.max_grad_norm",
             )
-        norm = gradient_norm(self.engine)
-        self.send(
-            self._event("log", step + 1)
-            | {
-                "loss": means,
-                "tokens_per_second": num_tokens / max(window.seconds, 1e-9),
-                "learning_rate": self.config.train.learning_rate * self._rate_share(step),
-                **({"gradient_norm": norm} if math.isfinite(norm) else {}),
-            }
-        )
+        return means, num_tokens
 
     def _validate(self, done: int) -> float | None:
         values = validate(

@@ -20,7 +20,7 @@ import torch
 from pyarrow import fs
 from train_toy import TASKS, ToyModel, toy_micro_batch
 
-from rectrain.errors import CheckpointError
+from rectrain.errors import CheckpointError, ConfigError
 from rectrain.train.checkpoint import (
     MARKER,
     checkpoint_steps,
@@ -309,3 +309,16 @@ def test_moments_and_weights_stand_once_each(engine: OneProcess, tmp_path: Path)
         moments[f"exp_avg/heads.{TASKS[0]}.weight"], engine.optimizer.state[head]["exp_avg"]
     )
     assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.bin"))
+
+
+@pytest.mark.parametrize("kind", ["model", "optimizer"])
+def test_a_value_that_is_not_finite_is_never_saved(
+    engine: OneProcess, tmp_path: Path, kind: str
+) -> None:
+    weight = engine.module.heads[TASKS[0]].weight
+    held = weight.data if kind == "model" else engine.optimizer.state[weight]["exp_avg_sq"]
+    held[0, 0] = float("nan")
+    run = Store.open(str(tmp_path))
+    with pytest.raises(ConfigError, match=rf"{kind} state .*heads\.{TASKS[0]}\.weight"):
+        save(engine, run, 1)
+    assert checkpoint_steps(run) == []
