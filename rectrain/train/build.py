@@ -28,7 +28,15 @@ from rectrain.train.checkpoint import (
 from rectrain.train.config import RunConfig
 from rectrain.train.storage import Store
 
-__all__ = ["LoadedModel", "attachments", "checkpoint_meta", "load_model", "new_model", "open_data"]
+__all__ = [
+    "LoadedModel",
+    "attachments",
+    "check_same_data",
+    "checkpoint_meta",
+    "load_model",
+    "new_model",
+    "open_data",
+]
 
 Data = Mapping[str, Prepared]
 
@@ -96,7 +104,9 @@ def new_model(config: RunConfig, data: Data) -> MultiTaskModel:
         config.model.encoder,
         vocab_size=int(tokenizer["vocab_size"]),
         dropout=config.model.dropout,
-        max_length=int(tokenizer["max_length"]),
+        max_length=max(
+            int(prepared.manifest["tokenizer"]["max_length"]) for prepared in data.values()
+        ),
         pad_token_id=load_tokenizer(first.tokenizer_path).pad_token_id or 0,
         seed=config.seed,
     )
@@ -120,20 +130,49 @@ def _assemble(
 
 
 def checkpoint_meta(config: RunConfig, data: Data) -> dict[str, Any]:
-    """What a checkpoint says of its run besides weights and step; JSON-serialisable."""
+    """What a checkpoint says of its run besides weights and step; JSON-serialisable.
+
+    Where the run is written and watched is no part of it: such URIs can hold passwords.
+    """
     return {
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude={"output", "tracking"}),
         "tasks": {
             task: {
                 "features": prepared.features(task).to_json(),
                 "fields_version": prepared.manifest["tasks"][task]["fields_version"],
                 "max_length": prepared.manifest["config"]["max_length"],
                 "max_history": prepared.manifest["config"]["max_history"],
+                "files": {
+                    facts["path"]: facts["sha256"]
+                    for split in ("train", "validation")
+                    for facts in prepared.splits(task)[split]["files"]
+                },
             }
             for task, prepared in data.items()
         },
         "tokenizer_sha256": next(iter(data.values())).tokenizer_sha256,
     }
+
+
+def check_same_data(checkpoint: Checkpoint, config: RunConfig, data: Data) -> None:
+    """Refuses to go on from a checkpoint with other rows, features or tokens than it was made by.
+
+    Raises:
+        CheckpointError: the data at the same path was prepared anew.
+    """
+    now = json.loads(json.dumps(checkpoint_meta(config, data)))
+    changed = [
+        task for task, facts in now["tasks"].items() if checkpoint.meta["tasks"].get(task) != facts
+    ]
+    if checkpoint.meta["tokenizer_sha256"] != now["tokenizer_sha256"]:
+        changed.append("the tokenizer")
+    if changed:
+        raise CheckpointError(
+            what=f"data.paths {', '.join(config.data.paths)}",
+            got=f"data prepared anew since step {checkpoint.step} (changed: {', '.join(changed)})",
+            rule="a run goes on with the data that it began with",
+            fix="give another --name, or --overwrite to begin anew",
+        )
 
 
 def attachments(model: MultiTaskModel, data: Data) -> dict[str, bytes]:
