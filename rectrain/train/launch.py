@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,13 @@ from rectrain.train.tracking import Tracker
 from rectrain.train.worker import train_worker
 from rectrain.train.zero import device_facts
 
-__all__ = ["Channel", "RunPlace", "claim", "describe", "launch", "resolve_paths"]
+__all__ = ["Channel", "Deaths", "RunPlace", "claim", "describe", "launch", "resolve_paths"]
 
 Say = Callable[[str], None]
 
 _CONFIG = "config.yaml"
 _POLL_S = 0.5
+_MAX_DEATHS = 3
 # Settings that decide how a run goes, and not what comes out of it: they may change on resuming.
 _FREE = {
     "num_workers",
@@ -90,6 +91,46 @@ class Channel:
     def failure(self) -> tuple[Exception | None]:
         """The error; in a tuple, or Ray would raise it."""
         return (self._failure,)
+
+
+class Deaths(ray.train.UserCallback):
+    """Ends a run that dies again and again without a new checkpoint in between.
+
+    Lives in Ray Train's controller; what it notes in the channel lets the next workers return.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        self._last_saved, self._num_deaths = 0, 0
+
+    def after_report(
+        self, run_context: object, metrics: list[dict[str, Any]], checkpoint: object
+    ) -> None:
+        """Workers report after each checkpoint that is written."""
+        if metrics[0]["step"] > self._last_saved:
+            self._last_saved, self._num_deaths = metrics[0]["step"], 0
+
+    def after_exception(
+        self, run_context: object, worker_exceptions: Mapping[int, BaseException]
+    ) -> None:
+        """Some workers have died."""
+        self._num_deaths += 1
+        if self._num_deaths < _MAX_DEATHS:
+            return
+        rank, cause = min(worker_exceptions.items(), key=lambda death: death[0])
+        error = ResourceError(
+            what=f"worker {rank}",
+            got=f"{_MAX_DEATHS} deaths without a new checkpoint; the last: {_last_line(cause)}",
+            rule="a run must advance between deaths",
+            fix="mend the cause (memory, network, a node), or lower train.checkpoint_interval; "
+            "the same command goes on from the last checkpoint",
+        )
+        self._channel.fail.remote(error)  # unawaited: blocking would stop the controller's loop
+
+
+def _last_line(error: BaseException) -> str:
+    """Ray's errors end with the worker's own."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def resolve_paths(config: RunConfig) -> RunConfig:
@@ -240,6 +281,7 @@ def _trainer(config: RunConfig, channel: Any, *, use_gpu: bool) -> TorchTrainer:
             name="ray",
             storage_path=f"{config.output}/{config.name}",
             failure_config=ray_train.FailureConfig(max_failures=train.max_failures),
+            callbacks=[Deaths(channel)],
             logging_config=ray_train.LoggingConfig(log_level="WARNING"),
         ),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 import traceback
 import warnings
@@ -15,8 +16,15 @@ import ray.train
 import torch
 
 from rectrain.data.loader import Loader, catalogues
-from rectrain.errors import ConfigError, RectrainError, StorageError
-from rectrain.train.build import Data, attachments, checkpoint_meta, new_model, open_data
+from rectrain.errors import ConfigError, RectrainError, StorageError, without_credentials
+from rectrain.train.build import (
+    Data,
+    attachments,
+    check_same_data,
+    checkpoint_meta,
+    new_model,
+    open_data,
+)
 from rectrain.train.checkpoint import (
     latest_complete,
     load_weights,
@@ -45,8 +53,10 @@ __all__ = ["train_worker"]
 Event = dict[str, Any]
 Send = Callable[[Event], None]
 
-# What torch's collectives say when another process has died: not an error of this one.
-_LOST_PEER = ("peer", "connection", "timed out", "timeout", "nccl", "gloo", "socket", "store")
+# What gloo says when another process has died: not an error of this one.
+_LOST_PEER = re.compile(
+    "closed by peer|reset by peer|timed out waiting|broken pipe|connectfullmesh failed", re.I
+)
 
 
 def train_worker(job: dict[str, Any]) -> None:
@@ -68,13 +78,16 @@ def train_worker(job: dict[str, Any]) -> None:
 
 
 def _lost_peer(error: Exception) -> bool:
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in text for word in _LOST_PEER)
+    if isinstance(error, torch.distributed.DistError):  # NCCL, the store and its sockets
+        return True
+    return isinstance(error, RuntimeError) and _LOST_PEER.search(str(error)) is not None
 
 
 def _portable(error: Exception) -> Exception:
     """The error itself if it is a user's mistake, else one that carries its traceback as text."""
-    return error if isinstance(error, RectrainError) else RuntimeError(traceback.format_exc())
+    if isinstance(error, RectrainError):
+        return error
+    return RuntimeError(without_credentials(traceback.format_exc()))
 
 
 def _train(config: RunConfig, *, send: Send) -> None:
@@ -120,6 +133,7 @@ class _Session:
         model = new_model(config, data)
         if found is not None:
             checkpoint = open_checkpoint(found)
+            check_same_data(checkpoint, config, data)
             load_weights(model, checkpoint)
         engine = build_engine(
             model,
@@ -187,8 +201,8 @@ class _Session:
             return False
         validated = self._due(done, self.config.train.evaluate_interval)
         score = self._validate(done) if validated else None
-        self._save(done, score)
-        ray.train.report({"step": done, "validation": score})
+        if self._save(done, score):
+            ray.train.report({"step": done, "validation": score})
         return True
 
     def _saves(self, done: int) -> bool:
@@ -258,7 +272,7 @@ class _Session:
         self.send(self._event("validation", done) | {"validation": known})
         return sum(known.values()) / len(known)
 
-    def _save(self, done: int, score: float | None) -> None:
+    def _save(self, done: int, score: float | None) -> bool:
         problem = save_checkpoint(
             self.engine,
             self.checkpoints,
@@ -270,7 +284,7 @@ class _Session:
         if problem is None:
             if torch.distributed.get_rank() == 0:
                 prune(self.checkpoints, keep_last=self.config.train.keep_last)
-            return
+            return True
         if done == self.run.num_steps:
             raise StorageError(
                 what=f"last checkpoint in {self.checkpoints.root}",
@@ -282,6 +296,7 @@ class _Session:
             self._event("note", done)
             | {"text": f"checkpoint of step {done} not written: {problem}; training goes on"}
         )
+        return False
 
     def _event(self, kind: str, step: int) -> Event:
         return {

@@ -1,0 +1,39 @@
+"""Which deaths are another process's, and when the run gives up."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rectrain.errors import StorageError
+from rectrain.train.launch import Deaths
+from rectrain.train.worker import _lost_peer
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (torch.distributed.DistNetworkError("failed to recv, got 0 bytes"), True),
+        (torch.distributed.DistBackendError("NCCL communicator was aborted"), True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [::1]:5"), True),
+        (RuntimeError("Read error [127.0.0.1]:80: Connection reset by peer"), True),
+        (RuntimeError("Timed out waiting 300000ms for recv operation to complete"), True),
+        (RuntimeError("can't restore the feature store: no timeout given"), False),
+        (StorageError(what="s3", got="connection reset by peer", rule="r", fix="f"), False),
+    ],
+)
+def test_only_a_lost_peer_is_a_reason_to_restart(error: Exception, lost: bool) -> None:
+    assert _lost_peer(error) is lost
+
+
+def test_three_deaths_without_a_new_checkpoint_end_the_run() -> None:
+    failures: list[Exception] = []
+    channel = SimpleNamespace(fail=SimpleNamespace(remote=failures.append))
+    deaths = Deaths(channel)
+    for step in (10, 10, 20, 20, 20):  # a step saved again is no progress
+        deaths.after_report(None, [{"step": step}], None)
+        deaths.after_exception(None, {1: RuntimeError("trace\nOOM: killed")})
+        assert len(failures) == (1 if step == 20 and deaths._num_deaths == 3 else 0)
+    assert "3 deaths" in str(failures[0]) and "OOM: killed" in str(failures[0])
