@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 
 from jobs.cli import JobParser, parse_config, run
+from rectrain.errors import without_credentials
 from rectrain.train.config import RunConfig
 
 __all__ = ["main"]
@@ -75,7 +76,7 @@ def _summary(config: RunConfig, root: str) -> str:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    print(without_credentials(text), flush=True)
 
 
 if __name__ == "__main__":

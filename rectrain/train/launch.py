@@ -16,7 +16,7 @@ from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rectrain.config import dump_config, load_config
-from rectrain.errors import ConfigError, ResourceError
+from rectrain.errors import ConfigError, ResourceError, without_credentials
 from rectrain.train.build import load_model, new_model, open_data
 from rectrain.train.checkpoint import MARKER
 from rectrain.train.config import RunConfig
@@ -34,6 +34,7 @@ Say = Callable[[str], None]
 _CONFIG = "config.yaml"
 _POLL_S = 0.5
 _MAX_DEATHS = 3
+_MICRO_BATCHES = "train.num_micro_batches"
 # Settings that decide how a run goes, and not what comes out of it: they may change on resuming.
 _FREE = {
     "num_workers",
@@ -202,11 +203,14 @@ def _check_same(config: RunConfig, store: Store) -> None:
     old, new = _identity(before), _identity(config)
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if changed:
+        fix = "give another --name, or --overwrite to begin anew"
+        if changed == [_MICRO_BATCHES]:  # another num_workers does that, and may change
+            fix = f"add --{_MICRO_BATCHES}={old[_MICRO_BATCHES]}, or {fix}"
         raise ConfigError(
             what=f"run {store.root}",
             got=f"a run with another {', '.join(changed[:5])}",
             rule="a run goes on with the settings that it began with",
-            fix="give another --name, or --overwrite to begin anew",
+            fix=fix,
         )
 
 
@@ -259,7 +263,7 @@ def _begin(config: RunConfig, place: RunPlace) -> None:
     if place.overwrite:
         place.store.remove("")
     place.store.make()
-    place.store.replace(_CONFIG, dump_config(config).encode())
+    place.store.replace(_CONFIG, without_credentials(dump_config(config)).encode())
 
 
 def _trainer(config: RunConfig, channel: Any, *, use_gpu: bool) -> TorchTrainer:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rectrain.data.loader import plan_training
 from rectrain.data.plan import Plan
 from rectrain.data.shards import Prepared, Shards
+from rectrain.errors import without_credentials
 from rectrain.model.multitask import MultiTaskModel
 from rectrain.train.config import RunConfig
 from rectrain.train.step import num_accumulations
@@ -63,7 +64,8 @@ def outline(
 ) -> str:
     """The plan of a run as text: a table of tasks, then sizes, then memory of one worker."""
     train = config.train
-    lines = [f"run {config.name}: {run.num_steps:,} steps, output {config.output}/{config.name}"]
+    output = without_credentials(f"{config.output}/{config.name}")
+    lines = [f"run {config.name}: {run.num_steps:,} steps, output {output}"]
     lines.append(f"{'task':<16} {'rows':>10} {'tokens':>12} {'steps an epoch':>15} {'epochs':>7}")
     for task, prepared in data.items():
         facts = prepared.splits(task)["train"]

@@ -8,14 +8,19 @@ import pytest
 
 from rectrain.data.config import DataConfig
 from rectrain.errors import ConfigError
-from rectrain.train.config import RunConfig
-from rectrain.train.launch import claim
+from rectrain.train.config import RunConfig, TrackingConfig, TrainConfig
+from rectrain.train.launch import RunPlace, _begin, claim
+from rectrain.train.storage import Store
 
 
 def run(tmp_path: Path, **more: object) -> RunConfig:
     return RunConfig(
         name="Documents", output=str(tmp_path), data=DataConfig(paths=("data",)), **more
     )
+
+
+def place(tmp_path: Path, *, overwrite: bool = False) -> RunPlace:
+    return RunPlace(Store.open(str(tmp_path / "Documents")), "", False, overwrite)
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -26,3 +31,16 @@ def test_a_folder_that_holds_no_run_is_left_alone(tmp_path: Path, overwrite: boo
     with pytest.raises(ConfigError, match="holds other files"):
         claim(run(tmp_path), overwrite=overwrite)
     assert letter.read_text() == "mine"
+
+
+def test_another_number_of_workers_is_told_how_to_go_on(tmp_path: Path) -> None:
+    _begin(run(tmp_path, train=TrainConfig(num_workers=2)), place(tmp_path))
+    with pytest.raises(ConfigError, match=r"fix: add --train\.num_micro_batches=2, or"):
+        claim(run(tmp_path, train=TrainConfig(num_workers=4)), overwrite=False)
+
+
+def test_a_run_is_written_without_passwords(tmp_path: Path) -> None:
+    tracking = TrackingConfig(mlflow="http://me:secret@host")
+    _begin(run(tmp_path, tracking=tracking), place(tmp_path))
+    text = (tmp_path / "Documents" / "config.yaml").read_text()
+    assert "http://host" in text and "secret" not in text
