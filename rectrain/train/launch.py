@@ -22,7 +22,7 @@ from rectrain.train.checkpoint import MARKER
 from rectrain.train.config import RunConfig
 from rectrain.train.export import export_encoder
 from rectrain.train.outline import outline, plan_run
-from rectrain.train.storage import Store
+from rectrain.train.storage import LOCK, Store
 from rectrain.train.tracking import Tracker
 from rectrain.train.worker import train_worker
 from rectrain.train.zero import device_facts
@@ -178,7 +178,7 @@ def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
         ConfigError: the folder holds a run of other settings, or no run but other files.
     """
     store = Store.open(f"{config.output}/{config.name}")
-    if not store.exists(_CONFIG) and store.entries():
+    if not store.exists(_CONFIG) and not {LOCK, f".{_CONFIG}.tmp"}.issuperset(store.entries()):
         raise ConfigError(
             what="the run's folder",
             got=f"{store.root}, which holds other files and no {_CONFIG}",
@@ -237,12 +237,18 @@ def launch(config: RunConfig, place: RunPlace, *, say: Say) -> None:
         say: is given the lines that a user should see.
 
     Raises:
-        ResourceError: the cluster has too few CPUs or GPUs.
+        ResourceError: the cluster has too few CPUs or GPUs, or another process trains this run.
         RectrainError: a mistake that a worker met.
         RuntimeError: an error of our own in a worker, with its traceback.
     """
     use_gpu = _check_resources(config)
-    _begin(config, place)
+    with place.store.locked():
+        _begin(config, place)
+        _run(config, place, use_gpu=use_gpu, say=say)
+        export_encoder(load_model(place.last_checkpoint), place.store)
+
+
+def _run(config: RunConfig, place: RunPlace, *, use_gpu: bool, say: Say) -> None:
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     channel: Any = ray.remote(Channel).options(num_cpus=0, scheduling_strategy=node).remote()
     with _Listener(channel, config, place.store, say=say):
@@ -255,13 +261,14 @@ def launch(config: RunConfig, place: RunPlace, *, say: Say) -> None:
         (failure,) = ray.get(channel.failure.remote())
         if failure is not None:
             raise failure
-    export_encoder(load_model(place.last_checkpoint), place.store)
 
 
 def _begin(config: RunConfig, place: RunPlace) -> None:
     """Writes the run's folder: only now, when nothing of the user's can be wrong any more."""
     if place.overwrite:
-        place.store.remove("")
+        for name in place.store.entries():
+            if name not in (LOCK, _CONFIG):  # replaced below: its folder stays known as a run's
+                place.store.remove(name)
     place.store.make()
     place.store.replace(_CONFIG, without_credentials(dump_config(config)).encode())
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pyarrow import fs
 
-from rectrain.errors import StorageError
+from rectrain.errors import ResourceError, StorageError
 
-__all__ = ["Store"]
+__all__ = ["LOCK", "Store"]
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -144,11 +148,38 @@ class Store:
             self.filesystem.delete_file(self._full(name))
 
     def remove(self, name: str) -> None:
-        """Removes a folder with all in it, if it is there."""
+        """Removes a folder or file with all in it, if it is there."""
         if self.local is not None:
+            if (self.local / name).is_file():
+                self.remove_file(name)
             shutil.rmtree(self.local / name, ignore_errors=True)
+        elif self.filesystem.get_file_info(self._full(name)).is_file:
+            self.remove_file(name)
         elif self.exists(name):
             self.filesystem.delete_dir(self._full(name))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds a local folder against other processes; the kernel lets go when this one dies.
+
+        Raises:
+            ResourceError: another process holds it.
+        """
+        if self.local is None:
+            yield
+            return
+        self.make()
+        with (self.local / LOCK).open("w") as file:  # a file: NFS locks none that is read-only
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ResourceError(
+                    what=f"folder {self.root}",
+                    got="another process that writes it",
+                    rule="one process at a time writes a run",
+                    fix="wait for the other one, or give another --name",
+                ) from error
+            yield
 
     def _full(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}".rstrip("/") if self.root else name

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rectrain.data.config import DataConfig
-from rectrain.errors import ConfigError
+from rectrain.errors import ConfigError, ResourceError
 from rectrain.train.config import RunConfig, TrackingConfig, TrainConfig
 from rectrain.train.launch import RunPlace, _begin, claim
 from rectrain.train.storage import Store
@@ -44,3 +44,19 @@ def test_a_run_is_written_without_passwords(tmp_path: Path) -> None:
     _begin(run(tmp_path, tracking=tracking), place(tmp_path))
     text = (tmp_path / "Documents" / "config.yaml").read_text()
     assert "http://host" in text and "secret" not in text
+
+
+def test_one_process_at_a_time_holds_a_run(tmp_path: Path) -> None:
+    store = Store.open(str(tmp_path / "Documents"))
+    with store.locked():
+        with pytest.raises(ResourceError, match="one process at a time"), store.locked():
+            pass
+        _begin(run(tmp_path), place(tmp_path))
+        (tmp_path / "Documents" / "checkpoints").mkdir()
+        (tmp_path / "Documents" / "metrics.jsonl").write_text("{}")
+        _begin(run(tmp_path, seed=1), place(tmp_path, overwrite=True))
+        with pytest.raises(ResourceError), store.locked():  # overwriting lets nobody in
+            pass
+    assert store.entries() == [".lock", "config.yaml"]
+    with store.locked():
+        pass
