@@ -104,8 +104,10 @@ class FeatureLayer(nn.Module):
         for name, project in self.vectors.items():
             values = vectors[name]
             missing = values.isnan().any(1, keepdim=True).to(dtype)
-            scaled = F.layer_norm(values.nan_to_num(), values.shape[1:]).to(dtype)
-            parts += [project(scaled) * (1 - missing), missing]
+            values = values.nan_to_num()
+            if values.shape[1] > 1:  # a single value less its mean is always 0
+                values = F.layer_norm(values, values.shape[1:])
+            parts += [project(values.to(dtype)) * (1 - missing), missing]
         return F.gelu(self.out(torch.cat(parts, dim=1)))
 
 

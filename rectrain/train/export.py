@@ -29,7 +29,7 @@ def export_encoder(loaded: LoadedModel, store: Store) -> None:
     folder = store.sub(_FOLDER)
     weights = {name: tensor.contiguous() for name, tensor in bert.state_dict().items()}
     config = bert.config.to_dict() | {"architectures": ["BertModel"]}
-    max_length = int(bert.config.max_position_embeddings)
+    max_length = max(int(facts["max_length"]) for facts in loaded.checkpoint.meta["tasks"].values())
     files = {
         "config.json": _json(config),
         "model.safetensors": to_safetensors(weights, metadata={"format": "pt"}),

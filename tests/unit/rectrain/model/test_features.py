@@ -76,3 +76,12 @@ def test_casting_the_model_to_bf16_leaves_the_bins_exact() -> None:
     found = layer(numeric, torch.zeros(2, 0).long(), {}, dtype=torch.bfloat16)
     assert found.dtype == torch.bfloat16
     assert not torch.equal(found[0], found[1])
+
+
+def test_a_vector_of_one_value_is_not_always_zero() -> None:
+    layer = _layer(vector_sizes={"image": 1})
+    numeric, categorical, _ = _rows(2)
+    found = layer(
+        numeric, categorical, {"image": torch.tensor([[0.5], [2.0]])}, dtype=torch.float32
+    )
+    assert (found[0] - found[1]).abs().max() > 1e-4
