@@ -30,8 +30,8 @@ from rectrain.data.split import (
 from rectrain.errors import DataError
 
 __all__ = [
-    "Catalogue", "TaskSplit", "build_catalogue", "key_columns", "lay_out", "purchase_log",
-    "settle_split", "split_task",
+    "Catalogue", "TaskSplit", "build_catalogue", "choose_split", "key_columns", "lay_out",
+    "purchase_log", "settle_split", "split_task",
 ]  # fmt: skip
 
 
@@ -74,6 +74,25 @@ def settle_split(config: SplitConfig, *, defaults: Mapping[str, Any]) -> SplitCo
     return SplitConfig(**{**defaults, **given})
 
 
+def choose_split(spec: Spec, keys: pa.Table, *, config: SplitConfig) -> tuple[str, str]:
+    """How a task's rows are split, "time" or "group", and why, in words for the user.
+
+    Args:
+        spec: the task.
+        keys: its key columns, n rows.
+    """
+    time = spec.fields.name_of("timestamp")
+    if spec.head == "two_tower":
+        return "time", "the last baskets of each user are held out"
+    if config.by != "auto":
+        return config.by, "as split.by says"
+    if time is None:
+        return "group", "rows have no timestamp"
+    if keys[time].null_count:
+        return "group", f"{keys[time].null_count:,} of {keys.num_rows:,} rows have no timestamp"
+    return "time", "every row has a timestamp"
+
+
 def split_task(
     spec: Spec, keys: pa.Table, *, config: SplitConfig, seed: int, max_history: int
 ) -> TaskSplit:
@@ -94,13 +113,14 @@ def split_task(
         return TaskSplit(
             *split_purchases(users, items, baskets, _micro(keys[time]), max_history=max_history)
         )
-    timed = time is not None and keys[time].null_count == 0
-    if config.by == "time" and not timed:
+    by, _ = choose_split(spec, keys, config=config)
+    if by == "time" and (time is None or keys[time].null_count):
         raise DataError(
             what=f"split of {spec.fields.task} by time", got="rows without a timestamp",
             rule="every row needs one", fix="give timestamps, or --split.by group",
         )  # fmt: skip
-    if timed and config.by != "group":
+    if by == "time":
+        assert time
         lists = _lists(spec, keys)
         code = split_by_time(_micro(keys[time]), config=config, groups=lists)
     elif group is not None:

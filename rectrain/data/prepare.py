@@ -34,6 +34,7 @@ from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.layout import (
     TaskSplit,
     build_catalogue,
+    choose_split,
     key_columns,
     lay_out,
     settle_split,
@@ -78,7 +79,7 @@ def prepare(config: PrepareConfig, *, specs: Mapping[str, Spec]) -> Prepared:
         "inputs": fingerprint(config.input),
         "config": config.model_dump(mode="json", exclude=_HOW),
     }
-    if (kept := _existing(output, what, overwrite=config.overwrite)) is not None:
+    if (kept := _existing(output, what, config=config, specs=specs)) is not None:
         return kept
     with build_directory(output) as temporary:
         manifest = _build(temporary, config, source=source, specs=specs)
@@ -87,7 +88,9 @@ def prepare(config: PrepareConfig, *, specs: Mapping[str, Spec]) -> Prepared:
     return Prepared.open(str(output))
 
 
-def _existing(output: Path, what: Mapping[str, Any], *, overwrite: bool) -> Prepared | None:
+def _existing(
+    output: Path, what: Mapping[str, Any], *, config: PrepareConfig, specs: Mapping[str, Spec]
+) -> Prepared | None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     if not (output / MANIFEST).exists():
@@ -95,16 +98,30 @@ def _existing(output: Path, what: Mapping[str, Any], *, overwrite: bool) -> Prep
             what="output", got=f"{output}, which holds other files",
             rule="only prepared data is ever replaced", fix="give another --output",
         )  # fmt: skip
-    if overwrite:
+    if config.overwrite:
         return None
     prepared = Prepared.open(str(output))
-    if all(prepared.manifest.get(key) == value for key, value in what.items()):
+    same = all(prepared.manifest.get(key) == value for key, value in what.items())
+    if same and _same_content(prepared, config=config, specs=specs):
         _say(f"{output} is prepared already, from the same inputs and settings")
         return prepared
     raise DataError(
         what="output", got=f"{output}, prepared from other inputs or settings",
         rule="nothing is overwritten unasked", fix="add --overwrite=true, or give another --output",
     )  # fmt: skip
+
+
+def _same_content(prepared: Prepared, *, config: PrepareConfig, specs: Mapping[str, Spec]) -> bool:
+    """Whether own features and the tokenizer are as they were: their files' paths don't tell."""
+    fields = {task: _fields(specs[task]) for task in prepared.tasks}
+    return prepared.tokenizer_sha256 == tokenizer_hash(load_tokenizer(config.encoder)) and all(
+        prepared.manifest["tasks"][task]["fields"] == json.loads(json.dumps(found))
+        for task, found in fields.items()
+    )
+
+
+def _fields(spec: Spec) -> list[dict[str, Any]]:
+    return [asdict(field) for field in spec.fields.fields]
 
 
 def _build(
@@ -196,6 +213,8 @@ def _split_tasks(
     for task, spec in specs.items():
         keys = checked[task].rows.table(columns=key_columns(spec))
         settled = settle_split(config.split, defaults=source.splits.get(task, {}))
+        by, reason = choose_split(spec, keys, config=settled)
+        _say(f"{task}: split by {by}: {reason}")
         splits[task] = split_task(
             spec, keys, config=settled, seed=config.seed, max_history=config.max_history
         )
@@ -240,7 +259,7 @@ def _write_task(
     return {
         "rows": checked.num_rows,
         "fields_version": spec.fields.version,
-        "fields": [asdict(field) for field in spec.fields.fields],
+        "fields": _fields(spec),
         "ignored_columns": list(checked.ignored),
         "features": features.to_json(),
         "splits": splits,
