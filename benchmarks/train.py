@@ -55,7 +55,7 @@ class _Scale:
     size: str
 
 
-_FULL = _Scale(5, 3, 9, "minilm", 2048, "demo")
+_FULL = _Scale(5, 4, 21, "minilm", 2048, "demo")
 _QUICK = _Scale(1, 1, 3, "tiny", 512, "tiny")
 
 
