@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
+import ssl
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -303,13 +306,13 @@ def _check_answers(uri: str) -> None:
     """MLflow tries a dead server for minutes; ask it once whether it is there."""
     if not uri.startswith(("http://", "https://")):
         return
-    import requests
-    from requests.exceptions import SSLError
-
     try:
-        requests.get(uri, timeout=10, stream=True).close()  # any status is an answer
-    except SSLError:
-        return  # it is there; MLflow has its own settings for certificates
+        urllib.request.urlopen(without_credentials(uri), timeout=10).close()
+    except urllib.error.HTTPError:
+        return  # any status is an answer
+    except urllib.error.URLError as error:
+        if not isinstance(error.reason, ssl.SSLError):  # MLflow has its own settings for those
+            raise
 
 
 def _experiment(client: Any, name: str) -> str:
