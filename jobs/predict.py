@@ -26,6 +26,7 @@ and its output lists, best first: row, user_id, item_id (list of strings), score
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import sys
 import time
@@ -211,7 +212,13 @@ def _ranking_facts(job: _Job, predictor: Predictor) -> dict[str, Any]:
 def _score(job: _Job, parts: Sequence[Part], *, num_workers: int | None, done: int) -> None:
     """Streams the parts through a pool of actors, saying how far it is."""
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        # As in data/prepare.py: never a cluster that happens to run here.
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS", "local"),
+            include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     on_gpu = job.device == "cuda"

@@ -23,7 +23,7 @@ class DataConfig(Section):
         description="real tokens of one micro-batch's rows: the memory of one forward",
     )
     num_negatives: int = Field(
-        default=64,
+        default=0,
         ge=0,
         description="items drawn from the catalogue for each micro-batch of recommendation, "
         "negatives beside those in the batch; their tokens come on top; 0 for none",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
 import shutil
 import sys
@@ -322,7 +323,13 @@ def _parallel(
         RectrainError: the first user's mistake that a call raised.
     """
     if not ray.is_initialized():  # this late, so that mistakes in settings show at once
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        # Without RAY_ADDRESS Ray would join any cluster that it finds on this machine.
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS", "local"),
+            include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     pool = ray.data.TaskPoolStrategy(size=min(workers or len(numbers), len(numbers)))
