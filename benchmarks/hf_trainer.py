@@ -33,6 +33,7 @@ from rectrain.data.plan import Plan
 from rectrain.data.shards import Shards
 from rectrain.model.multitask import MultiTaskModel
 from rectrain.train.build import new_model, open_data
+from rectrain.train.process import set_up_process
 
 __all__ = ["JointModel", "Units", "collate"]
 
@@ -195,7 +196,7 @@ def _arguments(run: Run, *, units_per_batch: int, directory: str) -> TrainingArg
 def _main(path: str) -> None:
     run = Run.read(path)
     dist.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT_S))
-    torch.set_num_threads(1)
+    set_up_process(num_threads=1)  # as ours: the peer at its best
     config = run_config(run)
     data = open_data(config)
     shards, plan = training_rows(run, data)

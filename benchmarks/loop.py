@@ -27,6 +27,7 @@ from rectrain.data.plan import Plan
 from rectrain.data.shards import Prepared, Shards
 from rectrain.train.build import new_model, open_data
 from rectrain.train.config import RunConfig, TrainConfig
+from rectrain.train.process import set_up_process
 from rectrain.train.step import (
     Engine,
     build_engine,
@@ -135,7 +136,7 @@ def measure(run: Run, *, on_step: Callable[[int, float], None] | None = None) ->
         run: a variant of ours ("zero…", "ray") or "ddp".
         on_step: called after every step with its number and this rank's loss.
     """
-    torch.set_num_threads(1)
+    set_up_process(num_threads=1)
     config = run_config(run)
     data = open_data(config)
     shards, plan = training_rows(run, data)

@@ -174,8 +174,20 @@ def build_engine(
         config=config,
         dist_init_required=False,
     )
+    _gather_in_pieces(device.backend == "gloo" and train.zero_stage < 3)
     engine.train()  # pretrained encoders come in evaluation mode
     return engine  # type: ignore[no-any-return]
+
+
+def _gather_in_pieces(wanted: bool) -> None:
+    """Whether ZeRO-1/2 gather updated weights in pieces of `allgather_bucket_size`.
+
+    DeepSpeed heeds that setting only where the backend has no gather into one tensor; gloo has one,
+    and is slow at large ones. ZeRO-3 needs it.
+    """
+    import deepspeed.comm.comm
+
+    deepspeed.comm.comm.cdb.has_all_gather_into_tensor = lambda: not wanted
 
 
 def _optimizer(

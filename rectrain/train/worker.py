@@ -35,6 +35,7 @@ from rectrain.train.checkpoint import (
 )
 from rectrain.train.config import RunConfig
 from rectrain.train.outline import RunPlan, plan_run
+from rectrain.train.process import set_up_process
 from rectrain.train.step import (
     Engine,
     StepResult,
@@ -91,7 +92,7 @@ def _portable(error: Exception) -> Exception:
 
 
 def _train(config: RunConfig, *, send: Send) -> None:
-    torch.set_num_threads(config.train.threads_per_worker)
+    set_up_process(num_threads=config.train.threads_per_worker)
     join_deepspeed(timeout_s=config.train.collective_timeout_s)
     data = open_data(config)
     _Session.open(config, data, run=plan_run(config, data), send=send).finish()

@@ -76,6 +76,18 @@ def test_sizes_and_buckets_suit_deepspeed(stage: int) -> None:
     assert ("stage3_param_persistence_threshold" in section) is (stage == 3)
 
 
+def test_gloo_reduces_and_gathers_otherwise_than_nccl() -> None:
+    large = ModelFacts(num_parameters=10**9, largest_parameter=10**7, hidden_size=768)
+    cpu, gpu = (
+        zero_config(
+            TrainConfig(zero_stage=2), world_size=2, device=device, model=large, num_accumulations=1
+        )["zero_optimization"]
+        for device in (CPU, GPU)
+    )
+    assert cpu["reduce_scatter"] is False and gpu["reduce_scatter"] is True
+    assert cpu["allgather_bucket_size"] < gpu["allgather_bucket_size"]
+
+
 def test_stage_3_threshold_is_derived_unless_given() -> None:
     key = "stage3_param_persistence_threshold"
     assert build(TrainConfig(zero_stage=3))["zero_optimization"][key] == 3840
