@@ -26,7 +26,6 @@ and its output lists, best first: row, user_id, item_id (list of strings), score
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import sys
 import time
@@ -42,6 +41,7 @@ import ray.data
 import torch
 
 from jobs.cli import JobParser, count, run
+from rectrain.cluster import connect
 from rectrain.data.loader import open_tasks
 from rectrain.errors import ConfigError, RectrainError, without_credentials
 from rectrain.inference.parts import Part, Sink, open_inputs, plan_parts, read_part
@@ -211,14 +211,7 @@ def _ranking_facts(job: _Job, predictor: Predictor) -> dict[str, Any]:
 
 def _score(job: _Job, parts: Sequence[Part], *, num_workers: int | None, done: int) -> None:
     """Streams the parts through a pool of actors, saying how far it is."""
-    if not ray.is_initialized():
-        # As in data/prepare.py: never a cluster that happens to run here.
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS", "local"),
-            include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+    connect()
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     on_gpu = job.device == "cuda"

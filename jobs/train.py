@@ -8,9 +8,8 @@ Run again after an interruption, it goes on from the last complete checkpoint.
 
 from __future__ import annotations
 
-import os
-
 from jobs.cli import JobParser, parse_config, run
+from rectrain.cluster import connect
 from rectrain.errors import without_credentials
 from rectrain.train.config import RunConfig
 
@@ -37,26 +36,10 @@ def main(argv: list[str]) -> int:
         export_encoder(load_model(place.last_checkpoint), place.store)
         _say(f"already finished: {place.last_checkpoint} (--overwrite trains anew)")
         return 0
-    _connect()
+    connect()
     launch.launch(config, place, say=_say)
     _say(_summary(config, place.store.root))
     return 0
-
-
-def _connect() -> None:
-    """Joins the cluster that RAY_ADDRESS names (as under `ray job submit`), or starts one here."""
-    import logging
-
-    import ray
-
-    if ray.is_initialized():
-        return
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS", "local"),
-        include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
 
 
 def _summary(config: RunConfig, root: str) -> str:

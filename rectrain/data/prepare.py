@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import pickle
 import shutil
 import sys
@@ -29,6 +28,7 @@ import pyarrow.compute as pc
 import ray
 import ray.data
 
+from rectrain.cluster import connect
 from rectrain.data.assemble import Spec
 from rectrain.data.config import PrepareConfig
 from rectrain.data.encoding import FeatureEncoder
@@ -322,14 +322,7 @@ def _parallel(
     Raises:
         RectrainError: the first user's mistake that a call raised.
     """
-    if not ray.is_initialized():  # this late, so that mistakes in settings show at once
-        # Without RAY_ADDRESS Ray would join any cluster that it finds on this machine.
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS", "local"),
-            include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+    connect()  # this late, so that mistakes in settings show at once
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     pool = ray.data.TaskPoolStrategy(size=min(workers or len(numbers), len(numbers)))

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = (
     "rectrain.errors",
     "rectrain.config",
+    "rectrain.cluster",
     "rectrain.metrics",
     "rectrain.data",
     "rectrain.model",
@@ -39,6 +40,7 @@ LAYERS = (
 MAY_IMPORT = {
     "deepspeed": ("rectrain.train",),
     "ray": (
+        "rectrain.cluster",
         "rectrain.data.prepare",
         "rectrain.train.worker",
         "rectrain.train.launch",
