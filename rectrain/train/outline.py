@@ -11,12 +11,13 @@ from rectrain.data.shards import Prepared, Shards
 from rectrain.errors import without_credentials
 from rectrain.model.multitask import MultiTaskModel
 from rectrain.train.config import RunConfig
-from rectrain.train.step import num_accumulations
-from rectrain.train.zero import DeviceFacts, resolve_precision, state_bytes
+from rectrain.train.step import model_facts, num_accumulations
+from rectrain.train.zero import DeviceFacts, bucket_elements, resolve_precision, state_bytes
 
 __all__ = ["RunPlan", "activation_bytes", "outline", "plan_run"]
 
 _MIB = 1 << 20
+_PROCESS_MIB = 600  # Python, torch, DeepSpeed and Ray, measured on Linux
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,12 @@ def outline(
 
 
 def _memory(config: RunConfig, model: MultiTaskModel, workers: int) -> list[str]:
-    size = sum(parameter.numel() for parameter in model.parameters())
     bert = model.encoder.config
-    state = state_bytes(size, zero_stage=config.train.zero_stage, world_size=workers)
+    facts = model_facts(model, hidden_size=bert.hidden_size)
+    state = state_bytes(
+        facts.num_parameters, zero_stage=config.train.zero_stage, world_size=workers
+    )
+    state["bucket"] = 4 * bucket_elements(facts) if config.train.zero_stage > 0 else 0
     state["activations, at most"] = activation_bytes(
         num_tokens=config.data.tokens_per_micro_batch,
         hidden_size=bert.hidden_size,
@@ -102,4 +106,7 @@ def _memory(config: RunConfig, model: MultiTaskModel, workers: int) -> list[str]
     )
     parts = ", ".join(f"{kind} {held / _MIB:,.0f}" for kind, held in state.items())
     total = sum(state.values()) / _MIB
-    return [f"parameters: {size:,}", f"memory of a worker: {total:,.0f} MiB ({parts})"]
+    return [
+        f"parameters: {facts.num_parameters:,}",
+        f"memory of a worker: {total:,.0f} MiB ({parts}), and {_PROCESS_MIB} of the process",
+    ]

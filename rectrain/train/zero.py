@@ -12,6 +12,7 @@ from rectrain.train.config import TrainConfig
 __all__ = [
     "DeviceFacts",
     "ModelFacts",
+    "bucket_elements",
     "cpu_has_bf16",
     "device_facts",
     "resolve_precision",
@@ -125,8 +126,7 @@ def zero_config(
 
 
 def _zero_section(train: TrainConfig, *, device: DeviceFacts, model: ModelFacts) -> dict[str, Any]:
-    bucket = max(model.largest_parameter, min(model.num_parameters, _BUCKET_ELEMENTS))
-    bucket += -bucket % _BUCKET_ALIGNMENT
+    bucket = bucket_elements(model)
     on_gpu = device.kind == "cuda"
     section: dict[str, Any] = {
         "stage": train.zero_stage,
@@ -152,6 +152,12 @@ def _zero_section(train: TrainConfig, *, device: DeviceFacts, model: ModelFacts)
     if train.offload == "all":
         section["offload_param"] = dict(pinned)
     return section
+
+
+def bucket_elements(model: ModelFacts) -> int:
+    """Gradients that one collective reduces: at most 128 MiB of fp32, at least a parameter."""
+    bucket = max(model.largest_parameter, min(model.num_parameters, _BUCKET_ELEMENTS))
+    return bucket + -bucket % _BUCKET_ALIGNMENT
 
 
 def state_bytes(num_parameters: int, *, zero_stage: int, world_size: int) -> dict[str, int]:
