@@ -173,7 +173,7 @@ class GradientWeights(StaticWeights):
         w = torch.tensor(self.weights, dtype=torch.float64)
         scaled = gramian.detach().double().cpu() * w[:, None] * w
         size = scaled.diagonal().mean()
-        if size == 0:
+        if size == 0 or not size.isfinite():  # a loss that isn't finite is told when it is logged
             return w
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

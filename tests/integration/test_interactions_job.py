@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,17 +45,17 @@ def test_cosines_are_those_of_single_backward_passes(
 def test_a_run_beside_itself_neither_gains_nor_loses(
     untrained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [f"--checkpoint={untrained_run}", "--tasks=risk", "--num-resamples=20"]
+    run = shutil.copytree(untrained_run, tmp_path / "run")
+    arguments = [f"--checkpoint={run}", "--tasks=risk", "--num-resamples=20"]
     assert exit_status(evaluate.main, arguments) == 0
     compared = [
-        f"--checkpoint={untrained_run}",
-        f"--single={untrained_run}",
-        f"--output={tmp_path}",
+        f"--checkpoint={run}",
+        f"--single={run}",
         "--split=validation",
         "--micro-batches=1",
     ]
     assert exit_status(interactions.main, compared) == 0
-    (gain,) = json.loads((tmp_path / "interactions.json").read_text())["gains"]
+    (gain,) = json.loads((run / "interactions.json").read_text())["gains"]
     assert gain["difference"]["value"] == 0 and gain["verdict"] == "unclear"
     assert "unclear" in capsys.readouterr().out
 

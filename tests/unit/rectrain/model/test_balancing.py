@@ -128,7 +128,8 @@ def test_upgrad_harms_no_task_and_static_weights_scale_the_gradients() -> None:
 @pytest.mark.parametrize("method", GRADIENT_BALANCERS)
 def test_gradient_weights_with_a_task_without_gradient(method: str) -> None:
     balancer = GradientWeights([1.0, 2.0], method=method)  # type: ignore[arg-type]
-    assert balancer.solve(torch.zeros(2, 2), seed=0).tolist() == [1.0, 2.0]
+    for value in (0.0, math.nan):
+        assert balancer.solve(torch.full((2, 2), value), seed=0).tolist() == [1.0, 2.0]
     assert balancer.solve(_gramian((1.0, 2.0), (0.0, 0.0)), seed=0).isfinite().all()
 
 
