@@ -203,7 +203,7 @@ def _project(targets: Tensor, gramian: Tensor) -> Tensor:
         gramian: float64 [K, K], G, of a size near 1; a little is added to its diagonal, since
             gradients may depend on one another.
     """
-    from scipy.optimize import nnls
+    from scipy.optimize import nnls  # type: ignore[import-untyped]
 
     regular = gramian + _REGULAR * torch.eye(len(gramian), dtype=gramian.dtype)
     root = torch.linalg.cholesky(regular, upper=True).numpy()

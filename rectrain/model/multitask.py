@@ -228,7 +228,7 @@ class MultiTaskModel(nn.Module):
         Raises:
             ConfigError: the whole encoder is frozen.
         """
-        last = self.encoder.encoder.layer[-1]
+        last: Any = self.encoder.encoder.layer[-1]
         parts = [last.output, last] if place == "last_layer" else []
         for part in (*parts, self.encoder):
             found = [parameter for parameter in part.parameters() if parameter.requires_grad]

@@ -61,6 +61,7 @@ class GatedExperts(nn.Module):
         self.shared = nn.Linear(width, width, bias=False)
         self.experts = nn.Linear(width, num_experts * width, bias=False)
         self.gates = _gates(tasks, width=width, num_experts=num_experts)
+        self._num_experts = num_experts
         self._activation = _ACTIVATIONS[activation]
         nn.init.eye_(self.shared.weight)
         nn.init.normal_(self.experts.weight, std=0.1 * width**-0.5)
@@ -75,7 +76,7 @@ class GatedExperts(nn.Module):
         Returns:
             A list of [sizes[i], D].
         """
-        experts = self.experts(x).view(x.shape[0], -1, x.shape[1])
+        experts = self.experts(x).view(x.shape[0], self._num_experts, x.shape[1])
         mixed = torch.cat(_mix_by_task(self.gates, x, experts, sizes))
         return list(torch.split(self._activation(self.shared(x) + mixed), list(sizes)))
 
@@ -185,7 +186,7 @@ class ProgressiveExtraction(nn.Module):
         paths = [x] * (len(sizes) + 1)
         for level in self.levels:
             paths = level(paths)
-        return [path.split(list(sizes))[place] for place, path in enumerate(paths[: len(sizes)])]
+        return [torch.split(path, list(sizes))[place] for place, path in enumerate(paths)]
 
 
 class _ExtractionLevel(nn.Module):
@@ -246,8 +247,9 @@ def _mix_by_task(
     gates: nn.ModuleDict, x: Tensor, experts: Tensor, sizes: Sequence[int]
 ) -> list[Tensor]:
     """Mixes experts [N, E, D] of x [N, D] by the gate of each row's task."""
-    parts = zip(gates.values(), x.split(list(sizes)), experts.split(list(sizes)), strict=True)
-    return [_mix(gate(rows), outputs) for gate, rows, outputs in parts]
+    rows, outputs = torch.split(x, list(sizes)), torch.split(experts, list(sizes))
+    parts = zip(gates.values(), rows, outputs, strict=True)
+    return [_mix(gate(own), mixed) for gate, own, mixed in parts]
 
 
 def build_sharing(

@@ -114,7 +114,9 @@ class GradientSums:
 def _cosines(gradients: Tensor) -> Tensor:
     """[K, P] -> float32 [K, K] on the CPU, NaN where a gradient is zero."""
     norms = gradients.norm(dim=1)
-    return ((gradients @ gradients.T) / (norms[:, None] * norms)).cpu()
+    products: Tensor = gradients @ gradients.T
+    cosines = products / (norms[:, None] * norms)
+    return cosines.cpu()
 
 
 def _matrix(values: Tensor) -> Matrix:
@@ -242,8 +244,8 @@ def markdown(gradients: GradientReport, gains: Sequence[Gain]) -> str:
         lines += ["", "| task | metric | alone [95%] | joint [95%] | joint is better by [95%] | |"]
         lines.append("|---|---|---|---|---|---|")
     for gain in gains:
-        cells = (gain.task, gain.metric, *map(_interval, (gain.single, gain.joint)))
-        lines.append(f"| {' | '.join(cells)} | {_interval(gain.difference)} | {gain.verdict} |")
+        values = " | ".join(map(_interval, (gain.single, gain.joint, gain.difference)))
+        lines.append(f"| {gain.task} | {gain.metric} | {values} | {gain.verdict} |")
     return "\n".join(lines)
 
 

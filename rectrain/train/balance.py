@@ -10,7 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from rectrain.model.balancing import DynamicWeightAverage, GradientWeights, task_gradients
+from rectrain.model.balancing import (
+    DynamicWeightAverage,
+    GradientWeights,
+    StaticWeights,
+    task_gradients,
+)
 from rectrain.model.config import GradientPlace
 
 __all__ = ["Balance", "balance_of_step", "observe_step"]
@@ -84,19 +89,24 @@ def _summed(
 
 def _gramian(gradients: Tensor) -> Tensor:
     """Inner products of rows [K, P], float64 [K, K]; in parts, or a copy of twice the size."""
-    parts = (part.double() for part in gradients.split(_PART, dim=1))
+    parts = (part.double() for part in torch.split(gradients, _PART, dim=1))
     return torch.stack([part @ part.T for part in parts]).sum(0)
 
 
-def observe_step(model: nn.Module, losses: Tensor) -> None:
+def observe_step(model: nn.Module, losses: Tensor) -> Tensor:
     """Shows a balancer that watches losses those of the whole step; every rank must call it.
 
     Args:
         model: with its balancer.
         losses: float32 [K], this worker's part of each task's loss.
+
+    Returns:
+        Float32 [K], what the losses were multiplied by.
     """
     balancer = model.balancer
+    assert isinstance(balancer, StaticWeights)
     if isinstance(balancer, DynamicWeightAverage):
         total = losses.clone()
         torch.distributed.all_reduce(total)
         balancer.observe(total)
+    return balancer.applied

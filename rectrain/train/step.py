@@ -245,9 +245,8 @@ def train_step(
         engine.backward(loss)
         engine.step()
         losses += _in_order(parts, tasks=tasks)
-    observe_step(engine.module, losses)
     num_tokens = sum(micro_batch.num_tokens for micro_batch in micro_batches)
-    return StepResult(losses, num_tokens, engine.module.balancer.applied)
+    return StepResult(losses, num_tokens, observe_step(engine.module, losses))
 
 
 def _in_order(parts: Mapping[str, Tensor], *, tasks: Sequence[str]) -> Tensor:

