@@ -115,7 +115,7 @@ def _cosines(gradients: Tensor) -> Tensor:
     """[K, P] -> float32 [K, K] on the CPU, NaN where a gradient is zero."""
     norms = gradients.norm(dim=1)
     products: Tensor = gradients @ gradients.T
-    cosines = products / (norms[:, None] * norms)
+    cosines: Tensor = products / (norms[:, None] * norms)
     return cosines.cpu()
 
 
