@@ -209,7 +209,8 @@ class _DdpEngine:
     """torch's DDP in the shape of a DeepSpeed engine, so that both run one loop."""
 
     def __init__(self, model: nn.Module, *, train: TrainConfig) -> None:
-        self.module: nn.Module = nn.parallel.DistributedDataParallel(
+        self.module = model
+        self._replica = nn.parallel.DistributedDataParallel(
             model, gradient_as_bucket_view=True, forward_sync_buffers=False
         )
         self.optimizer: Any = torch.optim.AdamW(parameter_groups(model, train=train), fused=True)
@@ -217,7 +218,7 @@ class _DdpEngine:
         self._max_grad_norm = train.max_grad_norm
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module(*args, **kwargs)
+        return self._replica(*args, **kwargs)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
@@ -228,10 +229,10 @@ class _DdpEngine:
         self.optimizer.zero_grad()
 
     def train(self, mode: bool = True) -> Any:
-        return self.module.train(mode)
+        return self._replica.train(mode)
 
     def eval(self) -> Any:
-        return self.module.eval()
+        return self._replica.eval()
 
     def get_global_grad_norm(self) -> None:
         return None

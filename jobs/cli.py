@@ -8,12 +8,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from rectrain.config import Section, help_text, load_config
 from rectrain.errors import ConfigError, RectrainError, ResourceError
 
-__all__ = ["JobParser", "count", "exit_status", "parse_config", "run"]
+__all__ = [
+    "JobParser",
+    "count",
+    "exit_status",
+    "output_folder",
+    "parse_config",
+    "run",
+    "run_folder",
+]
 
 T = TypeVar("T", bound=Section)
 Main = Callable[[list[str]], int | None]
@@ -80,6 +89,28 @@ def parse_config(
     parser.epilog = f"settings (in FILE, or --key=VALUE):\n{help_text(cls)}"
     options, overrides = parser.parse_known_args(argv)
     return load_config(cls, file=options.config, overrides=overrides), options
+
+
+def run_folder(location: str) -> str:
+    """The folder of the run that a checkpoint belongs to; a run's folder is its own."""
+    parent, _, _ = location.rstrip("/").rpartition("/step-")
+    return parent.removesuffix("/checkpoints") if parent else location.rstrip("/")
+
+
+def output_folder(given: str | None, *, checkpoint: str) -> Path:
+    """Where a job's files about a checkpoint go: where the user says, or into the run's folder.
+
+    Raises:
+        ConfigError: neither, because the run is not on this machine.
+    """
+    if given is None and "://" in checkpoint:
+        raise ConfigError(
+            what="--output",
+            got="nothing",
+            rule="a run that is not on this machine needs a folder for the files",
+            fix="--output evaluation",
+        )
+    return Path(given or run_folder(checkpoint))
 
 
 def run(main: Main) -> NoReturn:

@@ -11,12 +11,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from pathlib import Path
 
 import torch
 
-from jobs.cli import JobParser, count, run
-from rectrain.errors import ConfigError
+from jobs.cli import JobParser, count, output_folder, run, run_folder
 from rectrain.inference.evaluate import evaluate
 from rectrain.inference.predictor import Predictor, open_prepared
 from rectrain.report.evaluation import table, write_evaluation
@@ -31,7 +29,7 @@ def main(argv: list[str]) -> int:
     meta = predictor.checkpoint.meta
     paths = options.data or meta["config"]["data"]["paths"]
     data = open_prepared(predictor, paths, tasks=options.tasks or predictor.tasks)
-    output = _output(options.output, options.checkpoint)
+    output = output_folder(options.output, checkpoint=options.checkpoint)
     for task, prepared in data.items():
         rows = prepared.shards(task, options.split).num_rows
         print(f"evaluate: {task}: {rows:,} rows of {options.split} in {prepared.root}")
@@ -56,7 +54,7 @@ def main(argv: list[str]) -> int:
         output,
         checkpoint=str(predictor.checkpoint.path),
         step=predictor.checkpoint.step,
-        config=f"{_run_folder(options.checkpoint)}/config.yaml",
+        config=f"{run_folder(options.checkpoint)}/config.yaml",
         data=list(paths),
         split=options.split,
         seconds=round(time.monotonic() - start, 1),
@@ -77,23 +75,6 @@ def _parser() -> JobParser:
     )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     return parser
-
-
-def _run_folder(location: str) -> str:
-    """The folder of the run that a checkpoint belongs to."""
-    parent, _, _ = location.rstrip("/").rpartition("/step-")
-    return parent.removesuffix("/checkpoints") if parent else location.rstrip("/")
-
-
-def _output(given: str | None, location: str) -> Path:
-    if given is None and "://" in location:
-        raise ConfigError(
-            what="--output",
-            got="nothing",
-            rule="a run that is not on this machine needs a folder for the files",
-            fix="--output evaluation",
-        )
-    return Path(given or _run_folder(location))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Shapes: T tokens, U texts, B rows of a task, K ≥ B its items (negatives follow
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,8 +15,9 @@ from transformers import BertModel
 
 from rectrain.data.batch import MicroBatch, Slot
 from rectrain.data.encoding import FeatureEncoder
-from rectrain.model.balancing import Balancer, build_balancer
-from rectrain.model.config import ModelConfig
+from rectrain.errors import ConfigError
+from rectrain.model.balancing import build_balancer
+from rectrain.model.config import Balancer, GradientPlace, ModelConfig
 from rectrain.model.encoder import encode
 from rectrain.model.features import FeatureLayer
 from rectrain.model.heads import ListPooling, TwoTowerHead, build_head
@@ -134,7 +135,7 @@ class MultiTaskModel(nn.Module):
         features: name -> how the task's features were encoded.
         config: the model's sizes and sharing.
         loss_weights: task -> w; 1 where absent.
-        balancer: "static" or "uncertainty".
+        balancer: what makes one number of the tasks' losses.
         activation_checkpointing: recompute the encoder's layers in the backward pass.
         seed: of the fresh weights; the caller's random state is left alone.
     """
@@ -157,13 +158,7 @@ class MultiTaskModel(nn.Module):
         width = int(encoder.config.hidden_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.sharing = build_sharing(
-                config.sharing,
-                tasks=list(tasks),
-                width=width,
-                num_experts=config.num_experts,
-                activation=config.expert_activation,
-            )
+            self.sharing = build_sharing(config, tasks=list(tasks), width=width)
             self.tasks = nn.ModuleDict(
                 {
                     name: TaskModule(spec, features=features[name], width=width, config=config)
@@ -185,6 +180,7 @@ class MultiTaskModel(nn.Module):
         scale: float = 1.0,
         num_shares: int = 1,
         vectors: Tensor | None = None,
+        balance: Callable[[Tensor], Tensor] | None = None,
     ) -> Any:
         """Runs all tasks of a micro-batch.
 
@@ -194,6 +190,8 @@ class MultiTaskModel(nn.Module):
             scale: factor of the loss (to undo an average over ranks).
             num_shares: forwards of the whole step, over all workers.
             vectors: [U, D] of the batch's texts where they are already encoded (inference).
+            balance: in the place of the balancer, makes one number of the losses float32 [K],
+                which still have their graph (gradients of outputs are out of reach under ZeRO).
 
         Returns:
             mode "loss": (scale · the balanced loss, {task: Σ_b w_b · l_b / count, detached}),
@@ -215,8 +213,33 @@ class MultiTaskModel(nn.Module):
             task: self._module(task).loss(output, slots[task]) / max(slots[task].count, 1.0)
             for task, output in outputs.items()
         }
-        loss = self.balancer(torch.stack(list(shares.values())), num_shares=num_shares)
+        losses = torch.stack(list(shares.values()))
+        loss = self.balancer(losses, num_shares=num_shares) if balance is None else balance(losses)
         return scale * loss, {task: share.detach() for task, share in shares.items()}
+
+    def shared_parameters(self, place: GradientPlace) -> list[nn.Parameter]:
+        """Trainable parameters that all tasks share, where their gradients are compared.
+
+        Args:
+            place: "last_layer", the output block (second linear layer and norm) of the encoder's
+                last layer, the last that all tokens pass; or "encoder", all of it. Where the
+                former are frozen (adapters), the nearest larger part that is not.
+
+        Raises:
+            ConfigError: the whole encoder is frozen.
+        """
+        last: Any = self.encoder.encoder.layer[-1]
+        parts = [last.output, last] if place == "last_layer" else []
+        for part in (*parts, self.encoder):
+            found = [parameter for parameter in part.parameters() if parameter.requires_grad]
+            if found:
+                return found
+        raise ConfigError(
+            what="train.balancer",
+            got="gradients of a frozen encoder",
+            rule="tasks conflict only in parameters that they share and train",
+            fix="choose static, uncertainty or dwa",
+        )
 
     def _outputs(
         self, batch: MicroBatch, vectors: Tensor | None

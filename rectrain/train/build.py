@@ -15,6 +15,7 @@ from rectrain.data.loader import open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.data.tokenize import load_tokenizer
 from rectrain.errors import CheckpointError, ConfigError
+from rectrain.model.balancing import check_installed
 from rectrain.model.encoder import load_encoder
 from rectrain.model.multitask import MultiTaskModel
 from rectrain.tasks import TASKS
@@ -97,7 +98,9 @@ def new_model(config: RunConfig, data: Data) -> MultiTaskModel:
 
     Raises:
         EncoderError: the encoder can't be used, or doesn't fit the data's tokenizer.
+        ConfigError: the balancer's packages are missing.
     """
+    check_installed(config.train.balancer)
     first = next(iter(data.values()))
     tokenizer = first.manifest["tokenizer"]
     encoder = load_encoder(

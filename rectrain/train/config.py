@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from rectrain.config import Section
 from rectrain.data.config import DataConfig
-from rectrain.model.config import ModelConfig
+from rectrain.model.config import GRADIENT_BALANCERS, Balancer, GradientPlace, ModelConfig
 
 __all__ = ["RunConfig", "TrackingConfig", "TrainConfig"]
 
@@ -67,8 +67,15 @@ class TrainConfig(Section):
     loss_weights: dict[str, PositiveFloat] = Field(
         default_factory=dict, description="weight of a task's loss; 1 for those not named"
     )
-    balancer: Literal["static", "uncertainty"] = Field(
-        default="static", description="fixed weights, or learned ones (Kendall et al., 2018)"
+    balancer: Balancer = Field(
+        default="static",
+        description="what else weighs the losses: nothing, learned variances, how fast they fall "
+        "(dwa), or the tasks' gradients (pcgrad, cagrad, upgrad; zero_stage 0 to 2)",
+    )
+    balancer_gradients: GradientPlace = Field(
+        default="last_layer",
+        description="where pcgrad, cagrad and upgrad compare the tasks' gradients: the encoder's "
+        "last output block, or all of it (exact; one more backward pass a task)",
     )
     log_interval: PositiveInt = Field(default=10, description="steps between logged losses")
     checkpoint_interval: PositiveInt = Field(default=100, description="steps between checkpoints")
@@ -111,6 +118,12 @@ class TrainConfig(Section):
             raise ValueError("offload needs zero_stage 1, 2 or 3")
         if self.offload == "all" and self.zero_stage != 3:
             raise ValueError("offload=all needs zero_stage 3; use offload=optimizer below it")
+        if self.zero_stage == 3 and self.balancer in GRADIENT_BALANCERS:
+            raise ValueError(
+                f"balancer={self.balancer} needs zero_stage 0, 1 or 2: at stage 3 a layer's "
+                "weights are given up after its forward, and the tasks' gradients need them "
+                "before the backward pass; dwa and uncertainty work at every stage"
+            )
         return self
 
     @property

@@ -338,6 +338,7 @@ class _Gauges:
             key: _gauge(name, text, ("run", "task"), tags)
             for key, name, text in (
                 ("loss", "rectrain_train_loss", "Mean loss since the last log line"),
+                ("loss_weight", "rectrain_train_loss_weight", "What the balancer makes of it"),
                 ("validation", "rectrain_train_validation", "Primary metric"),
             )
         }

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from rectrain.model.config import GradientPlace
+from rectrain.train.balance import Balance, balance_of_step, observe_step
 from rectrain.train.config import TrainConfig
 from rectrain.train.zero import DeviceFacts, ModelFacts, device_facts, zero_config
 
@@ -57,10 +59,12 @@ class StepResult:
         losses: float32 [K], this worker's part of each task's loss; the sum over workers is the
             task's mean loss of the step.
         num_tokens: real tokens of this worker's micro-batches.
+        weights: float32 [K], what the balancer multiplied each task's loss by.
     """
 
     losses: Tensor
     num_tokens: int
+    weights: Tensor
 
 
 def num_accumulations(num_micro_batches: int, *, world_size: int) -> int:
@@ -209,6 +213,7 @@ def train_step(
     seed: int,
     learning_rate_share: float,
     tasks: Sequence[str],
+    gradient_place: GradientPlace = "last_layer",
 ) -> StepResult:
     """One optimizer update.
 
@@ -223,21 +228,37 @@ def train_step(
         seed: the run's seed.
         learning_rate_share: share of the peak rates.
         tasks: the run's tasks, in order.
+        gradient_place: where a gradient balancer compares the tasks' gradients.
     """
     world_size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
     num_shares = world_size * len(micro_batches)
     for group in engine.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * learning_rate_share
     losses = torch.zeros(len(tasks), device=engine.device)
-    for place, micro_batch in enumerate(micro_batches):
+
+    def forward(place: int, balance: Balance | None) -> Any:
         torch.manual_seed(dropout_seed(seed, step=step, micro_batch=place * world_size + rank))
-        loss, parts = engine(
-            micro_batch.to(engine.device), scale=float(num_shares), num_shares=num_shares
+        return engine(
+            micro_batches[place].to(engine.device),
+            scale=float(num_shares),
+            num_shares=num_shares,
+            **({} if balance is None else {"balance": balance}),
         )
+
+    balance = balance_of_step(
+        engine.module,
+        forward,
+        num_forwards=len(micro_batches),
+        place=gradient_place,
+        seed=dropout_seed(seed, step=step, micro_batch=-1),
+    )
+    for place in range(len(micro_batches)):
+        loss, parts = forward(place, balance)
         engine.backward(loss)
         engine.step()
         losses += _in_order(parts, tasks=tasks)
-    return StepResult(losses, sum(micro_batch.num_tokens for micro_batch in micro_batches))
+    num_tokens = sum(micro_batch.num_tokens for micro_batch in micro_batches)
+    return StepResult(losses, num_tokens, observe_step(engine.module, losses))
 
 
 def _in_order(parts: Mapping[str, Tensor], *, tasks: Sequence[str]) -> Tensor:

@@ -41,6 +41,7 @@ _KEPT = (
     "kind",
     "step",
     "loss",
+    "loss_weight",
     "tokens_per_second",
     "learning_rate",
     "gradient_norm",

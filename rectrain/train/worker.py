@@ -103,12 +103,14 @@ class _Window:
     """Sums since the last log line."""
 
     losses: torch.Tensor
+    weights: torch.Tensor
     num_steps: int = 0
     num_tokens: int = 0
     seconds: float = 0.0
 
     def add(self, result: StepResult, *, seconds: float) -> None:
         self.losses += result.losses
+        self.weights += result.weights
         self.num_steps += 1
         self.num_tokens += result.num_tokens
         self.seconds += seconds
@@ -194,6 +196,7 @@ class _Session:
             seed=self.config.seed,
             learning_rate_share=self._rate_share(step),
             tasks=list(self.data),
+            gradient_place=self.config.train.balancer_gradients,
         )
 
     def _between_steps(self, done: int) -> bool:
@@ -221,16 +224,19 @@ class _Session:
         )
 
     def _window(self) -> _Window:
-        return _Window(torch.zeros(len(self.data), device=self.engine.device))
+        zeros = torch.zeros(2, len(self.data), device=self.engine.device)
+        return _Window(losses=zeros[0], weights=zeros[1])
 
     def _log(self, step: int, window: _Window) -> None:
         """Sends a window's means over the ranks."""
         means, num_tokens = self._means(step, window)
         norm = gradient_norm(self.engine)
+        weights = (window.weights / window.num_steps).tolist()  # alike on all ranks
         self.send(
             self._event("log", step + 1)
             | {
                 "loss": means,
+                "loss_weight": dict(zip(self.data, weights, strict=True)),
                 "tokens_per_second": num_tokens / max(window.seconds, 1e-9),
                 "learning_rate": self.config.train.learning_rate * self._rate_share(step),
                 **({"gradient_norm": norm} if math.isfinite(norm) else {}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,26 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torchjd.aggregation import CAGradWeighting, PCGradWeighting
 from train_toy import TASKS, ToyModel, run_group, toy_micro_batch
 
 from rectrain.train.config import TrainConfig
 
 NUM_STEPS, NUM_MICRO_BATCHES, SEED = 20, 2, 3
-CASES = list(itertools.product((0, 1, 2, 3), ("static", "uncertainty")))
+CASES = [
+    *itertools.product((0, 1, 2, 3), ("static", "uncertainty", "dwa")),
+    *itertools.product((0, 1, 2), ("pcgrad", "cagrad", "upgrad")),
+]
+# (stage, balancer, sharing) of the multi-task model itself.
+REAL = [
+    (0, "pcgrad", "gated_experts"),
+    (1, "cagrad", "mmoe"),
+    (2, "upgrad", "ple"),
+    (3, "uncertainty", "shared_bottom"),
+    (3, "dwa", "gated_experts"),
+    (3, "static", "mmoe"),
+    (3, "static", "ple"),
+]
 OFFLOADED = [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")]
 MODEL_ROWS = Path(__file__).parents[1] / "unit" / "rectrain" / "model" / "conftest.py"
 Weights = dict[str, NDArray[np.float32]]
@@ -41,14 +56,20 @@ def _model(balancer: str, dropout: float = 0.0) -> ToyModel:
     return ToyModel(balancer=balancer, dropout=dropout)
 
 
-def _train(rank: int, train: TrainConfig, balancer: str, dropout: float) -> tuple[Weights, Any]:
+def _train(
+    rank: int,
+    train: TrainConfig,
+    balancer: str,
+    dropout: float = 0.0,
+    num_micro_batches: int = NUM_MICRO_BATCHES,
+) -> tuple[Weights, Any]:
     return _train_model(
-        rank, _model(balancer, dropout), train=train, batch=_toy_batch, tasks=list(TASKS)
+        rank,
+        _model(balancer, dropout),
+        train=train.model_copy(update={"num_micro_batches": num_micro_batches}),
+        batch=partial(toy_micro_batch, num_micro_batches=num_micro_batches),
+        tasks=list(TASKS),
     )
-
-
-def _toy_batch(step: int, place: int) -> Any:
-    return toy_micro_batch(step, place, num_micro_batches=NUM_MICRO_BATCHES)
 
 
 def _train_model(
@@ -68,7 +89,7 @@ def _train_model(
     )
 
     world_size = torch.distributed.get_world_size()
-    places = num_accumulations(NUM_MICRO_BATCHES, world_size=world_size)
+    places = num_accumulations(train.micro_batches, world_size=world_size)
     engine = build_engine(model, train=train, hidden_size=37, num_accumulations=places)
     curve = []
     num_steps = train.num_steps or 0
@@ -76,17 +97,23 @@ def _train_model(
         share = learning_rate_share(step, num_steps=num_steps, warmup_share=train.warmup_share)
         batches = [batch(step, a * world_size + rank) for a in range(places)]
         result = train_step(
-            engine, batches, step=step, seed=SEED, learning_rate_share=share, tasks=tasks
+            engine,
+            batches,
+            step=step,
+            seed=SEED,
+            learning_rate_share=share,
+            tasks=tasks,
+            gradient_place=train.balancer_gradients,
         )
         torch.distributed.all_reduce(result.losses)
-        curve.append(result.losses.tolist())
+        curve.append([*result.losses.tolist(), *result.weights.tolist()])
     state = {
         f"{kind}/{name}": t.detach().numpy().copy() for _, kind, name, t in _owned_tensors(engine)
     }
     return state, curve
 
 
-def _train_real(rank: int, stage: int) -> tuple[Weights, Any]:
+def _train_real(rank: int, stage: int, balancer: Any, sharing: Any) -> tuple[Weights, Any]:
     """The multi-task model itself, on ragged batches of all four tasks, one of them empty."""
     from rectrain.data.batch import build_micro_batch
     from rectrain.model.config import ModelConfig
@@ -112,11 +139,12 @@ def _train_real(rank: int, stage: int) -> tuple[Weights, Any]:
         load_encoder("tiny", vocab_size=made._VOCAB_SIZE, dropout=0.1, seed=SEED),
         tasks=REAL,
         features=dict.fromkeys(REAL, made._FEATURES),
-        config=ModelConfig(encoder="tiny", dropout=0.1),
-        balancer="uncertainty",
+        config=ModelConfig(encoder="tiny", dropout=0.1, sharing=sharing, expert_width=24),
+        balancer=balancer,
         seed=SEED,
     )
-    train = _settings(stage).model_copy(update={"num_steps": 10, "learning_rate": 1e-3})
+    changes = {"num_steps": 10, "learning_rate": 1e-3, "num_micro_batches": NUM_MICRO_BATCHES}
+    train = _settings(stage).model_copy(update=changes)
     state, curve = _train_model(rank, model, train=train, batch=batch, tasks=list(REAL))
     # Softmax ignores a bias of the keys: its gradient is rounding alone, which Adam makes large.
     kept = {
@@ -130,12 +158,14 @@ def _train_real(rank: int, stage: int) -> tuple[Weights, Any]:
 def _all_cases(rank: int) -> dict[Any, Any]:
     results = {}
     for stage, balancer in CASES:
-        results[stage, balancer] = _train(rank, _settings(stage), balancer, 0.0)
+        results[stage, balancer] = _train(rank, _settings(stage), balancer)
     for stage, offload in OFFLOADED:
-        results[stage, offload] = _train(rank, _settings(stage, offload), "static", 0.0)
-    for stage in range(4):
-        results[stage, "real"] = _train_real(rank, stage)
+        results[stage, offload] = _train(rank, _settings(stage, offload), "static")
+    for case in REAL:
+        results[case] = _train_real(rank, *case)
     results["dropout"] = _train(rank, _settings(2), "static", 0.3)
+    whole = _settings(2).model_copy(update={"balancer_gradients": "encoder"})
+    results["whole encoder"] = _train(rank, whole, "upgrad", 0.3, num_micro_batches=3)
     return results
 
 
@@ -149,6 +179,60 @@ def two_workers() -> dict[Any, Any]:
     return run_group(_all_cases, world_size=2, timeout_s=400)
 
 
+# torchjd's own solvers, but for UPGrad, whose problem scipy solves in another way than ours.
+PLAIN_WEIGHTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "pcgrad": lambda gramian: PCGradWeighting()(gramian),
+    "cagrad": lambda gramian: 3 * CAGradWeighting(c=0.5)(gramian),
+    "upgrad": lambda gramian: _plain_upgrad(gramian + 1e-4 * torch.eye(3)),
+}
+
+
+def _plain_upgrad(gramian: torch.Tensor) -> torch.Tensor:
+    """The sum over tasks i of the least vᵀGv with v at least row i of the identity."""
+    rows = []
+    for bound in np.eye(3):
+        free = itertools.chain.from_iterable(itertools.combinations(range(3), n) for n in range(4))
+        best, least = bound, np.inf
+        for places in map(list, free):  # the places where v is above its bound
+            v = bound.copy()
+            others = [place for place in range(3) if place not in places]
+            g = gramian.numpy()
+            v[places] = -np.linalg.solve(
+                g[np.ix_(places, places)], g[np.ix_(places, others)] @ v[others]
+            )
+            if (v >= bound - 1e-12).all() and v @ g @ v < least:
+                best, least = v, v @ g @ v
+        rows.append(best)
+    return torch.tensor(np.sum(rows, 0))
+
+
+def _plain_losses(model: ToyModel, step: int) -> torch.Tensor:
+    """Each task's loss in the whole step, with its graph."""
+    held: list[torch.Tensor] = []
+    for place in range(NUM_MICRO_BATCHES):
+        model(
+            toy_micro_batch(step, place, num_micro_batches=NUM_MICRO_BATCHES),
+            balance=lambda losses: (held.append(losses), losses.sum())[1],
+        )
+    return torch.stack(held).sum(0)
+
+
+def _plain_weights(model: ToyModel, losses: torch.Tensor, balancer: str, step: int) -> torch.Tensor:
+    from rectrain.train.step import dropout_seed
+
+    last = [*model.encoder[4].parameters(), *model.encoder[5].parameters()]
+    w = torch.tensor([1.0, 2.0, 1.0])
+    rows = [
+        torch.cat([g.flatten() for g in torch.autograd.grad(loss, last, retain_graph=True)])
+        for loss in w * losses
+    ]
+    gramian = torch.stack(rows).double() @ torch.stack(rows).double().T
+    if not gramian.any():
+        return w
+    torch.manual_seed(dropout_seed(SEED, step=step, micro_batch=-1))
+    return w * PLAIN_WEIGHTS[balancer](gramian / gramian.diagonal().mean()).float()
+
+
 def _plain_torch(balancer: str) -> tuple[Weights, list[list[float]]]:
     from rectrain.train.step import learning_rate_share, parameter_groups
 
@@ -160,16 +244,20 @@ def _plain_torch(balancer: str) -> tuple[Weights, list[list[float]]]:
         share = learning_rate_share(step, num_steps=NUM_STEPS, warmup_share=train.warmup_share)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * share
-        losses = torch.zeros(len(TASKS))
-        for place in range(NUM_MICRO_BATCHES):
-            batch = toy_micro_batch(step, place, num_micro_batches=NUM_MICRO_BATCHES)
-            loss, parts = model(batch, num_shares=NUM_MICRO_BATCHES)
-            loss.backward()
-            losses += torch.stack([parts[task] for task in TASKS])
+        losses = _plain_losses(model, step)
+        if balancer in PLAIN_WEIGHTS:
+            weights = _plain_weights(model, losses, balancer, step)
+            loss = (weights * losses).sum()
+        else:
+            loss = model.balancer(losses, num_shares=1)
+            weights = model.balancer.applied
+        loss.backward()
+        if balancer == "dwa":
+            model.balancer.observe(losses.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        curve.append(losses.tolist())
+        curve.append([*losses.tolist(), *weights.tolist()])
     return {f"model/{name}": p.detach().numpy() for name, p in model.named_parameters()}, curve
 
 
@@ -194,12 +282,24 @@ def test_two_workers_equal_one(
     _assert_close(two_workers[stage, balancer], one_worker[stage, balancer])
 
 
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("case", REAL)
 def test_two_workers_equal_one_with_the_real_model(
-    one_worker: Any, two_workers: Any, stage: int
+    one_worker: Any, two_workers: Any, case: Any
 ) -> None:
-    _assert_close(two_workers[stage, "real"], one_worker[stage, "real"])
-    assert any("word_embeddings" in name for name in one_worker[stage, "real"][0])
+    _assert_close(two_workers[case], one_worker[case])
+    assert any("word_embeddings" in name for name in one_worker[case][0])
+
+
+def test_gradients_of_the_whole_encoder_and_an_empty_micro_batch(
+    one_worker: Any, two_workers: Any
+) -> None:
+    _assert_close(two_workers["whole encoder"], one_worker["whole encoder"])
+
+
+@pytest.mark.parametrize("balancer", ["dwa", "pcgrad", "cagrad", "upgrad"])
+def test_weights_follow_the_step(one_worker: Any, balancer: str) -> None:
+    weights = np.array(one_worker[2, balancer][1])[:, len(TASKS) :]
+    assert (np.abs(weights - [1.0, 2.0, 1.0]).max(1) > 1e-3).sum() >= 3
 
 
 @pytest.mark.parametrize(("stage", "offload"), OFFLOADED)

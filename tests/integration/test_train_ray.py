@@ -27,6 +27,7 @@ NUM_STEPS = 20
 GAUGES = {
     "rectrain_train_step",
     "rectrain_train_loss",
+    "rectrain_train_loss_weight",
     "rectrain_train_tokens_per_second",
     "rectrain_train_learning_rate",
     "rectrain_train_gradient_norm",

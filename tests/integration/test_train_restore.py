@@ -15,11 +15,19 @@ from rectrain.train.config import TrainConfig
 
 NUM_STEPS, SAVED_AT, NUM_MICRO_BATCHES = 10, 4, 2
 STAGES = (0, 1, 2, 3)
+# By the stage that saves; resumed at the next one. Both have a state of their own.
+BALANCERS = ("uncertainty", "dwa", "uncertainty", "dwa")
 Weights = dict[str, NDArray[np.float32]]
 
 
 def _train(
-    rank: int, *, stage: int, folder: str, resume: bool = False, save: bool = False
+    rank: int,
+    *,
+    stage: int,
+    balancer: str,
+    folder: str,
+    resume: bool = False,
+    save: bool = False,
 ) -> Weights:
     """Trains to the end, with dropout; saves a checkpoint on the way, or begins from it."""
     from rectrain.train.checkpoint import (
@@ -43,7 +51,7 @@ def _train(
     places = num_accumulations(NUM_MICRO_BATCHES, world_size=world_size)
     run = Store.open(folder)
     torch.manual_seed(7 if not resume else 99 + rank)  # what is resumed must not matter
-    model = ToyModel(dropout=0.3, balancer="uncertainty")
+    model = ToyModel(dropout=0.3, balancer=balancer)
     checkpoint = None
     if resume:
         found = latest_complete(run)
@@ -72,16 +80,22 @@ def _first_life(rank: int, folder: str) -> dict[int, tuple[Weights, Weights]]:
     """Stage -> (uninterrupted, saved and resumed at the same stage and world size)."""
     results = {}
     for stage in STAGES:
-        place = f"{folder}/{stage}"
-        straight = _train(rank, stage=stage, folder=place, save=True)
-        results[stage] = (straight, _train(rank, stage=stage, folder=place, resume=True))
+        same: Any = {"stage": stage, "balancer": BALANCERS[stage], "folder": f"{folder}/{stage}"}
+        straight = _train(rank, **same, save=True)
+        results[stage] = (straight, _train(rank, **same, resume=True))
     return results
 
 
 def _second_life(rank: int, folder: str) -> dict[int, Weights]:
     """Stage of the checkpoint -> resumed at the next stage."""
     return {
-        stage: _train(rank, stage=(stage + 1) % 4, folder=f"{folder}/{stage}", resume=True)
+        stage: _train(
+            rank,
+            stage=(stage + 1) % 4,
+            balancer=BALANCERS[stage],
+            folder=f"{folder}/{stage}",
+            resume=True,
+        )
         for stage in STAGES
     }
 

@@ -13,6 +13,8 @@ import torch
 import torch.multiprocessing
 from torch import Tensor, nn
 
+from rectrain.model.balancing import DynamicWeightAverage, build_balancer
+
 TASKS = ("click", "rank", "absent")  # no row of `absent` ever comes: its head stays unused
 
 
@@ -52,30 +54,38 @@ class ToyModel(nn.Module):
             nn.LayerNorm(hidden),
         )
         self.heads = nn.ModuleDict({task: nn.Linear(hidden, 1) for task in TASKS})
-        self.log_variance = nn.Parameter(torch.zeros(len(TASKS)))
-        self.balancer = balancer
+        self.balancer = (
+            DynamicWeightAverage([1.0, 2.0, 1.0], window=3)
+            if balancer == "dwa"
+            else build_balancer(balancer, tasks=TASKS, weights={"rank": 2.0})  # type: ignore[arg-type]
+        )
+
+    def shared_parameters(self, place: str) -> list[nn.Parameter]:
+        return list(self.encoder[4 if place == "last_layer" else 0 :].parameters())
 
     def forward(
-        self, batch: ToyBatch, *, scale: float = 1.0, num_shares: int = 1
+        self,
+        batch: ToyBatch,
+        *,
+        scale: float = 1.0,
+        num_shares: int = 1,
+        balance: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         rows = torch.cat([slot.features for slot in batch.slots] + [torch.zeros(1, 13)])
         hidden = self.encoder(rows)
-        total = hidden[-1].sum() * 0.0
         parts, start = {}, 0
-        for place, (task, slot) in enumerate(zip(TASKS, batch.slots, strict=True)):
+        for task, slot in zip(TASKS, batch.slots, strict=True):
             end = start + len(slot.label)
             logits = self.heads[task](torch.cat([hidden[start:end], hidden[-1:] * 0.0])).squeeze(-1)
             start = end
             sum_ = nn.functional.binary_cross_entropy_with_logits(
                 logits[:-1], slot.label, reduction="sum"
             )
-            loss = sum_ / slot.count + 0.0 * logits[-1]
-            parts[task] = loss.detach()
-            if self.balancer == "uncertainty":
-                s = self.log_variance[place]
-                loss = loss * torch.exp(-s) + 0.5 * s / num_shares
-            total = total + loss
-        return total * scale + 0.0 * self.log_variance.sum(), parts
+            parts[task] = sum_ / slot.count + 0.0 * logits[-1]
+        losses = torch.stack(list(parts.values()))
+        loss = self.balancer(losses, num_shares=num_shares) if balance is None else balance(losses)
+        total = loss * scale + hidden[-1].sum() * 0.0
+        return total, {task: part.detach() for task, part in parts.items()}
 
 
 def toy_micro_batch(step: int, micro_batch: int, *, num_micro_batches: int) -> ToyBatch:

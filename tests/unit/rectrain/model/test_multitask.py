@@ -28,7 +28,7 @@ def _gradients(model: MultiTaskModel) -> dict[str, torch.Tensor]:
     return {name: gradient.clone() for name, gradient in found.items() if gradient is not None}
 
 
-@pytest.mark.parametrize("sharing", ["shared_bottom", "gated_experts"])
+@pytest.mark.parametrize("sharing", ["shared_bottom", "gated_experts", "mmoe", "ple"])
 @pytest.mark.parametrize("balancer", ["static", "uncertainty"])
 @pytest.mark.parametrize("rows", [_FULL, _PART, _NONE], ids=["full", "part", "none"])
 @pytest.mark.parametrize("num_negatives", [0, 5])
@@ -51,11 +51,12 @@ def test_every_parameter_gets_a_finite_gradient_whatever_the_slots_hold(
     assert {task for task, share in shares.items() if share != 0} == {t for t in rows if rows[t]}
 
 
+@pytest.mark.parametrize("sharing", ["gated_experts", "mmoe", "ple"])
 @pytest.mark.parametrize("mode", ["loss", "score", "embed"])
 def test_modules_are_called_once_and_in_one_order_whatever_the_slots_hold(
-    mode: str, make_model: MakeModel, make_batch: MakeBatch
+    mode: str, sharing: str, make_model: MakeModel, make_batch: MakeBatch
 ) -> None:
-    model = make_model(sharing="gated_experts", balancer="uncertainty")
+    model = make_model(sharing=sharing, balancer="uncertainty")
     calls: list[str] = []
     for name, module in model.named_modules():
         if next(module.parameters(recurse=False), None) is not None:
