@@ -92,7 +92,10 @@ class SplitConfig(Section):
 class PrepareConfig(Section):
     """One run of `jobs.prepare`."""
 
-    source: str = Field(description="simulated, online_retail, chorus or parquet")
+    source: str = Field(
+        description="simulated, parquet, or a public data set: online_retail, chorus, esci, "
+        "upworthy, bank_marketing, criteo, dark_patterns"
+    )
     input: tuple[str, ...] = Field(
         default=(), description="files, directories, globs or URIs of the source"
     )
@@ -100,9 +103,13 @@ class PrepareConfig(Section):
     encoder: str = Field(default="minilm", description="minilm, or a directory with a tokenizer")
     task: str | None = Field(default=None, description="parquet: the task of inputs that name none")
     tasks: tuple[str, ...] | None = Field(default=None, description="keep only these; None for all")
-    item_text: tuple[str, ...] = Field(
-        default=("title", "short_description", "attributes"),
-        description="chorus: product columns that make the item's text",
+    item_text: tuple[str, ...] | None = Field(
+        default=None,
+        description="chorus, esci: product columns that make the item's text; "
+        "None for the source's own choice",
+    )
+    locales: tuple[str, ...] = Field(
+        default=("us",), description="esci: product locales to keep, of us, es, jp"
     )
     size: str = Field(default="demo", description="simulated: tiny, demo or large")
     simulated: dict[str, float] = Field(

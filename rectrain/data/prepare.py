@@ -248,7 +248,7 @@ def _write_task(
         root, task, spec, checked.rows, features, config.max_length, config.max_history
     )
     keys = checked.rows.table(columns=key_columns(spec))
-    catalogue = build_catalogue(keys, split) if spec.head == "two_tower" else None
+    catalogue = build_catalogue(keys, split) if spec.has_catalogue else None
     extra = writer.write_catalogue(split, catalogue) if catalogue is not None else {}
     layout = lay_out(
         spec, keys, split, catalogue=catalogue, max_list_size=config.max_list_size, seed=config.seed

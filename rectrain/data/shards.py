@@ -164,8 +164,8 @@ class Prepared:
         """
         if not self.has_items(task):
             raise DataError(
-                what="catalogue", got=task, rule="only recommendation has a catalogue",
-                fix="ask for the items of recommendation",
+                what="catalogue", got=task, rule="only a task that ranks a whole catalogue has one",
+                fix="ask for the items of such a task, as recommendation",
             )  # fmt: skip
         return Shards(self.root, [self._task(task)["items"]])
 
