@@ -42,6 +42,8 @@ def summarize(prepared: Prepared) -> str:
         for split, found in facts["splits"].items():
             counts = (f"{found[key]:,}" for key in ("rows", "groups", "tokens"))
             lines.append(f"| {task} | {split} | {' | '.join(counts)} |")
+            if copies := found.get("augmented", {}).get("rows"):
+                lines.append(f"| {task} | {split}: altered copies among them | {copies:,} | | |")
         for kind in ("set_aside", "rejects"):
             for reason, rows in facts[kind]["reasons"].items():
                 lines.append(f"| {task} | {kind}: {reason} | {rows:,} | | |")

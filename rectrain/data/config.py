@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from rectrain.config import Section
 from rectrain.errors import ConfigError
 
-__all__ = ["DataConfig", "PrepareConfig", "SplitConfig"]
+__all__ = ["AugmentConfig", "DataConfig", "PrepareConfig", "SplitConfig"]
 
 
 class DataConfig(Section):
@@ -89,6 +89,23 @@ class SplitConfig(Section):
         return self
 
 
+class AugmentConfig(Section):
+    """Altered copies of the training rows of tasks without a catalogue; off unless asked for."""
+
+    copies: int = Field(
+        default=0, ge=0, le=16, description="altered copies of each training row; 0 for none"
+    )
+    word_drop: float = Field(default=0.1, ge=0, lt=1, description="chance of a word to be dropped")
+    synonym_swap: float = Field(
+        default=0.3, ge=0, le=1, description="chance of a phrase that has synonyms to become one"
+    )
+    synonyms: str = Field(
+        default="shop",
+        description="shop: the simulated marketplace's words; or a file, a line the phrases of "
+        "one meaning, separated by tabs",
+    )
+
+
 class PrepareConfig(Section):
     """One run of `jobs.prepare`."""
 
@@ -120,6 +137,7 @@ class PrepareConfig(Section):
     max_history: int = Field(default=8, ge=1, le=256, description="past purchases kept of a user")
     max_list_size: int = Field(default=32, ge=2, description="rows of one search list")
     split: SplitConfig = SplitConfig()
+    augment: AugmentConfig = AugmentConfig()
     seed: int = Field(default=0, ge=0)
     max_reject_share: float = Field(
         default=0.05, ge=0, le=1, description="more bad rows stop the job"

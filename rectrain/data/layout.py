@@ -198,12 +198,17 @@ def lay_out(
     catalogue: Catalogue | None,
     max_list_size: int,
     seed: int,
+    copies: int = 0,
 ) -> dict[str, pa.Table]:
-    """The rows of each split in their order on disk.
+    """The rows of each split in their order on disk; copies of train follow all of its own rows.
+
+    Args:
+        copies: altered copies of each train row.
 
     Returns:
-        split -> row int64, list_id int32, log_q float32, and history and bought list<int32>
-        (item numbers; null without a catalogue; `bought` on a user's first row alone).
+        split -> row int64, copy int32 (0: the row itself), list_id int32, log_q float32, and
+        history and bought list<int32> (item numbers; null without a catalogue; `bought` on a
+        user's first row alone).
     """
     layout = {}
     group = spec.fields.name_of("group")
@@ -221,7 +226,20 @@ def lay_out(
         layout[name] = _plan(rows, lists, split=split, catalogue=catalogue)
         if catalogue is not None and name != "train" and group:
             layout[name] = _bought_once(layout[name], keys[group].take(layout[name]["row"]))
+    layout["train"] = _with_copies(layout["train"], copies)
     return layout
+
+
+def _with_copies(plan: pa.Table, copies: int) -> pa.Table:
+    """The plan, then each copy of it with lists of its own."""
+    lists = plan["list_id"].to_numpy()
+    num_lists = int(lists.max(initial=-1)) + 1
+    number, own = (plan.column_names.index(name) for name in ("copy", "list_id"))
+    parts = [plan]
+    for copy in range(1, copies + 1):
+        part = plan.set_column(number, "copy", pa.array(np.full(len(lists), copy, np.int32)))
+        parts.append(part.set_column(own, "list_id", pa.array(lists + np.int32(copy * num_lists))))
+    return pa.concat_tables(parts)
 
 
 def _plan(
@@ -239,6 +257,7 @@ def _plan(
     return pa.table(
         {
             "row": taken,
+            "copy": pa.array(np.zeros(len(rows), dtype=np.int32)),
             "list_id": pa.array(lists),
             "log_q": pa.array(log_q),
             "history": nothing if split.history is None else split.history.take(taken),

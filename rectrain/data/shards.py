@@ -152,6 +152,12 @@ class Prepared:
             )  # fmt: skip
         return Shards(self.root, splits[split]["files"])
 
+    def originals(self, task: str) -> pa.Table:
+        """The rows of the train split without their altered copies, which stand last."""
+        train = self.splits(task)["train"]
+        copies = train.get("augmented", {}).get("rows", 0)
+        return self.shards(task, "train").table().slice(0, train["rows"] - copies)
+
     def has_items(self, task: str) -> bool:
         """Whether the task has a catalogue (see `items`)."""
         return "items" in self._task(task)

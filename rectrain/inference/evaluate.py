@@ -248,7 +248,7 @@ def _rows(
 ) -> tuple[dict[str, Examples], dict[str, MetricResult], int]:
     """Each system's scores of the split's rows; for graded lists, of those whose grades differ."""
     task = spec.name
-    test, train = _table(prepared, task, split), prepared.shards(task, "train").table()
+    test, train = _table(prepared, task, split), prepared.originals(task)
     scores: dict[str, Scores] = {MODEL: predictor.score(task, test)}
     for name in spec.baselines:
         scores[name] = score_rows(name, train, test)
