@@ -229,7 +229,11 @@ def _split_tasks(
         )
     codes = bar_held_out(
         {task: split.code for task, split in splits.items()},
-        {task: checked[task].rows.column("row_id") for task in splits},
+        {
+            task: checked[task].rows.column("row_id")
+            for task in splits
+            if "row_id" in specs[task].fields
+        },
         parts={task: split.part for task, split in splits.items()},
         holdouts=source.holdouts,
     )

@@ -57,6 +57,8 @@ class TaskSpec:
         assert bool(self.query) == (self.head != "single"), f"{self.name}: head against sides"
         assert self.loss in _LOSSES[self.head], f"{self.name}: {self.head} has no {self.loss}"
         assert self.primary in self.metrics, f"{self.name}: the primary metric is one of metrics"
+        grouped = self.fields.name_of("group") is not None
+        assert grouped or not (self.has_lists or self.has_catalogue), f"{self.name}: needs a group"
 
     @property
     def has_lists(self) -> bool:
