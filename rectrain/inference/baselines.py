@@ -203,10 +203,15 @@ def _gbdt_rows(train: pa.Table, test: pa.Table, *, collection: Sequence[str]) ->
 
 
 def _tfidf_rows(
-    train: pa.Table, test: pa.Table, *, collection: Sequence[str], regularization: float = 1.0
+    train: pa.Table,
+    test: pa.Table,
+    *,
+    collection: Sequence[str],
+    min_df: int = 5,
+    regularization: float = 1.0,
 ) -> Floats:
     del collection
-    x_train, x_test = _tfidf(train, test)
+    x_train, x_test = _tfidf(train, test, min_df=min_df)
     learner = _linear(graded=_graded(train), regularization=regularization)
     return _predict(learner, x_train, train, x_test)
 
@@ -315,7 +320,7 @@ def _linear(*, graded: bool, regularization: float = 1.0) -> Any:
 def _tfidf(train: pa.Table, test: pa.Table, *, min_df: int = 5) -> tuple[Any, Any]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    # The 5 rows a word must stand in are all of a very small table: it gets fewer.
+    # The rows a word must stand in would be all of a very small table: it gets fewer.
     vectors = TfidfVectorizer(ngram_range=(1, 2), min_df=max(1, min(min_df, train.num_rows // 20)))
     return (
         vectors.fit_transform(texts(train, "query_text", "item_text")),
@@ -342,7 +347,7 @@ ROW_BASELINES: Mapping[str, Callable[..., Floats]] = {
     "bm25": _bm25_rows,
     "gbdt": _gbdt_rows,
     "tfidf": _tfidf_rows,
-    "tfidf_c10": partial(_tfidf_rows, regularization=10.0),
+    "tfidf_c10": partial(_tfidf_rows, min_df=1, regularization=10.0),
     "tfidf_difference": _tfidf_difference_rows,
     "both": _both_rows,
 }
