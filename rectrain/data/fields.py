@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from rectrain.errors import DataError
 
-__all__ = ["SET_ASIDE", "Field", "FieldTable", "Kind", "check_schema"]
+__all__ = ["SET_ASIDE", "SPLITS", "Field", "FieldTable", "Kind", "check_schema"]
 
 Kind = Literal[
     "id", "text", "text_list", "numeric", "categorical", "vector",
@@ -21,7 +21,7 @@ Kind = Literal[
 
 SET_ASIDE = "set_aside"  # a converter's column: why a row isn't for this task (null: it is)
 _STRINGS = ("id", "group", "text", "categorical", "split")
-_SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 _NUMBERS = ("numeric", "label", "weight", "oracle")
 _ARROW: dict[str, pa.DataType] = {
     **dict.fromkeys(_STRINGS, pa.string()),
@@ -75,7 +75,7 @@ class Field:
         if self.kind == "vector":
             return "one size" if self.size is None else f"size {self.size}"
         if self.kind == "split":
-            return ", ".join(_SPLITS)
+            return ", ".join(SPLITS)
         if low is not None and high is not None:
             return "0 or 1" if self.kind == "label" and (low, high) == ("0", "1") else (
                 f"{low} to {high}"
@@ -360,7 +360,7 @@ def _faults(field: Field, values: pa.Array) -> Sequence[tuple[np.ndarray, str]]:
                 outside |= ~null & ~wild & (numbers != np.floor(numbers))
         faults.append((outside, f"out of range, must be {field.rule}"))
     elif field.kind == "split":
-        unknown = pc.invert(pc.is_in(values, value_set=pa.array(_SPLITS)))
+        unknown = pc.invert(pc.is_in(values, value_set=pa.array(SPLITS)))
         faults.append((~null & np.asarray(unknown), f"must be one of {field.rule}"))
     elif field.kind == "text_list":
         faults.append((_rows_with(values, pc.is_null), "holds a missing text"))

@@ -13,14 +13,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rectrain.data.encoding import FeatureEncoder
-from rectrain.data.fields import check_schema
+from rectrain.data.fields import SPLITS, check_schema
 from rectrain.errors import DataError
 
 __all__ = ["FORMAT", "MANIFEST", "SPLITS", "Prepared", "Shards", "file_entry", "write_shard"]
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-SPLITS = ("train", "validation", "test")
 
 
 class Shards:

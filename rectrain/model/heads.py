@@ -198,10 +198,12 @@ def build_head(
         bias: whether the score of a row stands alone. Where scores are only compared inside a
             list, the gradient of a bias would be rounding noise, which Adam would blow up.
     """
-    if kind == "pair" or kind == "single":
-        head = PairHead if kind == "pair" else SingleHead
-        return head(width, feature_width=feature_width, hidden=hidden, dropout=dropout, bias=bias)
-    ranker = TwoTowerHead if kind == "two_tower" else BiEncoderHead
+    if kind in ("pair", "single"):
+        scorer: type[PairHead | SingleHead] = PairHead if kind == "pair" else SingleHead
+        return scorer(width, feature_width=feature_width, hidden=hidden, dropout=dropout, bias=bias)
+    ranker: type[TwoTowerHead | BiEncoderHead] = (
+        TwoTowerHead if kind == "two_tower" else BiEncoderHead
+    )
     return ranker(width, feature_width=feature_width, hidden=hidden, dropout=dropout)
 
 

@@ -26,7 +26,6 @@ _WINNERS = {
     "Headline 1 has more clicks than Headline 2.": 0,
     "Headline 2 has more clicks than Headline 1.": 1,
 }
-_TEST, _TRAIN = "test", "train"
 
 
 def convert_pairs(pairs: pa.Table, *, config: SplitConfig, seed: int) -> pa.Table:
@@ -94,12 +93,12 @@ def _splits(
     if "split" not in pairs.column_names:
         return pa.nulls(n, pa.string()), pa.nulls(n, pa.string())
     published = np.array(pairs["split"].cast(pa.string()).to_pylist(), dtype=object)
-    test, train = published == "val", published == _TRAIN
+    test, train = published == "val", published == "train"
     linked = train & np.isin(cluster, cluster[test])
     groups = pa.chunked_array([pa.array(cluster).cast(pa.string())])
     shares = config.model_copy(update={"test_share": 0.0, "fold": None})
     chosen = split_by_group(groups, config=shares, seed=seed) > 0
-    split = np.where(test, _TEST, np.where(train & chosen, "validation", published))
+    split = np.where(test, "test", np.where(train & chosen, "validation", published))
     reason = np.where(linked, HELD_OUT_HEADLINE, None)
     return pa.array(split, pa.string()), pa.array(reason, pa.string())
 
