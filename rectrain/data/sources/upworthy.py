@@ -99,8 +99,8 @@ def _splits(
     shares = config.model_copy(update={"test_share": 0.0, "fold": None})
     chosen = split_by_group(groups, config=shares, seed=seed) > 0
     split = np.where(test, "test", np.where(train & chosen, "validation", published))
-    reason = np.where(linked, HELD_OUT_HEADLINE, None)
-    return pa.array(split, pa.string()), pa.array(reason, pa.string())
+    reason = pc.if_else(pa.array(linked), HELD_OUT_HEADLINE, pa.scalar(None, pa.string()))
+    return pa.array(split, pa.string()), reason
 
 
 def _read(files: Sequence[str], config: PrepareConfig) -> dict[str, pa.Table]:
