@@ -22,9 +22,9 @@ import pyarrow.compute as pc
 
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.simulate import SIZES, Size, purchase_propensity, simulate, vocabulary
-from rectrain.data.tables import FIELD_TABLES
-from rectrain.inference.baselines import BASELINES, rank_catalogue, score_rows
+from rectrain.inference.baselines import rank_catalogue, score_rows
 from rectrain.metrics import Examples, catalogue_ranks, group_codes, metric
+from rectrain.tasks import TASKS
 
 __all__ = ["Difficulty", "main", "measure", "measure_recommendation", "measure_rows"]
 
@@ -85,7 +85,7 @@ def measure_rows(task: str, table: pa.Table, *, seed: int) -> Difficulty:
     name, group, query = _ROW_TASKS[task]
     codes = group_codes(table[group].to_pylist())
     test = np.random.default_rng(seed).permutation(codes.max() + 1)[codes] % 5 == 0
-    fields = FIELD_TABLES[task]
+    fields = TASKS[task].fields
     table = fields.check(table)[0]
     encoder = FeatureEncoder.fit(table.filter(pa.array(~test)), fields)
     encoded = encoder.encode(table)
@@ -108,7 +108,7 @@ def measure_rows(task: str, table: pa.Table, *, seed: int) -> Difficulty:
         train, held = rows.filter(pa.array(~test)), rows.filter(pa.array(test))
         values[learner] = value(score_rows("gbdt", train, held))
         if learner == "features":
-            for other in BASELINES[task]:
+            for other in TASKS[task].baselines:
                 values[other] = value(score_rows(other, train, held))
             # The better of two readers, so that none of them being weak makes the task look hard.
             words = value(score_rows("tfidf", train, held))
@@ -214,7 +214,7 @@ def measure_recommendation(log: pa.Table, size: Size, *, seed: int) -> Difficult
     lists = [[names[i] for i in np.flatnonzero(row)] for row in bought]
     values = {
         name: value(rank_catalogue(name, train, items=names, bought=lists))
-        for name in BASELINES["recommendation"]
+        for name in TASKS["recommendation"].baselines
     }
     learn = ~last & ~before
     others = np.random.default_rng(seed).integers(0, len(names), (int(learn.sum()), 20))

@@ -8,7 +8,7 @@ and p_true are not needed). Output: a folder of Parquet files, one table with
 
     row            place of the row in the input, from 0, over all files in order
     <ids>          the id and group columns that the input has
-    score          a probability for 0/1 tasks (ad_ctr, risk), else a score that only ranks
+    score          a probability for 0/1 tasks (ad_ctr, risk, …), else a score that only ranks
 
 Rows that break a rule are in OUTPUT.rejects with their `reason`. Rows of one input file stay in
 order. Interrupted and run again, the job goes on with the parts that are missing; another model or
@@ -123,7 +123,7 @@ def main(argv: list[str]) -> int:
         fields.check_columns(schema)
     files = [file for file, _ in found]
     present = set.intersection(*(set(schema.names) for _, schema in found))
-    ranks = predictor.spec(task).head == "two_tower"
+    ranks = predictor.spec(task).has_catalogue
     job = _Job(
         checkpoint=_resolved(options.checkpoint, predictor),
         task=task,

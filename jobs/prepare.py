@@ -18,15 +18,16 @@ from rectrain.data.config import PrepareConfig
 from rectrain.data.own_features import extend_tables, read_own_features
 from rectrain.data.prepare import plan, prepare
 from rectrain.data.shards import Prepared
+from rectrain.data.sources import find_source
 from rectrain.tasks import TASKS, TaskSpec
 
-__all__ = ["main"]
+__all__ = ["main", "summarize", "task_specs"]
 
 
 def main(argv: list[str]) -> int:
     """Run the job; see the module's docstring."""
     config, options = parse_config(PrepareConfig, argv, parser=JobParser(__doc__))
-    specs = _specs(config.features)
+    specs = task_specs(config)
     if options.dry_run:
         print(dump_config(config) + plan(config, specs=specs))
         return 0
@@ -41,15 +42,20 @@ def summarize(prepared: Prepared) -> str:
         for split, found in facts["splits"].items():
             counts = (f"{found[key]:,}" for key in ("rows", "groups", "tokens"))
             lines.append(f"| {task} | {split} | {' | '.join(counts)} |")
+            if copies := found.get("augmented", {}).get("rows"):
+                lines.append(f"| {task} | {split}: altered copies among them | {copies:,} | | |")
         for kind in ("set_aside", "rejects"):
             for reason, rows in facts[kind]["reasons"].items():
                 lines.append(f"| {task} | {kind}: {reason} | {rows:,} | | |")
     return "\n".join([*lines, f"prepared data: {prepared.root}"])
 
 
-def _specs(features: str | None) -> dict[str, TaskSpec]:
-    own = read_own_features(features) if features else {}
-    tables = extend_tables({name: spec.fields for name, spec in TASKS.items()}, own)
+def task_specs(config: PrepareConfig) -> dict[str, TaskSpec]:
+    """Every task, with the features that the source and the user's file add to its table."""
+    tables = {name: spec.fields for name, spec in TASKS.items()}
+    tables = extend_tables(tables, find_source(config.source).features)
+    if config.features:
+        tables = extend_tables(tables, read_own_features(config.features))
     return {name: replace(spec, fields=tables[name]) for name, spec in TASKS.items()}
 
 

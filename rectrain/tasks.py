@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from rectrain.data.tables import AD_CTR, RECOMMENDATION, RISK, SEARCH_RANKING
+from rectrain.data.tables import (
+    AD_CTR,
+    AD_HEADLINE,
+    RECOMMENDATION,
+    RISK,
+    RISK_TEXT,
+    SEARCH_RANKING,
+)
 from rectrain.model.spec import TaskSpec
 
 __all__ = ["TASKS", "TaskSpec"]
@@ -22,6 +29,7 @@ TASKS: dict[str, TaskSpec] = {
             loss="in_batch_softmax",
             metrics=_RANKING,
             primary="ndcg@10",
+            baselines=("popularity", "item_knn"),
         ),
         TaskSpec(
             name="search_ranking",
@@ -32,6 +40,7 @@ TASKS: dict[str, TaskSpec] = {
             loss="listwise_softmax",
             metrics=("ndcg@10", "mrr"),
             primary="ndcg@10",
+            baselines=("bm25", "gbdt", "both"),
         ),
         TaskSpec(
             name="ad_ctr",
@@ -42,6 +51,7 @@ TASKS: dict[str, TaskSpec] = {
             loss="bce",
             metrics=(*_BINARY, "ctr"),
             primary="auc",
+            baselines=("gbdt", "tfidf", "both"),
         ),
         TaskSpec(
             name="risk",
@@ -52,6 +62,29 @@ TASKS: dict[str, TaskSpec] = {
             loss="bce",
             metrics=(*_BINARY, "recall@fpr0.01", "conversion"),
             primary="auc",
+            baselines=("gbdt", "tfidf", "both"),
+        ),
+        TaskSpec(
+            name="ad_headline",
+            fields=AD_HEADLINE,
+            query=(),
+            item=("item_text",),
+            head="single",
+            loss="pairwise_logistic",
+            metrics=("pairwise_accuracy", "ndcg@10"),
+            primary="pairwise_accuracy",
+            baselines=("tfidf_difference",),
+        ),
+        TaskSpec(
+            name="risk_text",
+            fields=RISK_TEXT,
+            query=(),
+            item=("item_text",),
+            head="single",
+            loss="bce",
+            metrics=(*_BINARY, "recall@fpr0.01"),
+            primary="auc",
+            baselines=("tfidf", "tfidf_c10"),
         ),
     )
 }

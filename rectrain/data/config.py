@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from rectrain.config import Section
 from rectrain.errors import ConfigError
 
-__all__ = ["DataConfig", "PrepareConfig", "SplitConfig"]
+__all__ = ["AugmentConfig", "DataConfig", "PrepareConfig", "SplitConfig"]
 
 
 class DataConfig(Section):
@@ -89,10 +89,30 @@ class SplitConfig(Section):
         return self
 
 
+class AugmentConfig(Section):
+    """Altered copies of the training rows of tasks without a catalogue; off unless asked for."""
+
+    copies: int = Field(
+        default=0, ge=0, le=16, description="altered copies of each training row; 0 for none"
+    )
+    word_drop: float = Field(default=0.1, ge=0, lt=1, description="chance of a word to be dropped")
+    synonym_swap: float = Field(
+        default=0.3, ge=0, le=1, description="chance of a phrase that has synonyms to become one"
+    )
+    synonyms: str = Field(
+        default="shop",
+        description="shop: the simulated marketplace's words; or a file, a line the phrases of "
+        "one meaning, separated by tabs",
+    )
+
+
 class PrepareConfig(Section):
     """One run of `jobs.prepare`."""
 
-    source: str = Field(description="simulated, online_retail, chorus or parquet")
+    source: str = Field(
+        description="simulated, parquet, or a public data set: online_retail, chorus, esci, "
+        "upworthy, bank_marketing, criteo, dark_patterns"
+    )
     input: tuple[str, ...] = Field(
         default=(), description="files, directories, globs or URIs of the source"
     )
@@ -100,9 +120,13 @@ class PrepareConfig(Section):
     encoder: str = Field(default="minilm", description="minilm, or a directory with a tokenizer")
     task: str | None = Field(default=None, description="parquet: the task of inputs that name none")
     tasks: tuple[str, ...] | None = Field(default=None, description="keep only these; None for all")
-    item_text: tuple[str, ...] = Field(
-        default=("title", "short_description", "attributes"),
-        description="chorus: product columns that make the item's text",
+    item_text: tuple[str, ...] | None = Field(
+        default=None,
+        description="chorus, esci: product columns that make the item's text; "
+        "None for the source's own choice",
+    )
+    locales: tuple[str, ...] = Field(
+        default=("us",), description="esci: product locales to keep, of us, es, jp"
     )
     size: str = Field(default="demo", description="simulated: tiny, demo or large")
     simulated: dict[str, float] = Field(
@@ -113,6 +137,7 @@ class PrepareConfig(Section):
     max_history: int = Field(default=8, ge=1, le=256, description="past purchases kept of a user")
     max_list_size: int = Field(default=32, ge=2, description="rows of one search list")
     split: SplitConfig = SplitConfig()
+    augment: AugmentConfig = AugmentConfig()
     seed: int = Field(default=0, ge=0)
     max_reject_share: float = Field(
         default=0.05, ge=0, le=1, description="more bad rows stop the job"

@@ -12,15 +12,16 @@ import pyarrow.compute as pc
 
 from rectrain.errors import DataError
 
-__all__ = ["SET_ASIDE", "Field", "FieldTable", "Kind", "check_schema"]
+__all__ = ["SET_ASIDE", "SPLITS", "Field", "FieldTable", "Kind", "check_schema"]
 
 Kind = Literal[
     "id", "text", "text_list", "numeric", "categorical", "vector",
-    "label", "group", "weight", "timestamp", "oracle",
+    "label", "group", "weight", "timestamp", "split", "oracle",
 ]  # fmt: skip
 
 SET_ASIDE = "set_aside"  # a converter's column: why a row isn't for this task (null: it is)
-_STRINGS = ("id", "group", "text", "categorical")
+_STRINGS = ("id", "group", "text", "categorical", "split")
+SPLITS = ("train", "validation", "test")
 _NUMBERS = ("numeric", "label", "weight", "oracle")
 _ARROW: dict[str, pa.DataType] = {
     **dict.fromkeys(_STRINGS, pa.string()),
@@ -41,6 +42,7 @@ _ACCEPTED = {
     "oracle": "an integer or a float",
     "vector": "a list of numbers",
     "timestamp": "a timestamp or a date",
+    "split": "a string",
 }
 
 
@@ -72,6 +74,8 @@ class Field:
         low, high = (None if v is None else f"{v:g}" for v in (self.low, self.high))
         if self.kind == "vector":
             return "one size" if self.size is None else f"size {self.size}"
+        if self.kind == "split":
+            return ", ".join(SPLITS)
         if low is not None and high is not None:
             return "0 or 1" if self.kind == "label" and (low, high) == ("0", "1") else (
                 f"{low} to {high}"
@@ -289,7 +293,7 @@ def _fits(kind: Kind, arrow: pa.DataType) -> bool:
         return _is_list(arrow) and _fits(element, arrow.value_type)  # type: ignore[arg-type]
     if kind == "timestamp":
         return bool(types.is_timestamp(arrow) or types.is_date(arrow))
-    if kind == "text":
+    if kind in ("text", "split"):
         return _is_string(arrow)
     if kind in ("id", "group", "categorical"):
         whole = types.is_integer(arrow) or (kind == "categorical" and types.is_boolean(arrow))
@@ -335,7 +339,7 @@ def _cast(field: Field, column: pa.ChunkedArray) -> pa.Array:
             what=f"column {field.name}", got=error, rule=f"must cast to {_ARROW[field.kind]}",
             fix="mend or cast the column before preparing",
         ) from error  # fmt: skip
-    if field.kind in ("text", "id", "group", "categorical"):  # an empty text is a missing one
+    if field.kind in _STRINGS:  # an empty text is a missing one
         values = pc.if_else(pc.equal(pc.utf8_trim_whitespace(values), ""), None, values)
     return values
 
@@ -355,6 +359,9 @@ def _faults(field: Field, values: pa.Array) -> Sequence[tuple[np.ndarray, str]]:
             if field.kind == "label" and field.rule == "0 or 1":
                 outside |= ~null & ~wild & (numbers != np.floor(numbers))
         faults.append((outside, f"out of range, must be {field.rule}"))
+    elif field.kind == "split":
+        unknown = pc.invert(pc.is_in(values, value_set=pa.array(SPLITS)))
+        faults.append((~null & np.asarray(unknown), f"must be one of {field.rule}"))
     elif field.kind == "text_list":
         faults.append((_rows_with(values, pc.is_null), "holds a missing text"))
     elif field.kind == "vector":

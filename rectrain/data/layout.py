@@ -20,6 +20,7 @@ from rectrain.data.shards import SPLITS
 from rectrain.data.split import (
     TEST,
     TRAIN,
+    VALIDATION,
     Codes,
     codes_of,
     list_ids,
@@ -64,7 +65,7 @@ class Catalogue:
 
 def key_columns(spec: Spec) -> list[str]:
     """Names of the columns that splitting reads."""
-    names = {*spec.fields.names("group", "timestamp", "id")}
+    names = {*spec.fields.names("group", "timestamp", "id", "split")}
     return [name for name in spec.fields.names() if name in names]
 
 
@@ -75,17 +76,20 @@ def settle_split(config: SplitConfig, *, defaults: Mapping[str, Any]) -> SplitCo
 
 
 def choose_split(spec: Spec, keys: pa.Table, *, config: SplitConfig) -> tuple[str, str]:
-    """How a task's rows are split, "time" or "group", and why, in words for the user.
+    """How a task's rows are split, "rows", "time" or "group", and why, in words for the user.
 
     Args:
         spec: the task.
         keys: its key columns, n rows.
     """
     time = spec.fields.name_of("timestamp")
-    if spec.head == "two_tower":
+    if spec.has_catalogue:
         return "time", "the last baskets of each user are held out"
     if config.by != "auto":
         return config.by, "as split.by says"
+    own = spec.fields.name_of("split")
+    if own in keys.column_names and config.fold is None and keys[own].null_count < keys.num_rows:
+        return "rows", "every row says its own"
     if time is None:
         return "group", "rows have no timestamp"
     if keys[time].null_count:
@@ -103,10 +107,11 @@ def split_task(
         keys: its key columns, n rows.
 
     Raises:
-        DataError: a split by time over rows without a timestamp, or by group without a group.
+        DataError: a split by time over rows without a timestamp, or by group without a group, or
+            some rows that say their split and some that don't.
     """
     group, time = spec.fields.name_of("group"), spec.fields.name_of("timestamp")
-    if spec.head == "two_tower":
+    if spec.has_catalogue:
         assert group and time
         baskets, _ = codes_of(_baskets(keys, group, time))
         users, items = codes_of(keys[group])[0], codes_of(keys["item_id"])[0]
@@ -114,6 +119,9 @@ def split_task(
             *split_purchases(users, items, baskets, _micro(keys[time]), max_history=max_history)
         )
     by, _ = choose_split(spec, keys, config=config)
+    if by == "rows":
+        code = _split_by_rows(spec, keys, config=config, seed=seed)
+        return TaskSplit(code, code, None, None)
     if by == "time" and (time is None or keys[time].null_count):
         raise DataError(
             what=f"split of {spec.fields.task} by time", got="rows without a timestamp",
@@ -131,6 +139,25 @@ def split_task(
             rule="a split by group needs one", fix="give timestamps, and --split.by time",
         )  # fmt: skip
     return TaskSplit(code, code, None, None)
+
+
+def _split_by_rows(spec: Spec, keys: pa.Table, *, config: SplitConfig, seed: int) -> Codes:
+    """As each row says; without any validation row, whole groups of train become validation."""
+    own, group = spec.fields.name_of("split"), spec.fields.name_of("group")
+    assert own
+    if keys[own].null_count:
+        raise DataError(
+            what=f"column {own} of {spec.fields.task}",
+            got=f"nothing in {keys[own].null_count:,} of {keys.num_rows:,} rows",
+            rule="either every row says its split, or none does",
+            fix="fill the column, or split anew by --split.by time or group",
+        )  # fmt: skip
+    code = np.asarray(pc.index_in(keys[own], pa.array(SPLITS)), dtype=np.int8)
+    if group is not None and not np.any(code == VALIDATION):
+        train = np.flatnonzero(code == TRAIN)
+        anew = config.model_copy(update={"test_share": 0.0, "fold": None})
+        code[train] = split_by_group(keys[group].take(pa.array(train)), config=anew, seed=seed)
+    return code
 
 
 def build_catalogue(keys: pa.Table, split: TaskSplit) -> Catalogue:
@@ -171,19 +198,24 @@ def lay_out(
     catalogue: Catalogue | None,
     max_list_size: int,
     seed: int,
+    copies: int = 0,
 ) -> dict[str, pa.Table]:
-    """The rows of each split in their order on disk.
+    """The rows of each split in their order on disk; copies of train follow all of its own rows.
+
+    Args:
+        copies: altered copies of each train row.
 
     Returns:
-        split -> row int64, list_id int32, log_q float32, and history and bought list<int32>
-        (item numbers; null without a catalogue; `bought` on a user's first row alone).
+        split -> row int64, copy int32 (0: the row itself), list_id int32, log_q float32, and
+        history and bought list<int32> (item numbers; null without a catalogue; `bought` on a
+        user's first row alone).
     """
     layout = {}
     group = spec.fields.name_of("group")
     for number, name in enumerate(SPLITS):
         rows = np.flatnonzero(split.code == number)
         lists = np.arange(len(rows), dtype=np.int32)
-        if spec.loss == "listwise_softmax" and group:
+        if spec.has_lists and group:
             groups = codes_of(keys[group].take(pa.array(rows)))[0]
             lists = list_ids(groups, max_size=max_list_size, seed=seed)
             order = np.argsort(lists, kind="stable")
@@ -194,7 +226,20 @@ def lay_out(
         layout[name] = _plan(rows, lists, split=split, catalogue=catalogue)
         if catalogue is not None and name != "train" and group:
             layout[name] = _bought_once(layout[name], keys[group].take(layout[name]["row"]))
+    layout["train"] = _with_copies(layout["train"], copies)
     return layout
+
+
+def _with_copies(plan: pa.Table, copies: int) -> pa.Table:
+    """The plan, then each copy of it with lists of its own."""
+    lists = plan["list_id"].to_numpy()
+    num_lists = int(lists.max(initial=-1)) + 1
+    number, own = (plan.column_names.index(name) for name in ("copy", "list_id"))
+    parts = [plan]
+    for copy in range(1, copies + 1):
+        part = plan.set_column(number, "copy", pa.array(np.full(len(lists), copy, np.int32)))
+        parts.append(part.set_column(own, "list_id", pa.array(lists + np.int32(copy * num_lists))))
+    return pa.concat_tables(parts)
 
 
 def _plan(
@@ -212,6 +257,7 @@ def _plan(
     return pa.table(
         {
             "row": taken,
+            "copy": pa.array(np.zeros(len(rows), dtype=np.int32)),
             "list_id": pa.array(lists),
             "log_q": pa.array(log_q),
             "history": nothing if split.history is None else split.history.take(taken),
@@ -232,7 +278,7 @@ def _bought_once(plan: pa.Table, users: pa.ChunkedArray) -> pa.Table:
 
 def _lists(spec: Spec, keys: pa.Table) -> npt.NDArray[np.int64] | None:
     group = spec.fields.name_of("group")
-    if spec.loss != "listwise_softmax" or group is None:
+    if not spec.has_lists or group is None:
         return None
     return codes_of(keys[group])[0].astype(np.int64)
 

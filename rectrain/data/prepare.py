@@ -30,6 +30,7 @@ import ray.data
 
 from rectrain.cluster import connect
 from rectrain.data.assemble import Spec
+from rectrain.data.augment import SHOP, Augmenter, load_synonyms
 from rectrain.data.config import PrepareConfig
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.layout import (
@@ -77,16 +78,23 @@ def prepare(config: PrepareConfig, *, specs: Mapping[str, Spec]) -> Prepared:
     source, output = find_source(config.source), Path(config.output).absolute()
     what = {
         "source": config.source,
-        "inputs": fingerprint(config.input),
+        "inputs": fingerprint([*config.input, *_own_files(config)]),
         "config": config.model_dump(mode="json", exclude=_HOW),
     }
     if (kept := _existing(output, what, config=config, specs=specs)) is not None:
         return kept
+    _augmenter(config)  # a mistake in its file shows before the work begins
     with build_directory(output) as temporary:
         manifest = _build(temporary, config, source=source, specs=specs)
         text = json.dumps({"format": FORMAT, **manifest, **what, "seed": config.seed}, indent=1)
         (temporary / MANIFEST).write_text(text)
     return Prepared.open(str(output))
+
+
+def _own_files(config: PrepareConfig) -> list[str]:
+    """Files beside the inputs whose content decides what is made."""
+    synonyms = config.augment.synonyms
+    return [synonyms] if config.augment.copies and synonyms != SHOP else []
 
 
 def _existing(
@@ -221,7 +229,11 @@ def _split_tasks(
         )
     codes = bar_held_out(
         {task: split.code for task, split in splits.items()},
-        {task: checked[task].rows.column("row_id") for task in splits},
+        {
+            task: checked[task].rows.column("row_id")
+            for task in splits
+            if "row_id" in specs[task].fields
+        },
         parts={task: split.part for task, split in splits.items()},
         holdouts=source.holdouts,
     )
@@ -244,18 +256,22 @@ def _write_task(
     (root / task).mkdir()
     (root / "scratch" / PLANS / task).mkdir()
     features = _fit(checked, split, spec=spec)
+    copies = 0 if spec.has_catalogue else config.augment.copies
     writer = TaskWriter(
-        root, task, spec, checked.rows, features, config.max_length, config.max_history
-    )
+        root, task, spec, checked.rows, features, config.max_length, config.max_history,
+        _augmenter(config) if copies else None,
+    )  # fmt: skip
     keys = checked.rows.table(columns=key_columns(spec))
-    catalogue = build_catalogue(keys, split) if spec.head == "two_tower" else None
+    catalogue = build_catalogue(keys, split) if spec.has_catalogue else None
     extra = writer.write_catalogue(split, catalogue) if catalogue is not None else {}
     layout = lay_out(
-        spec, keys, split, catalogue=catalogue, max_list_size=config.max_list_size, seed=config.seed
-    )
+        spec, keys, split, catalogue=catalogue, max_list_size=config.max_list_size,
+        seed=config.seed, copies=copies,
+    )  # fmt: skip
     splits = _write_splits(writer, layout, config=config)
     aside = write_rejects(root, checked, split, task=task, shard_rows=config.shard_rows)
-    counted = sum(s["rows"] for s in splits.values()) + checked.bad.total() + aside.total()
+    own = sum(s["rows"] - s.get("augmented", {}).get("rows", 0) for s in splits.values())
+    counted = own + checked.bad.total() + aside.total()
     assert counted == checked.num_rows, f"{task}: {counted} of {checked.num_rows} rows accounted"
     return {
         "rows": checked.num_rows,
@@ -268,6 +284,10 @@ def _write_task(
         "set_aside": {"rows": aside.total(), "reasons": dict(sorted(aside.items()))},
         **extra,
     }
+
+
+def _augmenter(config: PrepareConfig) -> Augmenter:
+    return Augmenter(config.augment, load_synonyms(config.augment.synonyms), config.seed)
 
 
 def _fit(checked: Checked, split: TaskSplit, *, spec: Spec) -> FeatureEncoder:
@@ -287,17 +307,19 @@ def _write_splits(
             writer.write_plan(names[split][-1], plan.slice(start, config.shard_rows))
     every = [name for split in layout for name in names[split]]
     write = partial(writer.write_split, names=every)
-    files = _parallel(write, range(len(every)), what=writer.task, workers=config.num_workers)
-    splits = {}
+    made = _parallel(write, range(len(every)), what=writer.task, workers=config.num_workers)
+    splits: dict[str, Any] = {}
     groups = writer.spec.fields.name_of("group")
     for split, plan in layout.items():
-        own = [file for name, file in zip(every, files, strict=True) if name in names[split]]
+        own = [found for name, found in zip(every, made, strict=True) if name in names[split]]
         splits[split] = {
             "rows": plan.num_rows,
             "groups": _num_distinct(writer.rows, groups, plan["row"]) if groups else 0,
-            "tokens": sum(file["tokens"] for file in own),
-            "files": [{k: v for k, v in file.items() if k != "tokens"} for file in own],
+            "tokens": sum(found["tokens"] for found in own),
+            "files": [found["file"] for found in own],
         }
+        if changes := sum((Counter(found["augmented"]) for found in own), Counter[str]()):
+            splits[split]["augmented"] = dict(changes)
     return splits
 
 
@@ -367,6 +389,7 @@ def plan(config: PrepareConfig, *, specs: Mapping[str, Spec]) -> str:
         RectrainError: an input or a setting is wrong.
     """
     load_tokenizer(config.encoder)
+    _augmenter(config)
     source = find_source(config.source)
     parts = source.parts(config)
     lines = [f"parts: {len(parts)}"]

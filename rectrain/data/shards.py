@@ -13,14 +13,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from rectrain.data.encoding import FeatureEncoder
-from rectrain.data.fields import check_schema
+from rectrain.data.fields import SPLITS, check_schema
 from rectrain.errors import DataError
 
 __all__ = ["FORMAT", "MANIFEST", "SPLITS", "Prepared", "Shards", "file_entry", "write_shard"]
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-SPLITS = ("train", "validation", "test")
 
 
 class Shards:
@@ -152,6 +151,12 @@ class Prepared:
             )  # fmt: skip
         return Shards(self.root, splits[split]["files"])
 
+    def originals(self, task: str) -> pa.Table:
+        """The rows of the train split without their altered copies, which stand last."""
+        train = self.splits(task)["train"]
+        copies = train.get("augmented", {}).get("rows", 0)
+        return self.shards(task, "train").table().slice(0, train["rows"] - copies)
+
     def has_items(self, task: str) -> bool:
         """Whether the task has a catalogue (see `items`)."""
         return "items" in self._task(task)
@@ -164,8 +169,8 @@ class Prepared:
         """
         if not self.has_items(task):
             raise DataError(
-                what="catalogue", got=task, rule="only recommendation has a catalogue",
-                fix="ask for the items of recommendation",
+                what="catalogue", got=task, rule="only a task that ranks a whole catalogue has one",
+                fix="ask for the items of such a task, as recommendation",
             )  # fmt: skip
         return Shards(self.root, [self._task(task)["items"]])
 

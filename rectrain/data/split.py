@@ -204,18 +204,19 @@ def bar_held_out(
 
     Args:
         codes: task -> int8 [n].
-        row_ids: task -> string [n]; equal ids are the same event.
+        row_ids: task -> string [n]; equal ids are the same event. A task that has none takes
+            no part.
         parts: task -> int8 [n], the split of the event itself where it differs from the row's
             code (a purchase of a held-out basket that is no target is held out all the same).
         holdouts: tasks whose held-out rows are barred from the others; None for all.
     """
     result = {task: code.copy() for task, code in codes.items()}
     for task, code in codes.items():
-        if holdouts is not None and task not in holdouts:
+        if task not in row_ids or (holdouts is not None and task not in holdouts):
             continue
         held = np.isin(parts.get(task, code), (VALIDATION, TEST))
         ids = row_ids[task].filter(pa.array(held)).combine_chunks()
-        for other in codes:
+        for other in row_ids:
             if other != task and len(ids):
                 barred = np.asarray(pc.is_in(row_ids[other], value_set=ids))
                 result[other][barred & (codes[other] == TRAIN)] = HELD_OUT

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rectrain.data.assemble import HISTORY, Spec, assemble, item_columns
+from rectrain.data.augment import Augmenter
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.fields import SET_ASIDE
 from rectrain.data.layout import Catalogue, TaskSplit, key_columns, purchase_log
@@ -107,6 +108,7 @@ class TaskWriter:
         features: fitted on its train split.
         max_length: tokens kept of one text.
         max_history: texts kept of a list, the last ones.
+        augmenter: alters the rows that are copies; None where there are none.
     """
 
     root: Path
@@ -116,6 +118,7 @@ class TaskWriter:
     features: FeatureEncoder
     max_length: int
     max_history: int
+    augmenter: Augmenter | None = None
 
     def write_catalogue(self, split: TaskSplit, catalogue: Catalogue) -> dict[str, Any]:
         """Write the items and the purchases before test; give their manifest entries."""
@@ -146,7 +149,7 @@ class TaskWriter:
         """Encode, tokenise and write shard `names[number]`; give its manifest entry."""
         name = names[number]
         plan = Shards(self._plans, [{"path": name}]).table()
-        rows = self.rows.take(plan["row"].to_numpy())
+        rows, changes = self._alter(self.rows.take(plan["row"].to_numpy()), plan)
         exclude: pa.Array = pa.nulls(rows.num_rows, pa.list_(pa.string()))
         if HISTORY in self.spec.query and HISTORY not in self.spec.fields:
             items = Shards(self.root / self.task, [{"path": "items.arrow"}])
@@ -165,7 +168,23 @@ class TaskWriter:
         path = self.root / self.task / name
         write_shard(path, shard)
         tokens = pc.sum(shard["num_tokens"]).as_py()
-        return {**file_entry(path, root=self.root), "rows": shard.num_rows, "tokens": tokens}
+        entry = {**file_entry(path, root=self.root), "rows": shard.num_rows}
+        return {"file": entry, "rows": shard.num_rows, "tokens": tokens, "augmented": changes}
+
+    def _alter(self, rows: pa.Table, plan: pa.Table) -> tuple[pa.Table, dict[str, int]]:
+        """The rows with the texts of copies altered, and how much was changed."""
+        copies = plan["copy"].to_numpy()
+        changes = Counter({"rows": int(np.count_nonzero(copies))})
+        if self.augmenter is None or not changes["rows"]:
+            return rows, {}
+        for name in dict.fromkeys((*self.spec.query, *self.spec.item)):
+            place = rows.column_names.index(name)
+            column = rows.column(place).combine_chunks()
+            altered = self.augmenter.alter_column(column, copies=copies)
+            rows = rows.set_column(place, name, altered.value)
+            changes["dropped_words"] += altered.num_dropped
+            changes["replaced_phrases"] += altered.num_replaced
+        return rows, dict(changes)
 
     @property
     def _plans(self) -> Path:

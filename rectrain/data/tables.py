@@ -1,10 +1,10 @@
-"""The field tables of the four tasks: data only."""
+"""The field tables of the tasks: data only."""
 
 from __future__ import annotations
 
 from rectrain.data.fields import Field, FieldTable
 
-__all__ = ["AD_CTR", "FIELD_TABLES", "RECOMMENDATION", "RISK", "SEARCH_RANKING"]
+__all__ = ["AD_CTR", "AD_HEADLINE", "RECOMMENDATION", "RISK", "RISK_TEXT", "SEARCH_RANKING"]
 
 _IMAGE = Field("image", "vector", description="any vector of the item: an image, a graph")
 _PRICE = Field("price", "numeric", low=0, description="price of one unit, any one currency")
@@ -18,6 +18,7 @@ _CLICK = Field("label", "label", required=True, low=0, high=1, description="1: c
 _WEIGHT = Field("weight", "weight", low=0, description="weight of the row's loss; 1 if missing")
 _TIME = Field("timestamp", "timestamp", description="when it happened, UTC")
 _ROW = Field("row_id", "id", description="the event; the same event in two tasks has the same id")
+_SPLIT = Field("split", "split", description="where the row belongs, if that is settled")
 _TRUTH = Field("p_true", "oracle", low=0, description="simulated truth; never a model's input")
 
 RECOMMENDATION = FieldTable(
@@ -56,6 +57,7 @@ SEARCH_RANKING = FieldTable(
         _WEIGHT,
         _TIME,
         _ROW,
+        _SPLIT,
         _TRUTH,
     ),
 )
@@ -80,6 +82,7 @@ AD_CTR = FieldTable(
         _WEIGHT,
         _TIME,
         _ROW,
+        _SPLIT,
         _TRUTH,
     ),
 )
@@ -106,9 +109,45 @@ RISK = FieldTable(
         _WEIGHT,
         _TIME,
         _ROW,
+        _SPLIT,
         Field("item_id", "id", description="the item"),
         _TRUTH,
     ),
 )
 
-FIELD_TABLES = {table.task: table for table in (RECOMMENDATION, SEARCH_RANKING, AD_CTR, RISK)}
+AD_HEADLINE = FieldTable(
+    "ad_headline",
+    1,
+    (
+        Field("test_id", "group", required=True, description="the A/B test"),
+        Field("item_text", "text", required=True, description="the headline, or the ad's text"),
+        Field("item_id", "id", description="the variant"),
+        _CATEGORY,
+        _IMAGE,
+        Field(
+            "label", "label", required=True, low=0,
+            description="clicks won, or click rate: only its order within a test counts",
+        ),
+        _WEIGHT,
+        _TIME,
+        _ROW,
+        _SPLIT,
+        _TRUTH,
+    ),
+)  # fmt: skip
+
+RISK_TEXT = FieldTable(
+    "risk_text",
+    1,
+    (
+        Field("page_id", "group", required=True, description="the page, or the seller"),
+        Field("item_text", "text", required=True, description="a piece of text on the page"),
+        _CATEGORY,
+        Field("label", "label", required=True, low=0, high=1, description="1: deceptive"),
+        _WEIGHT,
+        _TIME,
+        _ROW,
+        _SPLIT,
+        _TRUTH,
+    ),
+)

@@ -2,7 +2,7 @@
 
 Two families. `catalogue_scorer` scores the whole catalogue for users by what they bought
 (recommendation). `score_rows` scores rows by their texts, their features, or both (every other
-task). Each learns from the train split alone; `BASELINES` says which run for a task.
+task). Each learns from the train split alone; `TaskSpec.baselines` says which run for a task.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ import pyarrow as pa
 from rectrain.data.encoding import OTHER
 
 __all__ = [
-    "BASELINES",
     "CATALOGUE_BASELINES",
     "ROW_BASELINES",
     "CatalogueScorer",
@@ -36,14 +36,6 @@ __all__ = [
 Floats = npt.NDArray[np.floating[Any]]
 CatalogueScorer = Callable[[Sequence[Sequence[str]]], Floats]
 """From the items that each user bought to the user's scores of all items, [users, items]."""
-
-# Names of the baselines that an evaluation runs for each task.
-BASELINES: Mapping[str, tuple[str, ...]] = {
-    "recommendation": ("popularity", "item_knn"),
-    "search_ranking": ("bm25", "gbdt", "both"),
-    "ad_ctr": ("gbdt", "tfidf", "both"),
-    "risk": ("gbdt", "tfidf", "both"),
-}
 
 _SHRINKAGE = 10.0
 _BM25_K1, _BM25_B = 1.2, 0.75
@@ -82,7 +74,8 @@ def score_rows(
     Args:
         name: one of `ROW_BASELINES`.
         train, test: columns query_text, item_text (list<string>), numeric, categorical
-            (fixed-size lists), and in train label and weight.
+            (fixed-size lists), and in train label and weight, and list_id (int32, equal for
+            neighbours of one list) for tfidf_difference.
         collection: the item texts that BM25's statistics are of; the items of both tables where
             it is empty.
     """
@@ -209,10 +202,53 @@ def _gbdt_rows(train: pa.Table, test: pa.Table, *, collection: Sequence[str]) ->
     return _predict(_gbdt(is_category, graded=_graded(train)), x_train, train, features(test)[0])
 
 
-def _tfidf_rows(train: pa.Table, test: pa.Table, *, collection: Sequence[str]) -> Floats:
+def _tfidf_rows(
+    train: pa.Table,
+    test: pa.Table,
+    *,
+    collection: Sequence[str],
+    min_df: int = 5,
+    regularization: float = 1.0,
+) -> Floats:
     del collection
-    x_train, x_test = _tfidf(train, test)
-    return _predict(_linear(graded=_graded(train)), x_train, train, x_test)
+    x_train, x_test = _tfidf(train, test, min_df=min_df)
+    learner = _linear(graded=_graded(train), regularization=regularization)
+    return _predict(learner, x_train, train, x_test)
+
+
+def _tfidf_difference_rows(train: pa.Table, test: pa.Table, *, collection: Sequence[str]) -> Floats:
+    """A logistic regression of which of two rows of a list is better on the difference of their
+    TF-IDF vectors, without intercept; a row's score is its own vector's part, log odds."""
+    from scipy import sparse
+    from sklearn.linear_model import LogisticRegression
+
+    del collection
+    x_train, x_test = _tfidf(train, test, min_df=2)
+    better, worse = _ordered_pairs(_labels(train), train.column("list_id").to_numpy())
+    if not len(better) or not x_train.shape[1]:
+        return np.zeros(test.num_rows)
+    difference = x_train[better] - x_train[worse]
+    weight = train.column("weight").to_numpy().astype(np.float64)
+    # Each pair both ways round, so each with half its rows' mean weight.
+    both = sparse.vstack([difference, -difference], format="csr")
+    label = np.repeat([1, 0], len(better))
+    weights = np.tile((weight[better] + weight[worse]) / 4, 2)
+    learner = LogisticRegression(max_iter=1000, fit_intercept=False)
+    learner.fit(both, label, sample_weight=weights)
+    return np.asarray(learner.decision_function(x_test), dtype=np.float64)
+
+
+def _ordered_pairs(
+    label: Floats, list_id: npt.NDArray[np.integer[Any]]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The better and the worse row of every pair of one list whose labels differ."""
+    starts = np.flatnonzero(np.diff(list_id, prepend=list_id[:1] - 1))
+    pairs = [
+        (start + np.argwhere(own[:, None] > own[None, :]))
+        for start, own in zip(starts, np.split(label, starts[1:]), strict=True)
+    ]
+    found = np.concatenate(pairs) if pairs else np.empty((0, 2), dtype=np.int64)
+    return found[:, 0], found[:, 1]
 
 
 def _both_rows(train: pa.Table, test: pa.Table, *, collection: Sequence[str]) -> Floats:
@@ -252,7 +288,7 @@ def _labels(table: pa.Table) -> Floats:
 
 
 def _graded(train: pa.Table) -> bool:
-    return bool(np.any(_labels(train) > 1))
+    return bool(np.any(~np.isin(_labels(train), (0.0, 1.0))))
 
 
 def _log_odds(probability: Floats) -> Floats:
@@ -274,17 +310,18 @@ def _gbdt(is_category: Sequence[bool], *, graded: bool) -> Any:
     )
 
 
-def _linear(*, graded: bool) -> Any:
+def _linear(*, graded: bool, regularization: float = 1.0) -> Any:
+    """`regularization` is scikit-learn's C: a larger one regularises less."""
     from sklearn.linear_model import LogisticRegression, Ridge
 
-    return Ridge() if graded else LogisticRegression(max_iter=1000)
+    return Ridge() if graded else LogisticRegression(C=regularization, max_iter=1000)
 
 
-def _tfidf(train: pa.Table, test: pa.Table) -> tuple[Any, Any]:
+def _tfidf(train: pa.Table, test: pa.Table, *, min_df: int = 5) -> tuple[Any, Any]:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    # The 5 rows a word must stand in are all of a very small table: it gets fewer.
-    vectors = TfidfVectorizer(ngram_range=(1, 2), min_df=max(1, min(5, train.num_rows // 20)))
+    # The rows a word must stand in would be all of a very small table: it gets fewer.
+    vectors = TfidfVectorizer(ngram_range=(1, 2), min_df=max(1, min(min_df, train.num_rows // 20)))
     return (
         vectors.fit_transform(texts(train, "query_text", "item_text")),
         vectors.transform(texts(test, "query_text", "item_text")),
@@ -310,5 +347,7 @@ ROW_BASELINES: Mapping[str, Callable[..., Floats]] = {
     "bm25": _bm25_rows,
     "gbdt": _gbdt_rows,
     "tfidf": _tfidf_rows,
+    "tfidf_c10": partial(_tfidf_rows, min_df=1, regularization=10.0),
+    "tfidf_difference": _tfidf_difference_rows,
     "both": _both_rows,
 }

@@ -25,7 +25,7 @@ from rectrain.data.loader import open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.data.simulate import SIZES, purchase_propensity
 from rectrain.errors import DataError
-from rectrain.inference.baselines import BASELINES, CatalogueScorer, catalogue_scorer, score_rows
+from rectrain.inference.baselines import CatalogueScorer, catalogue_scorer, score_rows
 from rectrain.inference.predictor import Predictor
 from rectrain.inference.recommend import Catalogue, Scorer, Shoppers
 from rectrain.metrics import (
@@ -50,6 +50,7 @@ LIST_SIZE = 10
 _FURTHER: Mapping[Loss, tuple[str, ...]] = {
     "bce": ("calibration_ratio", "predicted_rate", "accuracy", "precision", "recall"),
     "listwise_softmax": ("hr@10", "precision@10"),
+    "pairwise_logistic": (),
     "in_batch_softmax": ("precision@10", "conversion@10"),
 }
 
@@ -93,7 +94,7 @@ class TaskResult:
     Args:
         task: its name.
         primary: the metric that stands for the task.
-        num_rows: rows (recommendation: wanted items) that were judged.
+        num_rows: rows (wanted items, where a catalogue is ranked) that were judged.
         num_groups: lists or users that were judged; what the bootstrap draws.
         num_left_out: groups of one class, which GAUC and ranking metrics leave out.
         metrics: by name, the primary one first.
@@ -165,7 +166,7 @@ def _judge(
     progress: Callable[[str], None],
 ) -> TaskResult:
     progress(f"{spec.name}: scoring {split}")
-    score = _recommendation if spec.head == "two_tower" else _rows
+    score = _ranked_catalogue if spec.has_catalogue else _rows
     systems, further, left_out = score(predictor, prepared, spec=spec, split=split)
     progress(f"{spec.name}: bootstrap over {systems[MODEL].num_groups} groups")
     names = list(dict.fromkeys((spec.primary, *spec.metrics, *_FURTHER[spec.loss])))
@@ -247,17 +248,15 @@ def _rows(
 ) -> tuple[dict[str, Examples], dict[str, MetricResult], int]:
     """Each system's scores of the split's rows; for graded lists, of those whose grades differ."""
     task = spec.name
-    test, train = _table(prepared, task, split), prepared.shards(task, "train").table()
+    test, train = _table(prepared, task, split), prepared.originals(task)
     scores: dict[str, Scores] = {MODEL: predictor.score(task, test)}
-    for name in BASELINES.get(task, ("gbdt", "tfidf")):
+    for name in spec.baselines:
         scores[name] = score_rows(name, train, test)
     if test.column("p_true").null_count == 0:
         scores[BEST_POSSIBLE] = test.column("p_true").to_numpy()
     label = test.column("label").to_numpy()
     group = group_codes(test.column("group").to_pylist())
-    kept = np.ones(len(label), dtype=bool)
-    if spec.loss == "listwise_softmax":
-        kept = graded_groups(label, group)
+    kept = graded_groups(label, group) if spec.has_lists else np.ones(len(label), dtype=bool)
     weight = test.column("weight").to_numpy()
     systems = {
         name: Examples(
@@ -266,7 +265,7 @@ def _rows(
         for name, values in scores.items()
     }
     left_out = len(np.unique(group)) - systems[MODEL].num_groups
-    if spec.loss == "bce":
+    if not spec.has_lists:
         left_out = num_one_class_groups(systems[MODEL])
     return systems, {}, left_out
 
@@ -286,7 +285,7 @@ def _table(prepared: Prepared, task: str, split: str) -> pa.Table:
 # ── A ranking of the whole catalogue for each user ───────────────────────────────────────────────
 
 
-def _recommendation(
+def _ranked_catalogue(
     predictor: Predictor, prepared: Prepared, *, spec: TaskSpec, split: str
 ) -> tuple[dict[str, Examples], dict[str, MetricResult], int]:
     """Each system's places of the wanted items among all items that the user has not bought."""
@@ -296,7 +295,7 @@ def _recommendation(
     train = _purchases(prepared, task, split)
     catalogue = Catalogue(predictor, task, items)
     rankings = {MODEL: shoppers.rank(catalogue.scorer(shoppers.rows), k=LIST_SIZE)}
-    for name in BASELINES[task]:
+    for name in spec.baselines:
         baseline = catalogue_scorer(name, train, items=shoppers.item_ids)
         rankings[name] = shoppers.rank(_of_block(baseline, shoppers.bought), k=LIST_SIZE)
     if prepared.manifest["source"] == "simulated":

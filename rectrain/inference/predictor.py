@@ -155,7 +155,7 @@ class Predictor:
         """
         parts = [output.float() for output in self._blocks(task, rows, mode="score")]
         scores = torch.cat(parts) if parts else torch.empty(0)
-        if self.spec(task).loss == "bce":
+        if self.spec(task).has_probabilities:
             scores = scores.sigmoid()
         return _numpy(scores)
 

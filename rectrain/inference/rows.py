@@ -65,18 +65,19 @@ class RowEncoder:
     limits: Mapping[str, TextLimits]
 
     def fields(self, spec: TaskSpec) -> FieldTable:
-        """What a row must have to be scored: no label, weight or truth, and the model's features.
+        """What a row must have to be scored: the model's features, but no label, weight, split or
+        truth.
 
         A row of a two-tower task is a user: the group, the texts of the query side, and the ids
         of the items that must not be recommended.
         """
-        if spec.head == "two_tower":
+        if spec.has_catalogue:
             texts = tuple(Field(name, "text_list") for name in spec.query)
             user = tuple(spec.fields[name] for name in spec.fields.names("group"))
             fields = (*user, *texts, Field(EXCLUDE, "text_list"))
             return replace(spec.fields, fields=fields)
         features = self.features[spec.name]
-        table = spec.fields.without("label", "weight", "oracle")
+        table = spec.fields.without("label", "weight", "split", "oracle")
         own = {name: {"kind": "numeric"} for name in features.numeric_names if name not in table}
         own |= {
             name: {"kind": "categorical"}
@@ -105,7 +106,7 @@ class RowEncoder:
         numbered = replace(fields, fields=(*fields.fields, Field(_ROW, "id")))
         places = pa.array(np.arange(first, first + rows.num_rows))
         good, bad = numbered.check(rows.append_column(_ROW, places))
-        if spec.head == "two_tower":  # a user: no item
+        if spec.has_catalogue:  # a user: no item
             for name in spec.item:
                 good = good.append_column(name, pa.nulls(good.num_rows, pa.string()))
         m = good.num_rows

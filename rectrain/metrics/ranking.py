@@ -22,6 +22,7 @@ __all__ = [
     "intra_list_dissimilarity",
     "mrr",
     "ndcg",
+    "pairwise_accuracy",
     "precision_at",
     "rank_within_groups",
     "recall_at",
@@ -124,6 +125,27 @@ mrr = _list_metric(lambda best, found, total: 1.0 / best)
 
 def precision_at(k: int) -> Callable[[Examples], Statistic]:
     return _list_metric(lambda best, found, total: found / k)(k)
+
+
+def pairwise_accuracy(examples: Examples) -> Statistic:
+    """Share of a group's pairs of different labels that the scores order as the labels do (a tie
+    of scores counts half), averaged over groups; groups without such a pair are left out.
+
+    It builds all pairs inside groups: for lists, not for groups of many thousand rows.
+    """
+    order = np.argsort(examples.groups, kind="stable")
+    group, label, score = (a[order] for a in (examples.groups, examples.label, examples.score))
+    first = starts(group)
+    size = np.diff([*first, len(order)])
+    partners = np.repeat(size, size)  # of each row, itself among them
+    i = np.repeat(np.arange(len(order)), partners)
+    j = np.repeat(first, size)[i] + np.arange(len(i)) - (np.cumsum(partners) - partners)[i]
+    better = label[i] > label[j]
+    i, j = i[better], j[better]
+    right = (score[i] > score[j]) + 0.5 * (score[i] == score[j])
+    total = np.bincount(group[i], minlength=examples.num_groups)
+    found = np.bincount(group[i], weights=right, minlength=examples.num_groups)
+    return _group_mean(np.where(total > 0, found / np.maximum(total, 1), np.nan), examples)
 
 
 def graded_groups(label: Floats, group: Ints) -> NDArray[np.bool_]:

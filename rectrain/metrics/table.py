@@ -55,6 +55,7 @@ METRICS: dict[str, MetricSpec] = {
         MetricSpec("precision", pointwise.precision, True, "share", False),
         MetricSpec("recall", pointwise.recall, True, "share", False),
         MetricSpec("mrr", ranking.mrr(0), True, "1/rank", True),
+        MetricSpec("pairwise_accuracy", ranking.pairwise_accuracy, True, "share", True),
     )
 }
 _AT_K: dict[str, Callable[[int], Callable[[Examples], Statistic]]] = {

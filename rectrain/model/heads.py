@@ -111,8 +111,7 @@ class BiEncoderHead(nn.Module):
     """A graded match of two texts: scale · cos(q, d) + r(q∘d, |q − d|, features).
 
     The last layer of the network r starts at zero: training starts at the pretrained cosine. It
-    has no bias: scores are only compared inside a list, so its gradient would be rounding noise,
-    which Adam would blow up. The scale is learned.
+    has no bias (see `build_head`). The scale is learned.
 
     Args:
         width: D.
@@ -144,11 +143,15 @@ class PairHead(nn.Module):
         feature_width: F.
         hidden: width of the hidden layers.
         dropout: probability.
+        bias: of the last layer.
     """
 
-    def __init__(self, width: int, *, feature_width: int, hidden: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, *, feature_width: int, hidden: int, dropout: float, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.logit = _mlp(4 * width + feature_width, nn.Linear(hidden, 1), dropout=dropout)
+        last = nn.Linear(hidden, 1, bias=bias)
+        self.logit = _mlp(4 * width + feature_width, last, dropout=dropout)
 
     def forward(self, query: Tensor, item: Tensor, features: Tensor) -> Tensor:
         """Logits float32 [B] of query [B, D] and item [B, D] with features [B, F]."""
@@ -165,11 +168,15 @@ class SingleHead(nn.Module):
         feature_width: F.
         hidden: width of the hidden layers.
         dropout: probability.
+        bias: of the last layer.
     """
 
-    def __init__(self, width: int, *, feature_width: int, hidden: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, *, feature_width: int, hidden: int, dropout: float, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.logit = _mlp(width + feature_width, nn.Linear(hidden, 1), dropout=dropout)
+        last = nn.Linear(hidden, 1, bias=bias)
+        self.logit = _mlp(width + feature_width, last, dropout=dropout)
 
     def forward(self, item: Tensor, features: Tensor) -> Tensor:
         """Logits float32 [B] of item [B, D] with features [B, F]."""
@@ -177,19 +184,27 @@ class SingleHead(nn.Module):
         return logit.float().squeeze(1)  # type: ignore[no-any-return]
 
 
-_HEADS: dict[Head, type[TwoTowerHead | BiEncoderHead | PairHead | SingleHead]] = {
-    "two_tower": TwoTowerHead,
-    "bi_encoder": BiEncoderHead,
-    "pair": PairHead,
-    "single": SingleHead,
-}
-
-
 def build_head(
-    kind: Head, *, width: int, feature_width: int, hidden: int, dropout: float
+    kind: Head, *, width: int, feature_width: int, hidden: int, dropout: float, bias: bool
 ) -> TwoTowerHead | BiEncoderHead | PairHead | SingleHead:
-    """The head of a task by `TaskSpec.head`."""
-    return _HEADS[kind](width, feature_width=feature_width, hidden=hidden, dropout=dropout)
+    """The head of a task.
+
+    Args:
+        kind: `TaskSpec.head`.
+        width: D.
+        feature_width: F.
+        hidden: width of the hidden layers.
+        dropout: probability.
+        bias: whether the score of a row stands alone. Where scores are only compared inside a
+            list, the gradient of a bias would be rounding noise, which Adam would blow up.
+    """
+    if kind in ("pair", "single"):
+        scorer: type[PairHead | SingleHead] = PairHead if kind == "pair" else SingleHead
+        return scorer(width, feature_width=feature_width, hidden=hidden, dropout=dropout, bias=bias)
+    ranker: type[TwoTowerHead | BiEncoderHead] = (
+        TwoTowerHead if kind == "two_tower" else BiEncoderHead
+    )
+    return ranker(width, feature_width=feature_width, hidden=hidden, dropout=dropout)
 
 
 def _mlp(inputs: int, last: nn.Linear, *, dropout: float) -> nn.Sequential:

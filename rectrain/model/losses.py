@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["bce", "in_batch_softmax", "listwise_softmax"]
+__all__ = ["bce", "in_batch_softmax", "listwise_softmax", "pairwise_logistic"]
 
 
 def bce(logit: Tensor, *, label: Tensor, weight: Tensor) -> Tensor:
@@ -68,6 +68,47 @@ def listwise_softmax(
     target = gain / total(gain)[number].clamp(min=torch.finfo(gain.dtype).tiny)
     list_weight = total(weight) / sizes.clamp(min=1)
     return -(list_weight[number] * target * log_softmax).sum()
+
+
+def pairwise_logistic(
+    score: Tensor, *, label: Tensor, weight: Tensor, list_offsets: Tensor
+) -> Tensor:
+    """Logistic loss of the pairs of each list: the better row should score higher (RankNet).
+
+    For list g with P_g = {(i, j): label_i > label_j}: w_g / |P_g| · Σ_{(i, j) ∈ P_g}
+    softplus(s_j − s_i), w_g the mean weight of its rows (Burges et al. 2005, "Learning to Rank
+    using Gradient Descent", section 3, with a target probability of 1; the mean over a list's
+    pairs, not counted there, keeps a list of many rows from outweighing the others).
+
+    Batch: whole lists, the rows of one list as neighbours.
+    Mask: pairs inside a list alone; a list whose labels are all equal adds nothing.
+    Reduction: sum over lists, 0 for an empty batch.
+
+    Args:
+        score: float [B], s.
+        label: float [B]; only its order inside a list counts.
+        weight: float [B], at least 0.
+        list_offsets: int64 [G + 1], list g has the rows list_offsets[g]:list_offsets[g + 1].
+
+    Returns:
+        Float32 scalar, in nats.
+    """
+    score = score.float()
+    sizes = list_offsets.diff()
+    num_lists = sizes.shape[0]
+    number = torch.arange(num_lists, device=score.device).repeat_interleave(sizes)
+    partners = sizes[number]
+    i = torch.arange(score.shape[0], device=score.device).repeat_interleave(partners)
+    first = (partners.cumsum(0) - partners)[i]
+    j = list_offsets[number[i]] + torch.arange(i.shape[0], device=score.device) - first
+    is_pair = (label[i] > label[j]).float()
+
+    def total(values: Tensor, numbers: Tensor) -> Tensor:
+        return values.new_zeros(num_lists).index_add(0, numbers, values)
+
+    losses = total(is_pair * F.softplus(score[j] - score[i]), number[i])
+    list_weight = total(weight, number) / sizes.clamp(min=1)
+    return (list_weight * losses / total(is_pair, number[i]).clamp(min=1)).sum()
 
 
 def in_batch_softmax(

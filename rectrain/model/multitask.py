@@ -21,9 +21,14 @@ from rectrain.model.config import Balancer, GradientPlace, ModelConfig
 from rectrain.model.encoder import encode
 from rectrain.model.features import FeatureLayer
 from rectrain.model.heads import ListPooling, TwoTowerHead, build_head
-from rectrain.model.losses import bce, in_batch_softmax, listwise_softmax
+from rectrain.model.losses import (
+    bce,
+    in_batch_softmax,
+    listwise_softmax,
+    pairwise_logistic,
+)
 from rectrain.model.sharing import build_sharing
-from rectrain.model.spec import TaskSpec
+from rectrain.model.spec import Loss, TaskSpec
 
 __all__ = ["Mode", "MultiTaskModel", "TaskModule"]
 
@@ -59,6 +64,7 @@ class TaskModule(nn.Module):
             feature_width=self.features.width,
             hidden=config.head_width,
             dropout=config.dropout,
+            bias=not spec.has_lists,
         )
 
     def pool(self, vectors: Tensor, slot: Slot) -> list[Tensor]:
@@ -85,21 +91,43 @@ class TaskModule(nn.Module):
 
     def loss(self, output: Tensor | tuple[Tensor, Tensor], slot: Slot) -> Tensor:
         """The summed loss of the rows, a float32 scalar."""
-        if isinstance(output, tuple):
-            return in_batch_softmax(
-                output[0] @ output[1].T,
-                item_key=slot.item_key,
-                group_key=slot.group_key,
-                bought=_in_query(slot),
-                log_q=slot.log_q,
-                num_items=slot.num_items,
-                weight=slot.weight,
-            )
-        if self.spec.loss == "listwise_softmax":
-            return listwise_softmax(
-                output, label=slot.label, weight=slot.weight, list_offsets=slot.list_offsets
-            )
-        return bce(output, label=slot.label, weight=slot.weight)
+        return _LOSSES[self.spec.loss](output, slot)
+
+
+def _in_batch(output: tuple[Tensor, Tensor], slot: Slot) -> Tensor:
+    return in_batch_softmax(
+        output[0] @ output[1].T,
+        item_key=slot.item_key,
+        group_key=slot.group_key,
+        bought=_in_query(slot),
+        log_q=slot.log_q,
+        num_items=slot.num_items,
+        weight=slot.weight,
+    )
+
+
+def _listwise(output: Tensor, slot: Slot) -> Tensor:
+    return listwise_softmax(
+        output, label=slot.label, weight=slot.weight, list_offsets=slot.list_offsets
+    )
+
+
+def _pairwise(output: Tensor, slot: Slot) -> Tensor:
+    return pairwise_logistic(
+        output, label=slot.label, weight=slot.weight, list_offsets=slot.list_offsets
+    )
+
+
+def _bce(output: Tensor, slot: Slot) -> Tensor:
+    return bce(output, label=slot.label, weight=slot.weight)
+
+
+_LOSSES: Mapping[Loss, Callable[[Any, Slot], Tensor]] = {
+    "in_batch_softmax": _in_batch,
+    "listwise_softmax": _listwise,
+    "pairwise_logistic": _pairwise,
+    "bce": _bce,
+}
 
 
 def _inner(queries: Tensor, items: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def validate(
             score = _Scorer(engine, task, features, tokens_per_micro_batch)
             if rows.num_rows == 0:
                 examples = None
-            elif TASKS[task].head == "two_tower":
+            elif TASKS[task].has_catalogue:
                 examples = _rank_items(score, rows, prepared.items(task).table())
             else:
                 examples = _score_rows(score, rows, TASKS[task])
@@ -120,15 +120,11 @@ def _parts(output: Any) -> tuple[torch.Tensor, ...]:
 
 def _score_rows(score: _Scorer, rows: pa.Table, spec: TaskSpec) -> Examples:
     values = score(rows, mode="score")["score"].astype(np.float64)
-    if spec.loss == "bce":
+    if spec.has_probabilities:
         values = 1.0 / (1.0 + np.exp(-values))
     label = rows.column("label").to_numpy()
     group = group_codes(rows.column("group").to_pylist())
-    kept = (
-        graded_groups(label, group)
-        if spec.loss == "listwise_softmax"
-        else np.ones(len(label), dtype=bool)
-    )
+    kept = graded_groups(label, group) if spec.has_lists else np.ones(len(label), dtype=bool)
     weight = rows.column("weight").to_numpy()
     return Examples(label=label[kept], score=values[kept], group=group[kept], weight=weight[kept])
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from sklearn.model_selection import GroupKFold, train_test_split
 
 from rectrain.inference.baselines import bm25, rank_catalogue, score_rows
 from rectrain.metrics import Examples, metric
@@ -121,3 +122,71 @@ def test_trees_words_and_both_on_returns(retail: pd.DataFrame) -> None:
         scores = score_rows(name, train, test)
         found = metric("auc")(Examples(label=test["label"].to_numpy(), score=scores))
         assert found == pytest.approx(published, abs=0.01), name
+
+
+def labelled(texts: list[str], label: np.ndarray, **columns: Any) -> pa.Table:
+    """Rows of one text each, without features unless they are given."""
+    nothing = {
+        "numeric": pa.array([[]] * len(texts), pa.list_(pa.float32(), 0)),
+        "categorical": pa.array([[]] * len(texts), pa.list_(pa.int32(), 0)),
+    }
+    return pa.table(
+        {
+            "query_text": pa.array([[]] * len(texts), pa.list_(pa.string())),
+            "item_text": [[text] for text in texts],
+            **nothing,
+            "label": label.astype(np.float64),
+            "weight": np.ones(len(texts)),
+            **columns,
+        }
+    )
+
+
+def test_differences_of_words_on_upworthy(shared_data: Path) -> None:
+    pairs = pd.read_csv(shared_data / "ad_ctr" / "upworthy_headline_pairs.csv")
+    tables = {}
+    for split, rows in pairs.groupby("split"):
+        first = rows.label.str.startswith("Headline 1").to_numpy()
+        texts = rows[["headline_1", "headline_2"]].to_numpy().reshape(-1).tolist()
+        label = np.column_stack([first, ~first]).reshape(-1)
+        lists = pa.array(np.repeat(np.arange(len(rows)), 2), pa.int32())
+        tables[split] = labelled(texts, label, list_id=lists)
+    test = tables["val"]
+    assert test.num_rows == 2 * 468
+    scores = score_rows("tfidf_difference", tables["train"], test)
+    examples = Examples(
+        label=test["label"].to_numpy(), score=scores, group=test["list_id"].to_numpy()
+    )
+    # Two pairs have equal scores, which count half here.
+    assert metric("pairwise_accuracy")(examples) == pytest.approx(0.603, abs=0.003)
+
+
+def test_trees_on_bank_marketing(shared_data: Path) -> None:
+    contacts = pd.read_csv(shared_data / "ad_ctr" / "bank_marketing.csv").drop(columns="duration")
+    label = (contacts.pop("deposit") == "yes").to_numpy()
+    numeric = contacts.select_dtypes("number").to_numpy(np.float32)
+    words = contacts.select_dtypes(exclude="number").apply(lambda column: column.factorize()[0])
+    categorical = words.to_numpy(np.int32)
+    columns = {
+        "numeric": pa.FixedSizeListArray.from_arrays(pa.array(numeric.reshape(-1)), 6),
+        "categorical": pa.FixedSizeListArray.from_arrays(pa.array(categorical.reshape(-1)), 9),
+    }
+    rows = labelled(["term deposit"] * len(label), label, **columns)
+    train, test = train_test_split(
+        np.arange(len(label)), test_size=0.2, stratify=label, random_state=0
+    )
+    scores = score_rows("gbdt", rows.take(train), rows.take(test))
+    examples = Examples(label=label[test], score=scores)
+    for name, published in (("auc", 0.801), ("pr_auc", 0.460), ("log_loss", 0.282)):
+        assert metric(name)(examples) == pytest.approx(published, abs=0.005), name
+
+
+def test_words_on_dark_patterns(shared_data: Path) -> None:
+    texts = pd.read_csv(shared_data / "risk" / "dark_patterns.tsv", sep="\t")
+    rows = labelled(texts.text.tolist(), texts.label.to_numpy())
+    scores = np.full(len(texts), np.nan)
+    for train, test in GroupKFold(5).split(texts, groups=texts.page_id):
+        scores[test] = score_rows("tfidf_c10", rows.take(train), rows.take(test))
+    examples = Examples(label=texts.label.to_numpy(), score=scores)
+    assert metric("auc")(examples) == pytest.approx(0.986, abs=0.001)
+    assert metric("accuracy")(examples) == pytest.approx(0.951, abs=0.001)

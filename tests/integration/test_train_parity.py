@@ -114,7 +114,7 @@ def _train_model(
 
 
 def _train_real(rank: int, stage: int, balancer: Any, sharing: Any) -> tuple[Weights, Any]:
-    """The multi-task model itself, on ragged batches of all four tasks, one of them empty."""
+    """The multi-task model itself, on ragged batches of all tasks, one of them empty."""
     from rectrain.data.batch import build_micro_batch
     from rectrain.model.config import ModelConfig
     from rectrain.model.encoder import load_encoder

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rectrain.data.sources import chorus, online_retail, parquet, simulated
+from rectrain.data.sources import (
+    bank_marketing,
+    chorus,
+    criteo,
+    dark_patterns,
+    esci,
+    online_retail,
+    parquet,
+    simulated,
+    upworthy,
+)
 from rectrain.data.sources.source import Part, Source
 from rectrain.errors import DataError
 
@@ -14,6 +24,11 @@ SOURCES: Mapping[str, Source] = {
     "simulated": simulated.SOURCE,
     "online_retail": online_retail.SOURCE,
     "chorus": chorus.SOURCE,
+    "esci": esci.SOURCE,
+    "upworthy": upworthy.SOURCE,
+    "bank_marketing": bank_marketing.SOURCE,
+    "criteo": criteo.SOURCE,
+    "dark_patterns": dark_patterns.SOURCE,
     "parquet": parquet.SOURCE,
 }
 

@@ -14,13 +14,21 @@ import pyarrow.compute as pc
 
 from rectrain.data.config import PrepareConfig
 from rectrain.data.fields import SET_ASIDE
-from rectrain.data.sources.source import Part, Source, find_files, read_table, require_columns
-from rectrain.errors import ConfigError, DataError
+from rectrain.data.sources.source import (
+    Part,
+    Source,
+    find_all,
+    join_texts,
+    read_table,
+    require_columns,
+)
+from rectrain.errors import DataError
 
 __all__ = ["SOURCE", "convert_judgments"]
 
 SAME_GRADES = "all products of the query have the same grade"
 UNKNOWN_PRODUCT = "product not in the catalogue"
+_ITEM_TEXT = ("title", "short_description", "attributes")
 
 
 def convert_judgments(
@@ -48,7 +56,7 @@ def convert_judgments(
         "query_id": judgments["query"],
         "query": judgments["query"],
         "item_id": ids,
-        "item_text": _joined(found, item_text),
+        "item_text": join_texts(found, item_text),
         "label": judgments["rating"],
         "row_id": pc.binary_join_element_wise(judgments["query"].cast(pa.string()), ids, "/"),
     }
@@ -60,17 +68,6 @@ def convert_judgments(
         pc.is_null(place), UNKNOWN_PRODUCT, pc.if_else(_differ(judgments), None, SAME_GRADES)
     )
     return pa.table(columns)
-
-
-def _joined(products: pa.Table, names: Sequence[str]) -> pa.ChunkedArray:
-    """The columns as one text; a column that only repeats an earlier one says nothing new."""
-    text = products[names[0]].cast(pa.string())
-    for name in names[1:]:
-        more = pc.fill_null(products[name].cast(pa.string()), "")
-        joined = pc.binary_join_element_wise(pc.fill_null(text, ""), more, ". ")
-        same = pc.or_(pc.equal(more, ""), pc.equal(more, pc.fill_null(text, "")))
-        text = pc.if_else(same, text, joined)
-    return text
 
 
 def _differ(judgments: pa.Table) -> pa.Array:
@@ -98,17 +95,9 @@ def _read(files: Sequence[str], item_text: tuple[str, ...]) -> dict[str, pa.Tabl
 
 
 def _parts(config: PrepareConfig) -> Sequence[Part]:
-    if not config.input:
-        raise ConfigError(
-            what="input", got="nothing", rule="chorus needs judgments and products",
-            fix="--input judgments.csv,products.parquet",
-        )  # fmt: skip
-    files = [
-        file
-        for location in config.input
-        for file in find_files(location, suffixes=(".csv", ".tsv", ".parquet"))
-    ]
-    return [partial(_read, files, config.item_text)]
+    example = "judgments.csv,products.parquet"
+    files = find_all(config, suffixes=(".csv", ".tsv", ".parquet"), example=example)
+    return [partial(_read, files, config.item_text or _ITEM_TEXT)]
 
 
 SOURCE = Source(_parts, splits={"search_ranking": {"by": "group", "fold": 0}})

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 
 from rectrain.data.config import PrepareConfig
 from rectrain.data.fields import SET_ASIDE
-from rectrain.data.sources.source import Part, Source, find_files, read_table, require_columns
-from rectrain.errors import ConfigError, DataError
+from rectrain.data.sources.source import Part, Source, find_all, read_one, require_columns
+from rectrain.errors import DataError
 
 __all__ = ["SOURCE", "convert_order_lines"]
 
@@ -196,30 +196,13 @@ def _past(
 
 
 def _read(files: Sequence[str]) -> dict[str, pa.Table]:
-    tables = [read_table(file) for file in files]
-    try:
-        lines = pa.concat_tables(tables)
-    except pa.ArrowInvalid as error:
-        raise DataError(
-            what="Online Retail files", got=error, rule="must have the same columns",
-            fix="give one file, or files of one form",
-        ) from error  # fmt: skip
-    return convert_order_lines(lines)
+    return convert_order_lines(read_one(files, what="Online Retail"))
 
 
 def _parts(config: PrepareConfig) -> Sequence[Part]:
     """One part: a return is found by looking over all lines."""
-    if not config.input:
-        raise ConfigError(
-            what="input", got="nothing", rule="online_retail needs its file",
-            fix="--input online_retail.parquet",
-        )  # fmt: skip
-    files = [
-        file
-        for location in config.input
-        for file in find_files(location, suffixes=(".parquet", ".csv", ".xlsx"))
-    ]
-    return [partial(_read, files)]
+    suffixes = (".parquet", ".csv", ".xlsx")
+    return [partial(_read, find_all(config, suffixes=suffixes, example="online_retail.parquet"))]
 
 
 # A purchase log shows that a line was bought, not that it came back: recommendation may train on

@@ -9,17 +9,21 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.fs
 import pyarrow.parquet as pq
 
 from rectrain.data.config import PrepareConfig
 from rectrain.data.fields import check_schema
-from rectrain.errors import DataError, StorageError
+from rectrain.errors import ConfigError, DataError, StorageError
 
 __all__ = [
-    "Part", "Source", "find_files", "fingerprint", "open_file", "read_table", "require_columns",
+    "Part", "Source", "find_all", "find_files", "fingerprint", "join_texts", "numbers",
+    "open_file", "read_one", "read_table", "require_columns",
 ]  # fmt: skip
+
+_NUMBER = r"^-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"
 
 Part = Callable[[], dict[str, pa.Table]]  # makes some rows of some tasks; picklable
 
@@ -33,11 +37,14 @@ class Source:
             table may hold a `set_aside` column: why a row is not for the task (null: it is).
         splits: task -> settings of its split that hold unless the user gives others.
         holdouts: tasks whose held-out rows no other task may train on; None for all of them.
+        features: task -> features that the source adds to the task's table, each as in a user's
+            own features (docs/data.md).
     """
 
     parts: Callable[[PrepareConfig], Sequence[Part]]
     splits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     holdouts: tuple[str, ...] | None = None
+    features: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
 
 def find_files(location: str, *, suffixes: Sequence[str]) -> list[str]:
@@ -78,6 +85,26 @@ def find_files(location: str, *, suffixes: Sequence[str]) -> list[str]:
     if not files:
         raise _unreadable(location, f"a directory without {' or '.join(suffixes)} files")
     return files
+
+
+def find_all(config: PrepareConfig, *, suffixes: Sequence[str], example: str) -> list[str]:
+    """Files of all inputs of a configuration (see `find_files`).
+
+    Args:
+        config: its `input` is read.
+        suffixes: endings that count within a directory.
+        example: what --input looks like, for the message.
+
+    Raises:
+        ConfigError: no input is given.
+        StorageError: nothing is there.
+    """
+    if not config.input:
+        raise ConfigError(
+            what="input", got="nothing", rule=f"{config.source} needs its files",
+            fix=f"--input {example}",
+        )  # fmt: skip
+    return [file for one in config.input for file in find_files(one, suffixes=suffixes)]
 
 
 def fingerprint(inputs: Sequence[str]) -> list[dict[str, Any]]:
@@ -132,6 +159,57 @@ def read_table(file: str) -> pa.Table:
     return table
 
 
+def read_one(files: Sequence[str], *, what: str) -> pa.Table:
+    """Read files of one form as one table, with at least a row.
+
+    Raises:
+        DataError: see `read_table`; also columns that differ, or no row.
+    """
+    try:
+        table = pa.concat_tables([read_table(file) for file in files])
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            what=f"{what} files", got=error, rule="must have the same columns",
+            fix="give one file, or files of one form",
+        ) from error  # fmt: skip
+    if not table.num_rows:
+        raise DataError(
+            what=what, got="a table without a row", rule="at least one is needed",
+            fix="give a file with rows",
+        )  # fmt: skip
+    return table
+
+
+def numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """float64 [n] of a column of numbers or of text; text that is no number is NaN.
+
+    One wrong cell makes a CSV's column text; as NaN it is the fault of its row alone.
+    """
+    if not pa.types.is_string(column.type):
+        return column.cast(pa.float64())
+    text = pc.utf8_trim_whitespace(column)
+    text = pc.if_else(pc.equal(text, ""), None, text)
+    try:
+        return text.cast(pa.float64())
+    except pa.ArrowInvalid:
+        numeric = pc.match_substring_regex(text, _NUMBER)
+        return pc.if_else(numeric, text, pc.if_else(pc.is_valid(text), "nan", None)).cast(
+            pa.float64()
+        )
+
+
+def join_texts(table: pa.Table, names: Sequence[str]) -> pa.ChunkedArray:
+    """The columns as one text, parts joined by ". "; a part that repeats the text is left out."""
+    text = pc.fill_null(table[names[0]].cast(pa.string()), "")
+    for name in names[1:]:
+        more = pc.fill_null(table[name].cast(pa.string()), "")
+        joined = pc.binary_join_element_wise(text, more, ". ")
+        text = pc.if_else(pc.or_(pc.equal(more, ""), pc.equal(more, text)), text, (
+            pc.if_else(pc.equal(text, ""), more, joined)
+        ))  # fmt: skip
+    return text
+
+
 def require_columns(table: pa.Table, names: Sequence[str], *, what: str) -> None:
     """Raise DataError for the first of `names` that the table lacks."""
     for name in names:
@@ -161,6 +239,9 @@ def _unreadable(location: str, got: object) -> StorageError:
 
 def _read_csv(stream: pa.NativeFile, *, delimiter: str) -> pa.Table:
     data = stream.read()
+    header = data[: data.find(b"\n") + 1] or data
+    if delimiter == "," and b"," not in header and b";" in header:
+        delimiter = ";"  # what a CSV is where the comma stands in numbers, and in Bank Marketing
     try:
         data.decode("utf-8-sig")
         encoding = "utf8"

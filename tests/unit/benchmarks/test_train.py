@@ -22,9 +22,10 @@ from rectrain.data.shards import Shards, file_entry, write_shard
 from rectrain.model.config import ModelConfig
 from rectrain.model.encoder import load_encoder
 from rectrain.model.multitask import MultiTaskModel
-from rectrain.tasks import TASKS
+from rectrain.tasks import TASKS as EVERY
 
 ISSUED = ("T1/padded", "T1/grouped", "T2/zero1", "T2/zero2", "T2/zero3", "T3", "T2/state_bytes")
+TASKS = {task: EVERY[task] for task in ("recommendation", "search_ranking", "ad_ctr", "risk")}
 FEATURES = FeatureEncoder({"price": (0.0, 1.0, 2.0)}, {}, {})
 
 

@@ -275,3 +275,27 @@ def test_two_ranks_gather_exactly_what_one_process_has(tmp_path: Path):
         for name, values in _rows().items():
             assert gathered[name].numpy().dtype == values.dtype
             assert np.array_equal(gathered[name].numpy(), values), name
+
+
+def test_pairwise_accuracy_by_hand():
+    examples = Examples(
+        # Group 0: 3 > 1 right, 3 > 2 wrong, 2 > 1 right -> 2/3. Group 1: a tie -> 1/2. Group 2 has
+        # no pair. Group 3: right; weight 3.
+        group=np.array([0, 1, 0, 0, 1, 2, 2, 3, 3]),
+        label=np.array([3, 1, 1, 2, 0, 1, 1, 0.2, 0.3]),
+        score=np.array([0.5, 7, 0.1, 0.9, 7, 1, 2, -1, 0]),
+        weight=np.array([1, 1, 1, 1, 1, 1, 1, 3, 3]),
+    )
+    expected = (2 / 3 + 1 / 2 + 3 * 1) / 5
+    assert metric("pairwise_accuracy")(examples) == pytest.approx(expected)
+    assert metric("pairwise_accuracy").higher_is_better
+
+
+@settings(max_examples=30, deadline=None)
+@given(weighted_rows())
+def test_pairwise_accuracy_of_one_group_of_two_classes_is_its_auc(rows):
+    label, score, _ = rows
+    examples = Examples(label=label, score=score, group=np.zeros(len(label), dtype=np.int64))
+    assert metric("pairwise_accuracy")(examples) == pytest.approx(
+        reference.roc_auc_score(label, score)
+    )

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from rectrain.data.fields import Field, FieldTable
 from rectrain.data.own_features import extend_tables, read_own_features
-from rectrain.data.tables import AD_CTR, FIELD_TABLES, RECOMMENDATION, RISK
+from rectrain.data.tables import AD_CTR, RECOMMENDATION, RISK
 from rectrain.errors import DataError
+from rectrain.tasks import TASKS
 
 NOON = datetime(2024, 5, 1, 12)
+TABLES = {name: spec.fields for name, spec in TASKS.items()}
 
 
 def risk_rows(**columns: Any) -> pa.Table:
@@ -151,7 +153,7 @@ def test_every_row_is_either_good_or_rejected(prices: list[float | None]) -> Non
 def test_own_features_extend_a_table(tmp_path: Any) -> None:
     path = tmp_path / "features.yaml"
     path.write_text("risk:\n  speed: {kind: numeric, low: 0}\n  graph: {kind: vector, size: 3}\n")
-    table = extend_tables(FIELD_TABLES, read_own_features(str(path)))["risk"]
+    table = extend_tables(TABLES, read_own_features(str(path)))["risk"]
     assert table["speed"] == Field("speed", "numeric", low=0)
     rows = risk_rows(speed=[-1, 2], graph=[None, [1.0, 2.0]])
     assert reasons(table, rows) == {
@@ -175,13 +177,13 @@ def test_wrong_own_features_are_one_line_errors(tmp_path: Any, text: str) -> Non
     path = tmp_path / "features.yaml"
     path.write_text(text)
     with pytest.raises(DataError) as caught:
-        extend_tables(FIELD_TABLES, read_own_features(str(path)))
+        extend_tables(TABLES, read_own_features(str(path)))
     assert "\n" not in str(caught.value)
 
 
 def test_the_docs_hold_the_tables_as_they_are() -> None:
     docs = (Path(__file__).parents[4] / "docs" / "data.md").read_text()
-    for table in FIELD_TABLES.values():
+    for table in TABLES.values():
         assert f"### {table.task}, version {table.version}\n\n" in docs
         assert table.markdown() in docs
 
@@ -190,3 +192,10 @@ def test_markdown_states_each_fields_rule() -> None:
     lines = RECOMMENDATION.markdown().splitlines()
     assert lines[2] == "| user_id | group | yes |  | the user |"
     assert next(line for line in lines if line.startswith("| rating")).split("|")[4] == " 0 to 5 "
+
+
+def test_a_split_is_one_of_three_words_or_nothing() -> None:
+    rows = risk_rows(split=["test", "val"])
+    assert reasons(RISK, rows) == {"risk-0-1": "split: must be one of train, validation, test"}
+    good, rejects = RISK.check(risk_rows(split=[None, "train"]))
+    assert good["split"].to_pylist() == [None, "train"] and rejects.num_rows == 0

@@ -17,7 +17,7 @@ from rectrain.data.sources import SOURCES, find_source
 from rectrain.data.sources.chorus import convert_judgments
 from rectrain.data.sources.online_retail import convert_order_lines
 from rectrain.data.sources.source import find_files, fingerprint, read_table
-from rectrain.data.tables import FIELD_TABLES
+from rectrain.data.tables import SEARCH_RANKING
 from rectrain.errors import ConfigError, DataError, RectrainError, StorageError
 
 START = datetime(2011, 1, 1, 10)
@@ -163,7 +163,7 @@ def test_chorus_has_sixty_six_queries_with_different_grades(shared_data: Path) -
     kept = rows.filter(pc.is_null(rows[SET_ASIDE]))
     assert (rows.num_rows, kept.num_rows) == (2382, 1877)
     assert pc.count_distinct(kept["query"]).as_py() == 66
-    good, rejects = FIELD_TABLES["search_ranking"].check(kept)
+    good, rejects = SEARCH_RANKING.check(kept)
     assert good.num_rows == 1877 and rejects.num_rows == 0
 
 
@@ -230,7 +230,7 @@ def test_the_simulated_source_has_a_part_a_chunk_and_checks_its_counts() -> None
         return SOURCES["simulated"].parts(config)
 
     assert len(parts()) == 1 and len(parts(num_users=600)) == 3
-    assert set(parts()[0]()) == set(FIELD_TABLES)
+    assert set(parts()[0]()) == {"recommendation", "search_ranking", "ad_ctr", "risk"}
     for wrong in ({"users": 5}, {"num_users": 0}):
         with pytest.raises(RectrainError):
             parts(**wrong)

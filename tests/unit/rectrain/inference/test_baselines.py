@@ -7,8 +7,6 @@ import pyarrow as pa
 import pytest
 
 from rectrain.inference.baselines import (
-    BASELINES,
-    CATALOGUE_BASELINES,
     ROW_BASELINES,
     bm25,
     features,
@@ -67,6 +65,7 @@ def rows(count: int, *, seed: int, grades: bool = False, categories: int = 300) 
             "categorical": pa.FixedSizeListArray.from_arrays(pa.array(code), 1),
             "label": label,
             "weight": np.ones(count),
+            "list_id": np.arange(count, dtype=np.int32) // 4,
         }
     )
 
@@ -115,9 +114,36 @@ def test_one_class_only_gives_its_rate(name: str) -> None:
     np.testing.assert_array_equal(score_rows(name, train, rows(5, seed=1)), np.zeros(5))
 
 
-def test_every_task_names_known_baselines() -> None:
-    assert set(BASELINES["recommendation"]) == set(CATALOGUE_BASELINES)
-    others = {
-        name for task, names in BASELINES.items() if task != "recommendation" for name in names
-    }
-    assert others == set(ROW_BASELINES)
+def pairs(seed: int, *, count: int = 200) -> pa.Table:
+    """Pairs of texts of which the one with "wow" wins mostly, in either order; a third row ties."""
+    rng = np.random.default_rng(seed)
+    table = rows(3 * count, seed=seed)
+    texts, labels = [], []
+    for _ in range(count):
+        won = rng.permutation([1.0, 0.0, 0.0])
+        wow = won if rng.random() < 0.8 else 1 - won
+        texts += [[f"{'wow' if w else 'meh'} thing {rng.integers(5)}"] for w in wow]
+        labels += won.tolist()
+    table = table.set_column(1, "item_text", pa.array(texts))
+    table = table.set_column(4, "label", pa.array(labels))
+    lists = pa.array(np.repeat(np.arange(count), 3), pa.int32())
+    return table.set_column(6, "list_id", lists)
+
+
+def test_the_difference_of_words_tells_which_row_of_a_list_is_better() -> None:
+    train, test = pairs(0), pairs(1)
+    scores = score_rows("tfidf_difference", train, test)
+    wow = np.array(["wow" in text for (text,) in test["item_text"].to_pylist()])
+    assert scores[wow].min() > scores[~wow].max()
+
+
+def test_the_difference_of_words_is_zero_without_a_pair_to_learn_from() -> None:
+    train = pairs(0, count=20)
+    alone = train.set_column(6, "list_id", pa.array(np.arange(60), pa.int32()))
+    np.testing.assert_array_equal(score_rows("tfidf_difference", alone, train), np.zeros(60))
+
+
+def test_fractional_grades_are_no_classes() -> None:
+    train = rows(200, seed=0)
+    graded = train.set_column(4, "label", pa.array(train["label"].to_numpy() * 0.1375))
+    assert score_rows("gbdt", graded, rows(5, seed=1)).max() < 0.2

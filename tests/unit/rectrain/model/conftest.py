@@ -42,7 +42,7 @@ def _table(spec: TaskSpec, rows: int, *, seed: int) -> pa.Table:
     numeric[rng.random((rows, 2)) < 0.3] = np.nan
     image = rng.normal(size=(rows, 3)).astype(np.float32)
     image[rng.random(rows) < 0.3] = np.nan
-    lists = spec.loss == "listwise_softmax"
+    lists = spec.has_lists
     values: dict[str, Any] = {
         "query": [
             [_text(rng) for _ in range(rng.integers(0, 4))] if spec.query else []

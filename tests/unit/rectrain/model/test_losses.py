@@ -9,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rectrain.model.losses import bce, in_batch_softmax, listwise_softmax
+from rectrain.model.losses import (
+    bce,
+    in_batch_softmax,
+    listwise_softmax,
+    pairwise_logistic,
+)
 
 
 def _naive_listwise(score: Tensor, label: Tensor, weight: Tensor, bounds: list[int]) -> float:
@@ -22,6 +27,20 @@ def _naive_listwise(score: Tensor, label: Tensor, weight: Tensor, bounds: list[i
             mean_weight = sum(weight[start:end].tolist()) / (end - start)
             for value, gain in zip(s, gains, strict=True):
                 total -= mean_weight * gain / sum(gains) * (value - normaliser)
+    return total
+
+
+def _naive_pairwise(score: Tensor, label: Tensor, weight: Tensor, bounds: list[int]) -> float:
+    total = 0.0
+    for start, end in pairwise(bounds):
+        s, y = score[start:end].tolist(), label[start:end].tolist()
+        losses = [
+            math.log1p(math.exp(s[j] - s[i]))
+            for i in range(len(s)) for j in range(len(s)) if y[i] > y[j]
+        ]  # fmt: skip
+        if losses:
+            mean_weight = sum(weight[start:end].tolist()) / (end - start)
+            total += mean_weight * sum(losses) / len(losses)
     return total
 
 
@@ -71,6 +90,31 @@ def test_listwise_equals_a_hand_computed_value() -> None:
         list_offsets=torch.tensor([0, 2, 4]),
     )
     assert found.item() == pytest.approx(2 * math.log(2), rel=1e-6)
+
+
+def test_pairwise_equals_a_hand_computed_value() -> None:
+    # List 0: one pair, the better row 1 lower -> log(1 + e), mean weight 2. List 1: labels
+    # 3 > 2 > 1 and equal scores -> the mean of three log 2. List 2: equal labels, no pair.
+    found = pairwise_logistic(
+        torch.tensor([0.0, 1.0, 4.0, 4.0, 4.0, 9.0, 0.0]),
+        label=torch.tensor([1.0, 0.0, 2.0, 1.0, 3.0, 0.5, 0.5]),
+        weight=torch.tensor([1.0, 3.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        list_offsets=torch.tensor([0, 2, 5, 7]),
+    )
+    assert found.item() == pytest.approx(2 * math.log(1 + math.e) + math.log(2), rel=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 10**6))
+def test_pairwise_equals_a_naive_loop(sizes: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    bounds = [0, *torch.tensor(sizes).cumsum(0).tolist()]
+    score = torch.randn(bounds[-1], generator=generator) * 5
+    label = torch.randint(0, 3, (bounds[-1],), generator=generator).float()
+    weight = torch.rand(bounds[-1], generator=generator)
+    found = pairwise_logistic(score, label=label, weight=weight, list_offsets=torch.tensor(bounds))
+    expected = _naive_pairwise(score, label, weight, bounds)
+    assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def test_in_batch_equals_a_hand_computed_value() -> None:

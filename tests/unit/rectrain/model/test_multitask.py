@@ -9,7 +9,7 @@ import torch
 
 from rectrain.data.batch import MicroBatch
 from rectrain.data.fields import Field, FieldTable
-from rectrain.model.losses import bce, in_batch_softmax, listwise_softmax
+from rectrain.model.losses import bce, in_batch_softmax, listwise_softmax, pairwise_logistic
 from rectrain.model.multitask import MultiTaskModel, _in_query
 from rectrain.model.spec import TaskSpec
 from rectrain.tasks import TASKS
@@ -17,9 +17,16 @@ from rectrain.tasks import TASKS
 MakeModel = Callable[..., MultiTaskModel]
 MakeBatch = Callable[..., MicroBatch]
 
-_FULL = {"recommendation": 7, "search_ranking": 9, "ad_ctr": 5, "risk": 4}
-_PART = {"recommendation": 0, "search_ranking": 6, "ad_ctr": 0, "risk": 1}
+_FULL = {
+    "recommendation": 7,
+    "search_ranking": 9,
+    "ad_ctr": 5,
+    "risk": 4,
+    "ad_headline": 9,
+    "risk_text": 3,
+}
 _NONE = dict.fromkeys(TASKS, 0)
+_PART = {**_NONE, "search_ranking": 6, "risk": 1}
 
 
 def _gradients(model: MultiTaskModel) -> dict[str, torch.Tensor]:
@@ -75,13 +82,20 @@ def test_modules_are_called_once_and_in_one_order_whatever_the_slots_hold(
 def test_micro_batches_of_two_ranks_sum_to_plain_losses_over_the_step(
     balancer: str, make_model: MakeModel, make_batch: MakeBatch
 ) -> None:
-    counts = {"recommendation": 10.0, "search_ranking": 5.0, "ad_ctr": 9.0, "risk": 6.0}
+    counts = {
+        "recommendation": 10.0,
+        "search_ranking": 5.0,
+        "ad_ctr": 9.0,
+        "risk": 6.0,
+        "ad_headline": 4.0,
+        "risk_text": 2.0,
+    }
     parts = [
         make_batch(rows, seed=seed, counts=counts)
         for seed, rows in enumerate(
             [
-                {"recommendation": 6, "search_ranking": 9, "ad_ctr": 4, "risk": 0},
-                {"recommendation": 4, "search_ranking": 6, "ad_ctr": 5, "risk": 6},
+                {**_NONE, "recommendation": 6, "search_ranking": 9, "ad_ctr": 4, "ad_headline": 6},
+                {**_FULL, "recommendation": 4, "search_ranking": 6, "ad_headline": 6, "risk": 6},
             ]
         )
     ]
@@ -110,6 +124,8 @@ def test_micro_batches_of_two_ranks_sum_to_plain_losses_over_the_step(
                 rows = {"label": slot.label, "weight": slot.weight}
                 if task == "search_ranking":
                     loss = listwise_softmax(score, list_offsets=slot.list_offsets, **rows)
+                elif task == "ad_headline":
+                    loss = pairwise_logistic(score, list_offsets=slot.list_offsets, **rows)
                 else:
                     loss = bce(score, **rows)
                 total[task] += loss / counts[task]
@@ -124,9 +140,9 @@ def test_rows_split_over_two_ranks_sum_to_the_gradient_of_one_micro_batch(
     balancer: str, make_model: MakeModel, make_batch: MakeBatch
 ) -> None:
     # Lists are kept whole, and in-batch negatives belong to their micro-batch.
-    rows = {"search_ranking": 9, "ad_ctr": 9, "risk": 9}
+    rows = {"search_ranking": 9, "ad_ctr": 9, "risk": 9, "ad_headline": 9}
     specs = {task: TASKS[task] for task in rows}
-    counts = {"search_ranking": 3.0, "ad_ctr": 9.0, "risk": 9.0}
+    counts = {"search_ranking": 3.0, "ad_ctr": 9.0, "risk": 9.0, "ad_headline": 3.0}
     model = make_model(specs=specs, balancer=balancer, sharing="gated_experts")
     model(make_batch(rows, counts=counts))[0].backward()
     whole = _gradients(model)
