@@ -7,7 +7,7 @@ vector feature.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -25,8 +25,12 @@ __all__ = [
     "TextLists",
     "batch_columns",
     "build_micro_batch",
+    "distinct_texts",
     "empty_table",
     "list_boundaries",
+    "split_texts",
+    "take_texts",
+    "text_keys",
 ]
 
 Ints = npt.NDArray[np.int64]
@@ -246,6 +250,55 @@ def list_boundaries(list_id: npt.NDArray[np.integer[Any]]) -> Ints:
     return np.concatenate([[0], changes, ends]).astype(np.int64)
 
 
+def text_keys(texts: PackedTexts) -> list[bytes]:
+    """A key of each text, equal for equal tokens alone."""
+    tokens = texts.input_ids.cpu().numpy().astype(np.int32)
+    return _keys(tokens, texts.lengths.cpu().numpy())
+
+
+def distinct_texts(tables: Iterable[pa.Table]) -> PackedTexts:
+    """The different texts of prepared rows, shortest first, else in the order of the rows.
+
+    Args:
+        tables: with the columns "query", "item" or both.
+    """
+    seen = dict[bytes, None]()
+    for table in tables:
+        for side in ("query", "item"):
+            if side in table.column_names:
+                _, lengths, tokens = _ragged_texts(table, side)
+                seen.update(dict.fromkeys(_keys(tokens, lengths)))
+    keys = sorted(seen, key=len)
+    tokens = np.frombuffer(b"".join(keys), dtype=np.int32)
+    lengths = np.array([len(key) // tokens.itemsize for key in keys], dtype=np.int64)
+    return PackedTexts(_tensor(tokens.astype(np.int64)), _tensor(lengths))
+
+
+def take_texts(texts: PackedTexts, index: Tensor) -> PackedTexts:
+    """Some of the texts.
+
+    Args:
+        texts: U texts.
+        index: int64, places of texts, ascending.
+    """
+    lengths = texts.lengths[index]
+    starts = (texts.lengths.cumsum(0) - texts.lengths)[index]
+    first = lengths.cumsum(0) - lengths
+    place = torch.arange(int(lengths.sum()), device=lengths.device)
+    tokens = texts.input_ids[place + (starts - first).repeat_interleave(lengths)]
+    return PackedTexts(tokens, lengths)
+
+
+def split_texts(texts: PackedTexts, budget: int) -> Iterator[PackedTexts]:
+    """Neighbouring texts of at most `budget` tokens together (a longer text stands alone)."""
+    ends = texts.lengths.cumsum(0).cpu().numpy()
+    start = used = 0
+    while start < len(ends):
+        stop = max(int(np.searchsorted(ends, used + budget, side="right")), start + 1)
+        yield PackedTexts(texts.input_ids[used : ends[stop - 1]], texts.lengths[start:stop])
+        start, used = stop, int(ends[stop - 1])
+
+
 def _items(rows: pa.Table, negatives: Negatives | None) -> pa.Table:
     """What the items of a slot have: those of its rows, then its negatives."""
     names = [name for name in rows.column_names if name in _OF_ITEMS or _is_vector(name)]
@@ -310,14 +363,9 @@ def _pack_texts(sides: list[tuple[Ints, Ints, npt.NDArray[np.int32]]]) -> tuple[
     assert lengths.size == 0 or lengths.min() > 0, "a text without tokens"
     ends = np.cumsum(lengths)
     starts = ends - lengths
-    # The bytes themselves are the key, so that two texts can never be taken for one another.
-    data, width, seen = tokens.tobytes(), tokens.itemsize, dict[bytes, int]()
+    seen = dict[bytes, int]()
     number = np.array(
-        [
-            seen.setdefault(data[start * width : end * width], len(seen))
-            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
-        ],
-        dtype=np.int64,
+        [seen.setdefault(key, len(seen)) for key in _keys(tokens, lengths)], dtype=np.int64
     )
     _, first = np.unique(number, return_index=True)
     order = np.argsort(lengths[first], kind="stable")
@@ -328,6 +376,14 @@ def _pack_texts(sides: list[tuple[Ints, Ints, npt.NDArray[np.int32]]]) -> tuple[
     gather = np.repeat(starts[first] - (np.cumsum(kept) - kept), kept) + np.arange(kept.sum())
     packed = PackedTexts(_tensor(tokens[gather].astype(np.int64)), _tensor(kept))
     return packed, position[number]
+
+
+def _keys(tokens: npt.NDArray[np.int32], lengths: Ints) -> list[bytes]:
+    """A key of each text: its bytes, so that two texts can never be taken for one another."""
+    ends = np.cumsum(lengths) * tokens.itemsize
+    starts = ends - lengths * tokens.itemsize
+    data = tokens.tobytes()
+    return [data[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
 def _matrix(table: pa.Table, name: str) -> npt.NDArray[Any]:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rectrain.data.batch import MicroBatch, PackedTexts, build_micro_batch
+from rectrain.data.batch import MicroBatch, build_micro_batch, split_texts
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.fields import FieldTable
 from rectrain.data.loader import empty_tables, open_tasks
@@ -186,7 +186,9 @@ class Predictor:
 
     def _encode(self, batch: MicroBatch) -> Tensor:
         """Vectors [U, D] of the batch's texts, which are sorted by length."""
-        parts = [encode(self.model.encoder, texts) for texts in _slices(batch.texts, self._budget)]
+        parts = [
+            encode(self.model.encoder, texts) for texts in split_texts(batch.texts, self._budget)
+        ]
         return torch.cat(parts) if parts else encode(self.model.encoder, batch.texts)
 
 
@@ -267,16 +269,6 @@ def _complete(rows: pa.Table, *, like: pa.Table) -> pa.Table:
         else:
             columns[field.name] = pa.array(np.arange(n) * (field.name == "list_id"), field.type)
     return pa.table(columns)
-
-
-def _slices(texts: PackedTexts, budget: int) -> Iterator[PackedTexts]:
-    """Neighbouring texts of at most `budget` tokens together (a longer text stands alone)."""
-    ends = texts.lengths.cumsum(0).cpu().numpy()
-    start = used = 0
-    while start < len(ends):
-        stop = max(int(np.searchsorted(ends, used + budget, side="right")), start + 1)
-        yield PackedTexts(texts.input_ids[used : ends[stop - 1]], texts.lengths[start:stop])
-        start, used = stop, int(ends[stop - 1])
 
 
 def _numpy(values: Tensor) -> Floats:

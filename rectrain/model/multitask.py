@@ -7,13 +7,14 @@ Shapes: T tokens, U texts, B rows of a task, K ≥ B its items (negatives follow
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import BertModel
 
-from rectrain.data.batch import MicroBatch, Slot
+from rectrain.data.batch import MicroBatch, PackedTexts, Slot
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.errors import ConfigError
 from rectrain.model.balancing import build_balancer
@@ -21,6 +22,7 @@ from rectrain.model.config import Balancer, GradientPlace, ModelConfig
 from rectrain.model.encoder import encode
 from rectrain.model.features import FeatureLayer
 from rectrain.model.heads import ListPooling, TwoTowerHead, build_head
+from rectrain.model.known import TextVectors
 from rectrain.model.losses import (
     bce,
     in_batch_softmax,
@@ -194,6 +196,7 @@ class MultiTaskModel(nn.Module):
                 }
             )
         self.balancer = build_balancer(balancer, tasks=list(tasks), weights=loss_weights or {})
+        self._known: TextVectors | None = None
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -269,14 +272,36 @@ class MultiTaskModel(nn.Module):
             fix="choose static, uncertainty or dwa",
         )
 
+    def freeze_encoder(self, known: TextVectors) -> None:
+        """From now on the encoder does not learn, has no dropout, and runs for unknown texts only.
+
+        Args:
+            known: vectors of texts by this encoder.
+        """
+        self.encoder.requires_grad_(False).train(False)
+        self._known = known
+
+    def train(self, mode: bool = True) -> Self:
+        """Sets training or evaluation mode; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self._known is not None:
+            self.encoder.train(False)
+        return self
+
+    def _vectors(self, texts: PackedTexts) -> Tensor:
+        if self._known is None:
+            return encode(
+                self.encoder, texts, activation_checkpointing=self.activation_checkpointing
+            )
+        with torch.no_grad():
+            return self._known.of(texts, encode=partial(encode, self.encoder))
+
     def _outputs(
         self, batch: MicroBatch, vectors: Tensor | None
     ) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
         assert self.task_names == tuple(slot.task for slot in batch.slots), "one slot a task"
         if vectors is None:
-            vectors = encode(
-                self.encoder, batch.texts, activation_checkpointing=self.activation_checkpointing
-            )
+            vectors = self._vectors(batch.texts)
         sides = [self._module(slot.task).pool(vectors, slot) for slot in batch.slots]
         sizes = [[len(side) for side in parts] for parts in sides]
         shared = self.sharing(

@@ -14,7 +14,7 @@ from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.loader import open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.data.tokenize import load_tokenizer
-from rectrain.errors import CheckpointError, ConfigError
+from rectrain.errors import CheckpointError, ConfigError, EncoderError
 from rectrain.model.balancing import check_installed
 from rectrain.model.encoder import load_encoder
 from rectrain.model.multitask import MultiTaskModel
@@ -101,9 +101,19 @@ def new_model(config: RunConfig, data: Data) -> MultiTaskModel:
         ConfigError: the balancer's packages are missing.
     """
     check_installed(config.train.balancer)
+    features = {task: prepared.features(task) for task, prepared in data.items()}
+    if config.train.start_from is None:
+        model = _assemble(_encoder(config, data), features=features, config=config)
+    else:
+        model = _continued(load_model(config.train.start_from), config, data, features=features)
+    model.encoder.requires_grad_(config.train.freeze != "encoder")
+    return model
+
+
+def _encoder(config: RunConfig, data: Data) -> BertModel:
     first = next(iter(data.values()))
     tokenizer = first.manifest["tokenizer"]
-    encoder = load_encoder(
+    return load_encoder(
         config.model.encoder,
         vocab_size=int(tokenizer["vocab_size"]),
         dropout=config.model.dropout,
@@ -113,8 +123,43 @@ def new_model(config: RunConfig, data: Data) -> MultiTaskModel:
         pad_token_id=load_tokenizer(first.tokenizer_path).pad_token_id or 0,
         seed=config.seed,
     )
-    features = {task: prepared.features(task) for task, prepared in data.items()}
-    return _assemble(encoder, features=features, config=config)
+
+
+def _continued(
+    start: LoadedModel, config: RunConfig, data: Data, *, features: Mapping[str, FeatureEncoder]
+) -> MultiTaskModel:
+    """A model with another's encoder, and of its other parts those that fit; the rest is fresh."""
+    for task, prepared in data.items():
+        if prepared.tokenizer_sha256 != start.checkpoint.meta["tokenizer_sha256"]:
+            raise EncoderError(
+                what=f"train.start_from {config.train.start_from}",
+                got=f"a model with another tokenizer than the data of {task}",
+                rule="token ids must mean the same",
+                fix=f"prepare the data with --encoder {start.tokenizer_path}",
+            )
+    described = start.model.encoder.config
+    described.hidden_dropout_prob = config.model.dropout
+    described.attention_probs_dropout_prob = config.model.dropout
+    encoder = BertModel(described, add_pooling_layer=False)
+    model = _assemble(encoder, features=features, config=config)
+    given, own = start.model.state_dict(), model.state_dict()
+    for prefix in _fitting_parts(start, features):
+        shapes = {name: value.shape for name, value in own.items() if name.startswith(prefix)}
+        if shapes == {name: value.shape for name, value in given.items() if name in shapes}:
+            own |= {name: given[name] for name in shapes}
+    model.load_state_dict(own)
+    return model
+
+
+def _fitting_parts(start: LoadedModel, features: Mapping[str, FeatureEncoder]) -> tuple[str, ...]:
+    """Prefixes of the parameters that mean the same in both models."""
+    tasks = tuple(
+        f"tasks.{task}."
+        for task, encoder in features.items()
+        if task in start.features and start.features[task].to_json() == encoder.to_json()
+    )
+    same_tasks = list(features) == list(start.features)  # gates and variances go by place
+    return ("encoder.", *tasks, *(("sharing.", "balancer.") if same_tasks else ()))
 
 
 def _assemble(

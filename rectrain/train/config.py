@@ -48,6 +48,18 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="auto: bf16 on a GPU that has it, else fp32"
     )
+    start_from: str | None = Field(
+        default=None,
+        description="a run or checkpoint whose weights this run starts from: its encoder, and its "
+        "heads of tasks with the same features",
+    )
+    freeze: Literal["none", "encoder"] = Field(
+        default="none",
+        description="encoder: train all but the encoder, on vectors that are computed once",
+    )
+    frozen_cache_gib: PositiveFloat = Field(
+        default=4.0, description="memory of a worker for the vectors of a frozen encoder, at most"
+    )
     learning_rate: PositiveFloat = Field(default=5e-5, description="peak rate of the encoder")
     head_learning_rate: PositiveFloat | None = Field(
         default=None,
@@ -118,6 +130,13 @@ class TrainConfig(Section):
             raise ValueError("offload needs zero_stage 1, 2 or 3")
         if self.offload == "all" and self.zero_stage != 3:
             raise ValueError("offload=all needs zero_stage 3; use offload=optimizer below it")
+        if self.zero_stage == 3 and self.freeze != "none":
+            raise ValueError("freeze needs zero_stage 0, 1 or 2: a frozen encoder is not split")
+        if self.balancer in GRADIENT_BALANCERS and self.freeze != "none":
+            raise ValueError(
+                f"balancer={self.balancer} compares gradients of the encoder, and freeze leaves "
+                "none; choose static, uncertainty or dwa"
+            )
         if self.zero_stage == 3 and self.balancer in GRADIENT_BALANCERS:
             raise ValueError(
                 f"balancer={self.balancer} needs zero_stage 0, 1 or 2: at stage 3 a layer's "

@@ -148,6 +148,10 @@ def resolve_paths(config: RunConfig) -> RunConfig:
         update["model"] = config.model.model_copy(
             update={"encoder": absolute(config.model.encoder)}
         )
+    if config.train.start_from is not None:
+        update["train"] = config.train.model_copy(
+            update={"start_from": absolute(config.train.start_from)}
+        )
     return config.model_copy(update=update)
 
 

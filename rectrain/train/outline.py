@@ -92,21 +92,26 @@ def outline(
 
 def _memory(config: RunConfig, model: MultiTaskModel, workers: int) -> list[str]:
     bert = model.encoder.config
+    is_frozen = config.train.freeze == "encoder"
     facts = model_facts(model, hidden_size=bert.hidden_size)
     state = state_bytes(
         facts.num_parameters, zero_stage=config.train.zero_stage, world_size=workers
     )
     state["bucket"] = 4 * bucket_elements(facts) if config.train.zero_stage > 0 else 0
-    state["activations, at most"] = activation_bytes(
-        num_tokens=config.data.tokens_per_micro_batch,
-        hidden_size=bert.hidden_size,
-        num_layers=1 if config.train.activation_checkpointing else bert.num_hidden_layers,
-        max_length=bert.max_position_embeddings,
-        num_heads=bert.num_attention_heads,
-    )
+    if is_frozen:
+        state["frozen encoder"] = 4 * model.encoder.num_parameters()
+        state["vectors, at most"] = int(config.train.frozen_cache_gib * (1 << 30))
+    else:
+        state["activations, at most"] = activation_bytes(
+            num_tokens=config.data.tokens_per_micro_batch,
+            hidden_size=bert.hidden_size,
+            num_layers=1 if config.train.activation_checkpointing else bert.num_hidden_layers,
+            max_length=bert.max_position_embeddings,
+            num_heads=bert.num_attention_heads,
+        )
     parts = ", ".join(f"{kind} {held / _MIB:,.0f}" for kind, held in state.items())
     total = sum(state.values()) / _MIB
     return [
-        f"parameters: {facts.num_parameters:,}",
+        f"parameters to train: {facts.num_parameters:,}",
         f"memory of a worker: {total:,.0f} MiB ({parts}), and {_PROCESS_MIB} of the process",
     ]

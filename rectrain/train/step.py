@@ -32,6 +32,7 @@ __all__ = [
     "num_accumulations",
     "parameter_groups",
     "train_step",
+    "worker_device",
 ]
 
 
@@ -121,8 +122,8 @@ def parameter_groups(model: nn.Module, *, train: TrainConfig) -> list[dict[str, 
 
 
 def model_facts(model: nn.Module, *, hidden_size: int) -> ModelFacts:
-    """Sizes of a model that is not yet split."""
-    sizes = [parameter.numel() for parameter in model.parameters()]
+    """Sizes of what trains of a model that is not yet split."""
+    sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
     return ModelFacts(sum(sizes), max(sizes), hidden_size)
 
 
@@ -139,6 +140,13 @@ def join_deepspeed(*, timeout_s: float) -> None:
     deepspeed.init_distributed(
         dist_backend=torch.distributed.get_backend(), timeout=timedelta(seconds=timeout_s)
     )
+
+
+def worker_device() -> torch.device:
+    """The device that DeepSpeed trains on in this process (see `join_deepspeed`)."""
+    from deepspeed.accelerator import get_accelerator
+
+    return torch.device(get_accelerator().current_device_name())
 
 
 def build_engine(

@@ -34,6 +34,7 @@ from rectrain.train.checkpoint import (
     save_checkpoint,
 )
 from rectrain.train.config import RunConfig
+from rectrain.train.frozen import freeze_encoder
 from rectrain.train.outline import RunPlan, plan_run
 from rectrain.train.process import set_up_process
 from rectrain.train.step import (
@@ -45,6 +46,7 @@ from rectrain.train.step import (
     learning_rate_share,
     num_accumulations,
     train_step,
+    worker_device,
 )
 from rectrain.train.storage import Store
 from rectrain.train.validate import validate
@@ -138,6 +140,8 @@ class _Session:
             checkpoint = open_checkpoint(found)
             check_same_data(checkpoint, config, data)
             load_weights(model, checkpoint)
+        if config.train.freeze == "encoder":
+            freeze_encoder(model.to(worker_device()), config, data)
         engine = build_engine(
             model,
             train=config.train,
