@@ -14,7 +14,7 @@ from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.loader import open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.data.tokenize import load_tokenizer
-from rectrain.errors import CheckpointError, ConfigError, EncoderError
+from rectrain.errors import CheckpointError, ConfigError, EncoderError, without_credentials
 from rectrain.model.balancing import check_installed
 from rectrain.model.encoder import load_encoder
 from rectrain.model.multitask import MultiTaskModel
@@ -182,8 +182,11 @@ def checkpoint_meta(config: RunConfig, data: Data) -> dict[str, Any]:
 
     Where the run is written and watched is no part of it: such URIs can hold passwords.
     """
+    described = config.model_dump(mode="json", exclude={"output", "tracking"})
+    if config.train.start_from is not None:
+        described["train"]["start_from"] = without_credentials(config.train.start_from)
     return {
-        "config": config.model_dump(mode="json", exclude={"output", "tracking"}),
+        "config": described,
         "tasks": {
             task: {
                 "features": prepared.features(task).to_json(),

@@ -98,6 +98,18 @@ def kill_workers(run: Path, at: list[int], done: threading.Event) -> list[int]:
     return killed
 
 
+def killing(run: Path, at: list[int], action: Callable[[], int]) -> tuple[int, list[int]]:
+    """What an action returns while workers are killed beside it; and the steps of the kills."""
+    done, killed = threading.Event(), list[int]()
+    killer = threading.Thread(target=lambda: killed.extend(kill_workers(run, at, done)))
+    killer.start()
+    try:
+        return action(), killed
+    finally:
+        done.set()
+        killer.join()
+
+
 def training_workers() -> list[int]:
     """Processes of this test's cluster that train."""
     found = []
@@ -191,15 +203,8 @@ def test_killed_workers_change_nothing(
     steps = sorted(
         random.sample(range(1, NUM_STEPS), num_kills)
     )  # anew each time; shown on failure
-    done, killed = threading.Event(), []
     run = tmp_path / "killed"
-    killer = threading.Thread(target=lambda: killed.extend(kill_workers(run, steps, done)))
-    killer.start()
-    try:
-        status = train.main(arguments(cluster, tmp_path, "killed"))
-    finally:
-        done.set()
-        killer.join()
+    status, killed = killing(run, steps, lambda: train.main(arguments(cluster, tmp_path, "killed")))
     assert (status, killed) == (0, steps)
     expected, got = final_tensors(straight[0]), final_tensors(run)
     assert expected.keys() == got.keys()
@@ -208,6 +213,25 @@ def test_killed_workers_change_nothing(
     reference = read_records(straight[0] / "metrics.jsonl")
     assert [(r["kind"], r["step"]) for r in records] == [(r["kind"], r["step"]) for r in reference]
     assert [r.get("loss") for r in records] == [r.get("loss") for r in reference]
+
+
+def test_heads_alone_leave_the_encoder_as_it_was_and_survive_a_kill(
+    cluster: Path, straight: tuple[Path, Any], tmp_path: Path
+) -> None:
+    alone = ["--train.freeze=encoder", f"--train.start_from={straight[0]}"]
+    assert train.main(arguments(cluster, tmp_path, "heads", *alone)) == 0
+    before, after = final_tensors(straight[0]), final_tensors(tmp_path / "heads")
+    trained = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert not [name for name in after if "encoder." in name and name in trained]
+    assert not [name for name in after if name.startswith("exp_avg/encoder.")]
+    heads = {name.split(".")[1] for name in trained if name.startswith("tasks.")}
+    assert heads == {"recommendation", "search_ranking", "ad_ctr", "risk"}
+    status, killed = killing(
+        tmp_path / "again", [11], lambda: train.main(arguments(cluster, tmp_path, "again", *alone))
+    )
+    assert (status, killed) == (0, [11])
+    again = final_tensors(tmp_path / "again")
+    assert not [name for name in after if not torch.equal(after[name], again[name])]
 
 
 def test_a_finished_run_says_so(

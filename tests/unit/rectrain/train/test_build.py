@@ -14,11 +14,12 @@ from rectrain.data.encoding import FeatureEncoder
 from rectrain.errors import CheckpointError
 from rectrain.train.build import check_same_data, checkpoint_meta
 from rectrain.train.checkpoint import Checkpoint
-from rectrain.train.config import RunConfig, TrackingConfig
+from rectrain.train.config import RunConfig, TrackingConfig, TrainConfig
 
 CONFIG = RunConfig(
     output="s3://key:secret@bucket/runs",
     data=DataConfig(paths=("data",)),
+    train=TrainConfig(start_from="s3://key:secret@bucket/runs/before"),
     tracking=TrackingConfig(mlflow="http://me:secret@host"),
 )
 
