@@ -112,7 +112,7 @@ def test_the_documented_task_is_prepared_trained_evaluated_and_predicted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     entry, rows = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    (spec,) = eval(entry, {"TaskSpec": TaskSpec, "FieldTable": FieldTable, "Field": Field})
+    spec = eval(entry, {"TaskSpec": TaskSpec, "FieldTable": FieldTable, "Field": Field})
     monkeypatch.setitem(TASKS, spec.name, spec)
     exec(rows, {})
     command = re.search(r"python -m jobs\.prepare (.*)", DOCS.read_text(encoding="utf-8"))
