@@ -3,13 +3,14 @@
 Every balancer gives Σ_i c_i · w_i · L_i: w_i are the user's fixed weights, c_i is what the balancer
 makes of the losses or of their gradients. `static` is c = 1.
 
-Shapes: K tasks, P shared parameters.
+Shapes: K tasks, P shared parameters, U texts, D the encoder's hidden size.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,10 @@ class StaticWeights(nn.Module):
             Float32 scalar.
         """
         return self.combine(losses, losses.new_tensor(self.weights))
+
+    def split(self, vectors: Tensor) -> list[Tensor]:
+        """Each task's view of the encoder's vectors [U, D]; here all are the vectors."""
+        return [vectors] * len(self.weights)
 
     def combine(self, losses: Tensor, weights: Tensor) -> Tensor:
         """Σ_i of weights and losses, both float32 [K]; notes the weights in `applied`."""
@@ -148,8 +153,10 @@ class GradientWeights(StaticWeights):
     "upgrad": Quinton and Rey 2024, "Jacobian Descent for Multi-Objective Optimization", section 3,
     times K: each gradient is projected onto the cone of directions that harm no task.
 
-    Without conflicts, pcgrad and upgrad are `static`. All c ≥ 0; they scale the heads' gradients
-    too. Used as a module it is `static`; `train.balance` gives it a step's gradients.
+    Without conflicts, pcgrad and upgrad are `static`. c ≥ 0 acts where the tasks meet, on what
+    their views of the encoder's vectors give back in the backward pass: as in the papers, the
+    encoder gets the gradient of Σ c_i · w_i · L_i, and all that comes after it that of Σ w_i · L_i.
+    c is 1 until `use` says otherwise; `train.balance` does, from each step's gradients.
 
     Args:
         weights: w, one a task, at least 0; gradients are those of w_i · L_i.
@@ -159,9 +166,31 @@ class GradientWeights(StaticWeights):
     def __init__(self, weights: Sequence[float], *, method: GradientBalancer) -> None:
         super().__init__(weights)
         self._method = method
+        self._factors = [1.0] * len(self.weights)
+
+    def forward(self, losses: Tensor, *, num_shares: int) -> Tensor:
+        """Σ_i w_i · L_i; see StaticWeights."""
+        return (losses * losses.new_tensor(self.weights)).sum()
+
+    def split(self, vectors: Tensor) -> list[Tensor]:
+        """Each task's view of the encoder's vectors [U, D], whose gradient is multiplied by c_i."""
+        views = [vectors.view_as(vectors) for _ in self.weights]
+        for place, view in enumerate(views):
+            if view.requires_grad:
+                view.register_hook(partial(self._scale, place))  # type: ignore[no-untyped-call]
+        return views
+
+    def _scale(self, place: int, gradient: Tensor) -> Tensor:
+        return gradient * self._factors[place]  # of the moment: c is known only after the forward
+
+    def use(self, coefficients: Tensor | None) -> None:
+        """Sets c, [K], for the backward passes to come; None sets it to 1."""
+        w = torch.tensor(self.weights)
+        self._factors = [1.0] * len(w) if coefficients is None else coefficients.tolist()
+        self.applied = (w * torch.tensor(self._factors)).to(self.applied.device)
 
     def solve(self, gramian: Tensor, *, seed: int) -> Tensor:
-        """The weights c_i · w_i of a step.
+        """c of a step.
 
         Args:
             gramian: float64 [K, K], inner products of the gradients of L_i in the whole step.
@@ -174,11 +203,11 @@ class GradientWeights(StaticWeights):
         scaled = gramian.detach().double().cpu() * w[:, None] * w
         size = scaled.diagonal().mean()
         if size == 0 or not size.isfinite():  # a loss that isn't finite is told when it is logged
-            return w
+            return torch.ones_like(w)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             # The solvers take small gradients for none: c does not depend on their size.
-            return w * self._coefficients(scaled / size)
+            return self._coefficients(scaled / size)
 
     def _coefficients(self, gramian: Tensor) -> Tensor:
         from torchjd import aggregation

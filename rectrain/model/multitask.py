@@ -302,7 +302,8 @@ class MultiTaskModel(nn.Module):
         assert self.task_names == tuple(slot.task for slot in batch.slots), "one slot a task"
         if vectors is None:
             vectors = self._vectors(batch.texts)
-        sides = [self._module(slot.task).pool(vectors, slot) for slot in batch.slots]
+        views = zip(batch.slots, self.balancer.split(vectors), strict=True)
+        sides = [self._module(slot.task).pool(view, slot) for slot, view in views]
         sizes = [[len(side) for side in parts] for parts in sides]
         shared = self.sharing(
             torch.cat([side for parts in sides for side in parts]), [sum(size) for size in sizes]

@@ -292,21 +292,28 @@ def _gain_json(gain: Gain) -> dict[str, Any]:
 
 
 def draw_interactions(gradients: GradientReport, path: Path) -> None:
-    """A heat map of the cosines, -1 to 1."""
+    """A heat map of the cosines between different tasks."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     size = len(gradients.tasks)
-    values = [[math.nan if v is None else v for v in row] for row in gradients.cosines]
+    known = {
+        (i, j): value
+        for i, row in enumerate(gradients.cosines)
+        for j, value in enumerate(row)
+        if i != j and value is not None
+    }
+    values = [[known.get((i, j), math.nan) for j in range(size)] for i in range(size)]
+    limit = max([0.1, *map(abs, known.values())])
     figure, axis = pyplot.subplots(figsize=(2.5 + size, 1.5 + size), layout="constrained")
-    picture = axis.imshow(values, cmap="RdBu", vmin=-1, vmax=1)
+    picture = axis.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit)
     axis.set_xticks(range(size), gradients.tasks, rotation=30, ha="right")
     axis.set_yticks(range(size), gradients.tasks)
-    for i, row in enumerate(gradients.cosines):
-        for j, value in enumerate(row):
-            axis.text(j, i, _text(value), ha="center", va="center", color="black")
+    for (i, j), value in known.items():
+        color = "white" if abs(value) > limit / 2 else "black"
+        axis.text(j, i, _text(value), ha="center", va="center", color=color)
     axis.set_title("cosine of the tasks' gradients at the encoder")
     figure.colorbar(picture, ax=axis)
     figure.savefig(path, dpi=120)

@@ -1,4 +1,4 @@
-"""A step's loss weights from the tasks' gradients over all its micro-batches and workers.
+"""A step's balance, from the tasks' gradients or losses over all its micro-batches and workers.
 
 Shapes: K tasks, P shared parameters; A forwards of one worker in a step.
 """
@@ -33,13 +33,13 @@ def balance_of_step(
     place: GradientPlace,
     seed: int,
 ) -> Balance | None:
-    """What makes one number of the losses in every forward of a step; every rank must call it.
+    """Readies a gradient balancer for the forwards of a step; every rank must call it.
 
-    The weights are those of this step's own gradients: task i's gradient is summed over all
-    micro-batches and workers, then come the inner products, then the weights, alike on all ranks.
-    So they depend neither on N nor on A. With A = 1 all of that happens inside the one forward;
-    with more, each micro-batch first runs forward once without the backward pass, since the weights
-    must be known before the first one (keeping A graphs would undo what accumulation saves).
+    The coefficients are those of this step's own gradients: task i's gradient is summed over all
+    micro-batches and workers, then come the inner products, then the coefficients, alike on all
+    ranks. So they depend neither on N nor on A. With A = 1 all of that happens inside the one
+    forward; with more, each micro-batch first runs forward once without the backward pass, since
+    they must be known before the first one (keeping A graphs would undo what accumulation saves).
 
     Args:
         model: unsplit weights (ZeRO stage 0, 1 or 2).
@@ -49,23 +49,28 @@ def balance_of_step(
         seed: of random choices in this step.
 
     Returns:
-        None where the model's own balancer needs no gradients.
+        What the step's forward takes in the balancer's place; None for the balancer itself.
     """
     balancer = model.balancer
     if not isinstance(balancer, GradientWeights):
         return None
     parameters = model.shared_parameters(place)  # type: ignore[operator]
+    balancer.use(None)  # the gradients that are compared are not weighted
 
-    def solve(gradients: Tensor) -> Tensor:
+    def solve(gradients: Tensor) -> None:
         torch.distributed.all_reduce(gradients)
-        weights = balancer.solve(_gramian(gradients), seed=seed).to(gradients)
-        torch.distributed.broadcast(weights, src=0)  # solvers may round differently on other CPUs
-        return weights
+        found = balancer.solve(_gramian(gradients), seed=seed).to(gradients)
+        torch.distributed.broadcast(found, src=0)  # solvers may round differently on other CPUs
+        balancer.use(found)
+
+    def balance(losses: Tensor) -> Tensor:
+        solve(task_gradients(losses, parameters))
+        return balancer(losses, num_shares=1)  # type: ignore[no-any-return]
 
     if num_forwards == 1:
-        return lambda losses: balancer.combine(losses, solve(task_gradients(losses, parameters)))
-    weights = solve(_summed(forward, parameters, num_forwards=num_forwards))
-    return lambda losses: balancer.combine(losses, weights)
+        return balance
+    solve(_summed(forward, parameters, num_forwards=num_forwards))
+    return None
 
 
 def _summed(

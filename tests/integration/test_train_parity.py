@@ -245,13 +245,14 @@ def _plain_torch(balancer: str) -> tuple[Weights, list[list[float]]]:
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * share
         losses = _plain_losses(model, step)
-        if balancer in PLAIN_WEIGHTS:
+        model.balancer(losses, num_shares=1).backward(retain_graph=True)
+        weights = model.balancer.applied
+        if balancer in PLAIN_WEIGHTS:  # the heads keep their fixed weights
             weights = _plain_weights(model, losses, balancer, step)
-            loss = (weights * losses).sum()
-        else:
-            loss = model.balancer(losses, num_shares=1)
-            weights = model.balancer.applied
-        loss.backward()
+            encoder = list(model.encoder.parameters())
+            gradients = torch.autograd.grad((weights * losses).sum(), encoder)
+            for parameter, gradient in zip(encoder, gradients, strict=True):
+                parameter.grad = gradient
         if balancer == "dwa":
             model.balancer.observe(losses.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm)

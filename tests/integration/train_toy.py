@@ -74,9 +74,10 @@ class ToyModel(nn.Module):
         rows = torch.cat([slot.features for slot in batch.slots] + [torch.zeros(1, 13)])
         hidden = self.encoder(rows)
         parts, start = {}, 0
-        for task, slot in zip(TASKS, batch.slots, strict=True):
+        views = self.balancer.split(hidden)
+        for task, slot, view in zip(TASKS, batch.slots, views, strict=True):
             end = start + len(slot.label)
-            logits = self.heads[task](torch.cat([hidden[start:end], hidden[-1:] * 0.0])).squeeze(-1)
+            logits = self.heads[task](torch.cat([view[start:end], view[-1:] * 0.0])).squeeze(-1)
             start = end
             sum_ = nn.functional.binary_cross_entropy_with_logits(
                 logits[:-1], slot.label, reduction="sum"

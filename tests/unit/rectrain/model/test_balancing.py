@@ -118,18 +118,19 @@ def test_upgrad_harms_no_task_and_static_weights_scale_the_gradients() -> None:
     for _ in range(20):
         rows = torch.randn(4, 8, generator=generator, dtype=torch.float64)
         balancer = GradientWeights([1.0, 2.0, 0.5, 3.0], method="upgrad")
-        direction = balancer.solve(rows @ rows.T, seed=0) @ rows
-        assert (rows @ direction > -1e-2 * rows.norm(dim=1) * direction.norm()).all()
+        found = balancer.solve(rows @ rows.T, seed=0)
         scaled = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)[:, None] * rows
+        direction = found @ scaled
+        assert (rows @ direction > -1e-2 * rows.norm(dim=1) * direction.norm()).all()
         plain = GradientWeights([1.0] * 4, method="upgrad").solve(scaled @ scaled.T, seed=0)
-        torch.testing.assert_close(plain @ scaled, direction)
+        torch.testing.assert_close(plain, found)
 
 
 @pytest.mark.parametrize("method", GRADIENT_BALANCERS)
 def test_gradient_weights_with_a_task_without_gradient(method: str) -> None:
     balancer = GradientWeights([1.0, 2.0], method=method)  # type: ignore[arg-type]
     for value in (0.0, math.nan):
-        assert balancer.solve(torch.full((2, 2), value), seed=0).tolist() == [1.0, 2.0]
+        assert balancer.solve(torch.full((2, 2), value), seed=0).tolist() == [1.0, 1.0]
     assert balancer.solve(_gramian((1.0, 2.0), (0.0, 0.0)), seed=0).isfinite().all()
 
 
@@ -164,6 +165,29 @@ def test_gradients_of_tasks_inside_a_forward_sum_to_the_backward_pass(
         torch.testing.assert_close(found[0].sum(0), whole, rtol=1e-4, atol=1e-6)
         assert [bool(row.any()) for row in found[0]] == [n > 0 for n in rows.values()]
     assert len(shared) == len(list(model.encoder.parameters()))
+
+
+def test_coefficients_weigh_the_encoder_and_leave_the_rest_alone(
+    make_model: Callable[..., MultiTaskModel], make_batch: Callable[..., MicroBatch]
+) -> None:
+    batch = make_batch({"recommendation": 5, "search_ranking": 6, "ad_ctr": 3, "risk": 2})
+
+    def gradients(balancer: str, weights: list[float], factors: list[float] | None) -> dict:
+        model = make_model(
+            balancer=balancer, sharing="mmoe", loss_weights=dict(zip(TASKS, weights, strict=True))
+        )
+        if factors is not None:
+            model.balancer.use(torch.tensor(factors))
+            assert model.balancer.applied.tolist() == [4.0, 2.0, 0.0, 1.5]
+        model(batch)[0].backward()
+        return {name: p.grad for name, p in model.named_parameters()}
+
+    found = gradients("upgrad", [2.0, 1.0, 1.0, 0.5], [2.0, 2.0, 0.0, 3.0])
+    weighted = gradients("static", [4.0, 2.0, 0.0, 1.5], None)
+    plain = gradients("static", [2.0, 1.0, 1.0, 0.5], None)
+    for name, gradient in found.items():
+        expected = (weighted if name.startswith("encoder.") else plain)[name]
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_a_frozen_layer_is_no_place_of_gradients(
