@@ -159,7 +159,7 @@ def test_gradients_of_tasks_inside_a_forward_sum_to_the_backward_pass(
             found.append(task_gradients(losses, shared))  # noqa: B023 - called in this round
             return losses.sum()
 
-        rows = {"recommendation": 5, "search_ranking": 6, "ad_ctr": 3, "risk": 0}
+        rows = dict(zip(TASKS, [5, 6, 3, 0, 6, 2], strict=True))
         model(make_batch(rows), balance=balance)[0].backward()
         whole = torch.cat([p.grad.flatten() for p in shared if p.grad is not None])
         torch.testing.assert_close(found[0].sum(0), whole, rtol=1e-4, atol=1e-6)
@@ -170,7 +170,7 @@ def test_gradients_of_tasks_inside_a_forward_sum_to_the_backward_pass(
 def test_coefficients_weigh_the_encoder_and_leave_the_rest_alone(
     make_model: Callable[..., MultiTaskModel], make_batch: Callable[..., MicroBatch]
 ) -> None:
-    batch = make_batch({"recommendation": 5, "search_ranking": 6, "ad_ctr": 3, "risk": 2})
+    batch = make_batch(dict(zip(TASKS, [5, 6, 3, 2, 6, 4], strict=True)))
 
     def gradients(balancer: str, weights: list[float], factors: list[float] | None) -> dict:
         model = make_model(
@@ -178,13 +178,13 @@ def test_coefficients_weigh_the_encoder_and_leave_the_rest_alone(
         )
         if factors is not None:
             model.balancer.use(torch.tensor(factors))
-            assert model.balancer.applied.tolist() == [4.0, 2.0, 0.0, 1.5]
+            assert model.balancer.applied.tolist() == [4.0, 2.0, 0.0, 1.5, 1.0, 2.0]
         model(batch)[0].backward()
         return {name: p.grad for name, p in model.named_parameters()}
 
-    found = gradients("upgrad", [2.0, 1.0, 1.0, 0.5], [2.0, 2.0, 0.0, 3.0])
-    weighted = gradients("static", [4.0, 2.0, 0.0, 1.5], None)
-    plain = gradients("static", [2.0, 1.0, 1.0, 0.5], None)
+    found = gradients("upgrad", [2.0, 1.0, 1.0, 0.5, 1.0, 1.0], [2.0, 2.0, 0.0, 3.0, 1.0, 2.0])
+    weighted = gradients("static", [4.0, 2.0, 0.0, 1.5, 1.0, 2.0], None)
+    plain = gradients("static", [2.0, 1.0, 1.0, 0.5, 1.0, 1.0], None)
     for name, gradient in found.items():
         expected = (weighted if name.startswith("encoder.") else plain)[name]
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6, msg=name)
