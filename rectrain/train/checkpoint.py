@@ -409,7 +409,7 @@ def restore_optimizer(engine: Engine, checkpoint: Checkpoint) -> None:
 
 
 def _make_states(engine: Engine, *, step: int) -> None:
-    """AdamW's states as they would stand after `step` updates, with zero moments."""
+    """Adam's states as they would stand after `step` updates, with zero moments."""
     wrapper = engine.optimizer
     stage = engine.zero_optimization_stage()
     if stage == 0:
@@ -422,7 +422,7 @@ def _make_states(engine: Engine, *, step: int) -> None:
             if stage == 3
             else wrapper.single_partition_of_fp32_groups
         )
-    in_torch = isinstance(inner, torch.optim.AdamW)
+    in_torch = isinstance(inner, torch.optim.Adam)  # AdamW is one
     for tensor in held:
         inner.state[tensor] = {
             # torch counts in a tensor beside the weights, DeepSpeedCPUAdam in a number.

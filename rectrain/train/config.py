@@ -65,8 +65,19 @@ class TrainConfig(Section):
         default=None,
         description="peak rate of everything but the encoder; 10 × learning_rate by default",
     )
+    layer_decay: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="each layer of the encoder learns at this share of the rate of the one above",
+    )
     weight_decay: float = Field(
         default=0.01, ge=0.0, description="not on biases, norms and scalars"
+    )
+    decay: Literal["decoupled", "l2"] = Field(
+        default="decoupled",
+        description="how weights decay: beside the gradient (AdamW), or as a penalty inside it "
+        "(Adam with L2), after clipping",
     )
     warmup_share: Share = Field(default=0.1, description="share of the steps in linear warm-up")
     max_grad_norm: float = Field(
@@ -130,6 +141,8 @@ class TrainConfig(Section):
             raise ValueError("offload needs zero_stage 1, 2 or 3")
         if self.offload == "all" and self.zero_stage != 3:
             raise ValueError("offload=all needs zero_stage 3; use offload=optimizer below it")
+        if self.layer_decay != 1.0 and self.freeze != "none":
+            raise ValueError("layer_decay needs an encoder that trains; drop it or freeze")
         if self.zero_stage == 3 and self.freeze != "none":
             raise ValueError("freeze needs zero_stage 0, 1 or 2: a frozen encoder is not split")
         if self.balancer in GRADIENT_BALANCERS and self.freeze != "none":

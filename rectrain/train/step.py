@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -104,21 +105,36 @@ def dropout_seed(seed: int, *, step: int, micro_batch: int) -> int:
 def parameter_groups(model: nn.Module, *, train: TrainConfig) -> list[dict[str, Any]]:
     """Parameters by learning rate and weight decay.
 
-    Everything under `encoder.` has the encoder's rate. Biases, LayerNorm and other parameters of
-    fewer than two dimensions are not decayed.
+    Of an encoder with L layers, layer l = 1 to L has learning_rate × layer_decay^(L - l), the
+    embeddings as l = 0 (layer-wise decay: Clark et al., 2020, ELECTRA, appendix A; the idea is
+    Howard and Ruder's, 2018, section 3.2). Biases, LayerNorm and other parameters of fewer than two
+    dimensions are not decayed.
     """
     head_rate = train.head_learning_rate or 10 * train.learning_rate
+    layers = {name: _layer_number(name) for name, _ in model.named_parameters()}
+    num_layers = max(layers.values(), default=0)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        rate = train.learning_rate if name.startswith("encoder.") else head_rate
+        depth = num_layers - layers[name] if _LAYER.match(name) else 0
+        in_encoder = name.startswith("encoder.")
+        rate = train.learning_rate * train.layer_decay**depth if in_encoder else head_rate
         decay = train.weight_decay if parameter.ndim >= 2 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "peak_lr": rate, "weight_decay": decay}
         for (rate, decay), parameters in groups.items()
     ]
+
+
+_LAYER = re.compile(r"encoder\.(?:embeddings\.|encoder\.layer\.(\d+)\.)")
+
+
+def _layer_number(name: str) -> int:
+    """1 to L in the encoder's layers; 0 for the embeddings and all that is no layer."""
+    found = _LAYER.match(name)
+    return int(found[1]) + 1 if found and found[1] else 0
 
 
 def model_facts(model: nn.Module, *, hidden_size: int) -> ModelFacts:
@@ -209,8 +225,10 @@ def _optimizer(
     if train.offload != "none" and device.kind == "cuda":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        return DeepSpeedCPUAdam(groups, adamw_mode=True)  # type: ignore[no-any-return]
-    return torch.optim.AdamW(groups, fused=True)
+        decoupled = train.decay == "decoupled"
+        return DeepSpeedCPUAdam(groups, adamw_mode=decoupled)  # type: ignore[no-any-return]
+    adam = torch.optim.AdamW if train.decay == "decoupled" else torch.optim.Adam
+    return adam(groups, fused=True)
 
 
 def train_step(

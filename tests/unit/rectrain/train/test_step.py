@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
+from rectrain.model.encoder import load_encoder
 from rectrain.train.config import TrainConfig
 from rectrain.train.step import (
+    _optimizer,
     dropout_seed,
     learning_rate_share,
     num_accumulations,
     parameter_groups,
 )
+from rectrain.train.zero import DeviceFacts
 
 
 @pytest.mark.parametrize(
@@ -63,3 +67,55 @@ def test_groups_by_rate_and_decay() -> None:
         (1.0, 0.5): ["head.weight"],
         (1.0, 0.0): ["head.bias"],
     }
+
+
+class Towers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = load_encoder("tiny", vocab_size=30)
+        self.head = nn.Linear(128, 1)
+
+
+def test_lower_layers_learn_more_slowly() -> None:
+    model = Towers()
+    train = TrainConfig(learning_rate=0.1, head_learning_rate=0.7, layer_decay=0.5)
+    rates = {p: g["peak_lr"] for g in parameter_groups(model, train=train) for p in g["params"]}
+    found: dict[str, set[float]] = {}
+    for name, parameter in model.named_parameters():
+        part = ".".join(name.split(".")[:4]) if ".layer." in name else name.split(".")[1]
+        found.setdefault(part, set()).add(rates[parameter])
+    assert found == {
+        "embeddings": {0.025},
+        "encoder.encoder.layer.0": {0.05},
+        "encoder.encoder.layer.1": {0.1},
+        "weight": {0.7},
+        "bias": {0.7},
+    }
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    # One step from w = 2 with gradient 1, rate 0.1, λ = 0.5. Adam's first step has length 1
+    # whatever the gradient: a penalty of 0.5 × 2 inside is not seen, beside it takes 0.1 × 0.5 × 2.
+    [("decoupled", 2 - 0.1 - 0.1), ("l2", 2 - 0.1)],
+)
+def test_weights_decay_beside_or_inside_the_gradient(decay: str, expected: float) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 2.0)
+    train = TrainConfig(head_learning_rate=0.1, weight_decay=0.5, decay=decay)
+    optimizer = _optimizer(model, train=train, device=DeviceFacts("cpu", False))
+    model.weight.grad = torch.ones(1, 1)
+    optimizer.step()
+    assert model.weight.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_l2_penalty_is_part_of_the_moments() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 2.0)
+    train = TrainConfig(head_learning_rate=0.1, weight_decay=0.5, decay="l2")
+    optimizer = _optimizer(model, train=train, device=DeviceFacts("cpu", False))
+    model.weight.grad = torch.ones(1, 1)
+    optimizer.step()
+    moments = optimizer.state[model.weight]
+    assert moments["exp_avg"].item() == pytest.approx(0.1 * (1 + 0.5 * 2))
+    assert moments["exp_avg_sq"].item() == pytest.approx(0.001 * (1 + 0.5 * 2) ** 2)
