@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -33,7 +35,8 @@ def main(argv: list[str]) -> int:
     for task, prepared in data.items():
         rows = prepared.shards(task, options.split).num_rows
         print(f"evaluate: {task}: {rows:,} rows of {options.split} in {prepared.root}")
-    print(f"evaluate: {predictor.checkpoint.path} (step {predictor.checkpoint.step}) -> {output}")
+    place = f"step {predictor.checkpoint.step}{_choice(options.checkpoint, meta)}"
+    print(f"evaluate: {predictor.checkpoint.path} ({place}) -> {output}")
     if options.dry_run:
         return 0
     torch.set_num_threads(1)  # the tasks run side by side
@@ -61,6 +64,15 @@ def main(argv: list[str]) -> int:
     )
     print(f"{table(results)}\nevaluation: {output / 'evaluation.md'}, evaluation.json")
     return 0
+
+
+def _choice(given: str, meta: Mapping[str, Any]) -> str:
+    """Says so where the run's best checkpoint was taken, and not its last."""
+    train = meta["config"]["train"]
+    is_run = run_folder(given) == given.rstrip("/")
+    if not is_run or train.get("early_stopping") is None:
+        return ""
+    return f", the best of validation: {train['watch']} {meta['score']:.4f}"
 
 
 def _parser() -> JobParser:

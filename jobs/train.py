@@ -31,22 +31,24 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         return 0
     place = launch.claim(config, overwrite=options.overwrite)
-    if place.is_finished:
+    if place.result is not None:
         # A kill may have come between the last checkpoint and the export.
-        export_encoder(load_model(place.last_checkpoint), place.store)
-        _say(f"already finished: {place.last_checkpoint} (--overwrite trains anew)")
+        export_encoder(load_model(place.result), place.store)
+        _say(f"already finished: {place.result.root} (--overwrite trains anew)")
         return 0
     connect()
-    launch.launch(config, place, say=_say)
-    _say(_summary(config, place.store.root))
+    result = launch.launch(config, place, say=_say)
+    _say(_summary(config, place.store.root, result=result.root))
     return 0
 
 
-def _summary(config: RunConfig, root: str) -> str:
+def _summary(config: RunConfig, root: str, *, result: str) -> str:
     from rectrain.train.tracking import mlflow_uri
 
-    lines = [
-        f"checkpoints   {root}/checkpoints",
+    lines = [f"checkpoints   {root}/checkpoints"]
+    if config.train.early_stopping is not None:
+        lines.append(f"best          {result}: jobs.evaluate, jobs.predict and encoder/ have it")
+    lines += [
         f"encoder       {root}/encoder",
         f"curves        {root}/curves.png",
         f"metrics       {root}/metrics.jsonl",

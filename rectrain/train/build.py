@@ -22,6 +22,7 @@ from rectrain.tasks import TASKS
 from rectrain.train.checkpoint import (
     MARKER,
     Checkpoint,
+    best_complete,
     latest_complete,
     load_weights,
     open_checkpoint,
@@ -37,6 +38,7 @@ __all__ = [
     "load_model",
     "new_model",
     "open_data",
+    "result_checkpoint",
 ]
 
 Data = Mapping[str, Prepared]
@@ -79,6 +81,7 @@ def open_data(config: RunConfig) -> Data:
     data = open_tasks(config.data.paths, tasks=config.train.tasks)
     _check_tasks("data.paths", data, known=TASKS, owner="rectrain")
     _check_tasks("train.loss_weights", config.train.loss_weights, known=data, owner="the run")
+    _check_tasks("train.watch", {config.train.watch} - {"mean"}, known=data, owner="the run")
     return data
 
 
@@ -233,16 +236,17 @@ def attachments(model: MultiTaskModel, data: Data) -> dict[str, bytes]:
     return files | {"encoder/config.json": model.encoder.config.to_json_string().encode()}
 
 
-def load_model(location: str) -> LoadedModel:
+def load_model(location: str | Store) -> LoadedModel:
     """Loads a trained model for evaluation, prediction or export; needs no DeepSpeed.
 
     Args:
-        location: a checkpoint, or a run's folder (its newest complete checkpoint); path or URI.
+        location: a checkpoint, or a run's folder (see `result_checkpoint`); path or URI.
 
     Raises:
         CheckpointError: nothing complete is there, it is damaged, or it isn't ours.
     """
-    checkpoint = open_checkpoint(_find(Store.open(location)))
+    folder = Store.open(location) if isinstance(location, str) else location
+    checkpoint = open_checkpoint(_find(folder))
     try:
         config = RunConfig.model_validate(checkpoint.meta["config"])
         features = {
@@ -253,7 +257,7 @@ def load_model(location: str) -> LoadedModel:
         described = json.loads((checkpoint.path / "encoder" / "config.json").read_bytes())
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(
-            what=f"checkpoint {location}",
+            what=f"checkpoint {folder.root}",
             got=f"{type(error).__name__} {error}",
             rule="this version must know its tasks and settings",
             fix="use the version of rectrain that wrote it",
@@ -267,7 +271,7 @@ def load_model(location: str) -> LoadedModel:
 def _find(folder: Store) -> Store:
     if folder.exists(MARKER) or folder.exists("manifest.json"):
         return folder
-    found = latest_complete(folder.sub("checkpoints"))
+    found = result_checkpoint(folder)
     if found is None:
         raise CheckpointError(
             what="checkpoint",
@@ -276,3 +280,15 @@ def _find(folder: Store) -> Store:
             fix="train first, or correct the path",
         )
     return found
+
+
+def result_checkpoint(run: Store) -> Store | None:
+    """What a run has come to so far: with early stopping its best complete checkpoint, else its
+    newest; None if there is none.
+    """
+    checkpoints = run.sub("checkpoints")
+    newest = latest_complete(checkpoints)
+    if newest is None:
+        return None
+    train = json.loads(newest.read("meta.json"))["config"]["train"]
+    return newest if train.get("early_stopping") is None else best_complete(checkpoints) or newest

@@ -39,6 +39,7 @@ from rectrain.train.storage import Store
 __all__ = [
     "MARKER",
     "Checkpoint",
+    "best_complete",
     "checkpoint_steps",
     "latest_complete",
     "load_weights",
@@ -343,18 +344,34 @@ def latest_complete(run: Store) -> Store | None:
     return None
 
 
+def best_complete(run: Store) -> Store | None:
+    """The checkpoint of the highest score that passes `verify`, of equals the newest, or None."""
+    scored = [(score, name) for name, score in _complete_ones(run) if score is not None]
+    for _, name in sorted(scored, reverse=True):
+        try:
+            verify(run.sub(name))
+        except CheckpointError as error:
+            warnings.warn(f"skipped: {error}", stacklevel=2)
+        else:
+            return run.sub(name)
+    return None
+
+
+def _complete_ones(run: Store) -> list[tuple[str, float | None]]:
+    """Name and score of each checkpoint with a marker, by step; not verified."""
+    names = (f"step-{step:08d}" for step in checkpoint_steps(run))
+    return [(name, _score(run.sub(name))) for name in names if run.exists(f"{name}/{MARKER}")]
+
+
 def prune(run: Store, *, keep_last: int) -> None:
     """Removes all but the newest `keep_last` complete checkpoints and the one of the best score.
 
     Folders without a marker are left-overs of a death and go too.
     """
-    complete = []
+    complete = _complete_ones(run)
     for step in checkpoint_steps(run):
-        name = f"step-{step:08d}"
-        if run.exists(f"{name}/{MARKER}"):
-            complete.append((name, _score(run.sub(name))))
-        else:
-            run.remove(name)
+        if not run.exists(f"step-{step:08d}/{MARKER}"):
+            run.remove(f"step-{step:08d}")
     scored = [(score, name) for name, score in complete if score is not None]
     kept = {name for name, _ in complete[-keep_last:]} | ({max(scored)[1]} if scored else set())
     for name, _ in complete:

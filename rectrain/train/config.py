@@ -10,8 +10,9 @@ from rectrain.config import Section
 from rectrain.data.config import DataConfig
 from rectrain.model.config import GRADIENT_BALANCERS, Balancer, GradientPlace, ModelConfig
 
-__all__ = ["RunConfig", "TrackingConfig", "TrainConfig"]
+__all__ = ["RunConfig", "Schedule", "TrackingConfig", "TrainConfig"]
 
+Schedule = Literal["cosine", "linear", "constant", "plateau"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -80,6 +81,30 @@ class TrainConfig(Section):
         "(Adam with L2), after clipping",
     )
     warmup_share: Share = Field(default=0.1, description="share of the steps in linear warm-up")
+    schedule: Schedule = Field(
+        default="cosine",
+        description="of the rates after warm-up: half a cosine or a line to zero, constant, or "
+        "constant until the watched validation stands still (plateau)",
+    )
+    plateau_patience: PositiveInt = Field(
+        default=2, description="plateau: validations in a row without a gain that lower the rates"
+    )
+    plateau_factor: float = Field(
+        default=0.5, gt=0.0, lt=1.0, description="plateau: what the rates are multiplied by"
+    )
+    watch: str = Field(
+        default="mean",
+        description="the validation that chooses the best checkpoint, and that early_stopping and "
+        "plateau go by: a task, or the mean of all",
+    )
+    early_stopping: PositiveInt | None = Field(
+        default=None,
+        description="validations in a row without a gain that end the run; its result is then "
+        "the best checkpoint, not the last",
+    )
+    min_delta: float = Field(
+        default=0.0, ge=0.0, description="a gain is a rise of the watched validation by more"
+    )
     max_grad_norm: float = Field(
         default=1.0, ge=0.0, description="clip the global norm; 0 = no clipping"
     )
@@ -145,6 +170,8 @@ class TrainConfig(Section):
             raise ValueError("layer_decay needs an encoder that trains; drop it or freeze")
         if self.zero_stage == 3 and self.freeze != "none":
             raise ValueError("freeze needs zero_stage 0, 1 or 2: a frozen encoder is not split")
+        if self.follows_validation and self.evaluate_interval is None:
+            raise ValueError("early_stopping and schedule=plateau need evaluate_interval")
         if self.balancer in GRADIENT_BALANCERS and self.freeze != "none":
             raise ValueError(
                 f"balancer={self.balancer} compares gradients of the encoder, and freeze leaves "
@@ -157,6 +184,11 @@ class TrainConfig(Section):
                 "before the backward pass; dwa and uncertainty work at every stage"
             )
         return self
+
+    @property
+    def follows_validation(self) -> bool:
+        """Whether what validation measures decides how the run goes on."""
+        return self.early_stopping is not None or self.schedule == "plateau"
 
     @property
     def min_workers(self) -> int:

@@ -29,11 +29,12 @@ def export_encoder(loaded: LoadedModel, store: Store) -> None:
     folder = store.sub(_FOLDER)
     weights = {name: tensor.contiguous() for name, tensor in bert.state_dict().items()}
     config = bert.config.to_dict() | {"architectures": ["BertModel"]}
+    validation = _validation(store, step=loaded.checkpoint.step)
     max_length = max(int(facts["max_length"]) for facts in loaded.checkpoint.meta["tasks"].values())
     files = {
         "config.json": _json(config),
         "model.safetensors": to_safetensors(weights, metadata={"format": "pt"}),
-        "README.md": _card(loaded, validation=_last_validation(store)).encode(),
+        "README.md": _card(loaded, validation=validation).encode(),
         "modules.json": _json(_MODULES),
         "sentence_bert_config.json": _json({"max_seq_length": max_length, "do_lower_case": False}),
         "1_Pooling/config.json": _json(
@@ -56,11 +57,11 @@ def _json(value: object) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
 
 
-def _last_validation(store: Store) -> dict[str, float]:
+def _validation(store: Store, *, step: int) -> dict[str, float]:
     path = store.local
     records = read_records(path / "metrics.jsonl") if path is not None else []
-    found = [record["validation"] for record in records if record["kind"] == "validation"]
-    return found[-1] if found else {}
+    known = {r["step"]: r["validation"] for r in records if r["kind"] == "validation"}
+    return known.get(step, {})
 
 
 def _card(loaded: LoadedModel, *, validation: Mapping[str, float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,10 +18,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rectrain.config import dump_config, load_config
 from rectrain.errors import ConfigError, ResourceError, without_credentials
-from rectrain.train.build import load_model, new_model, open_data
-from rectrain.train.checkpoint import MARKER
+from rectrain.train.build import load_model, new_model, open_data, result_checkpoint
+from rectrain.train.checkpoint import MARKER, latest_complete
 from rectrain.train.config import RunConfig
 from rectrain.train.export import export_encoder
+from rectrain.train.history import has_stopped, read_history
 from rectrain.train.outline import outline, plan_run
 from rectrain.train.storage import LOCK, Store
 from rectrain.train.tracking import Tracker
@@ -53,15 +55,15 @@ _FREE = {
     "threads_per_worker",
     "stage3_persistence_threshold",
 }
+_VALIDATION = {"evaluate_interval", "evaluate_rows"}  # decide the result where it is followed
 
 
 @dataclass(frozen=True)
 class RunPlace:
-    """A run's folder as `claim` found it: is work left, where will the last checkpoint lie."""
+    """A run's folder as `claim` found it; `result` is the checkpoint of one that is finished."""
 
     store: Store
-    last_checkpoint: str
-    is_finished: bool
+    result: Store | None
     overwrite: bool
 
 
@@ -191,10 +193,21 @@ def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
         )
     if store.exists(_CONFIG) and not overwrite:
         _check_same(config, store)
+    return RunPlace(store, None if overwrite else _result(config, store), overwrite)
+
+
+def _result(config: RunConfig, store: Store) -> Store | None:
+    """The checkpoint that a finished run has come to; None while work is left."""
     num_steps = plan_run(config, open_data(config)).num_steps
-    last = f"checkpoints/step-{num_steps:08d}"
-    is_finished = not overwrite and store.exists(f"{last}/{MARKER}")
-    return RunPlace(store, f"{store.root}/{last}", is_finished, overwrite)
+    last = store.sub(f"checkpoints/step-{num_steps:08d}")
+    if config.train.early_stopping is None:
+        return last if last.exists(MARKER) else None
+    newest = latest_complete(store.sub("checkpoints"))
+    if newest is None:
+        return None
+    history = read_history(json.loads(newest.read("meta.json")))
+    is_over = newest == last or has_stopped(history, train=config.train)
+    return result_checkpoint(store) if is_over else None
 
 
 def _check_same(config: RunConfig, store: Store) -> None:
@@ -221,7 +234,8 @@ def _check_same(config: RunConfig, store: Store) -> None:
 def _identity(config: RunConfig) -> dict[str, Any]:
     """What decides a run's result, by dotted key."""
     tree = config.model_dump(mode="json")
-    train = {key: value for key, value in tree["train"].items() if key not in _FREE}
+    free = _FREE - (_VALIDATION if config.train.follows_validation else set())
+    train = {key: value for key, value in tree["train"].items() if key not in free}
     train["num_micro_batches"] = config.train.micro_batches
     data = {key: value for key, value in tree["data"].items() if key != "prefetch"}
     return {
@@ -232,13 +246,16 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def launch(config: RunConfig, place: RunPlace, *, say: Say) -> None:
+def launch(config: RunConfig, place: RunPlace, *, say: Say) -> Store:
     """Trains on the connected Ray cluster until the run is finished.
 
     Args:
         config: with absolute paths.
         place: from `claim`.
         say: is given the lines that a user should see.
+
+    Returns:
+        The checkpoint that the run has come to: the last, or with early stopping the best one.
 
     Raises:
         ResourceError: the cluster has too few CPUs or GPUs, or another process trains this run.
@@ -249,7 +266,10 @@ def launch(config: RunConfig, place: RunPlace, *, say: Say) -> None:
     with place.store.locked():
         _begin(config, place)
         _run(config, place, use_gpu=use_gpu, say=say)
-        export_encoder(load_model(place.last_checkpoint), place.store)
+        result = _result(config, place.store)
+        assert result is not None, "the workers ended without an error"
+        export_encoder(load_model(result), place.store)
+        return result
 
 
 def _run(config: RunConfig, place: RunPlace, *, use_gpu: bool, say: Say) -> None:

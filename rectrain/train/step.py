@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rectrain.model.config import GradientPlace
 from rectrain.train.balance import Balance, balance_of_step, observe_step
-from rectrain.train.config import TrainConfig
+from rectrain.train.config import Schedule, TrainConfig
 from rectrain.train.zero import DeviceFacts, ModelFacts, device_facts, zero_config
 
 __all__ = [
@@ -74,20 +74,36 @@ def num_accumulations(num_micro_batches: int, *, world_size: int) -> int:
     return -(-num_micro_batches // world_size)
 
 
-def learning_rate_share(step: int, *, num_steps: int, warmup_share: float) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then half a cosine to zero.
+def learning_rate_share(
+    step: int,
+    *,
+    num_steps: int,
+    warmup_share: float,
+    schedule: Schedule = "cosine",
+    plateau_share: float = 1.0,
+) -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then what the schedule says.
 
-    A pure function of the step, so resuming needs no scheduler's state.
+    A pure function of its arguments, so resuming needs no scheduler's state.
 
     Args:
         step: updates already made, 0 to num_steps - 1.
         num_steps: updates of the whole run.
         warmup_share: share of num_steps in warm-up, 0 to 1.
+        schedule: half a cosine to zero, a line to zero, or constant.
+        plateau_share: what validation has left of the constant share (plateau).
     """
     warmup = round(num_steps * warmup_share)
     if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
+        return (step + 1) / warmup * plateau_share
+    done = (step - warmup) / max(1, num_steps - warmup)
+    match schedule:
+        case "cosine":
+            return 0.5 * (1.0 + math.cos(math.pi * done))
+        case "linear":
+            return 1.0 - done
+        case "constant" | "plateau":
+            return plateau_share
 
 
 def dropout_seed(seed: int, *, step: int, micro_batch: int) -> int:

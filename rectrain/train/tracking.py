@@ -85,6 +85,8 @@ class Tracker:
             self._warn(event["text"])
         elif kind == "start":
             self._start(event)
+        elif kind == "stop":
+            self._say(event["text"])
         elif (kind, event["step"]) not in self._seen:
             self._add({key: event[key] for key in _KEPT if key in event})
         if kind in ("log", "validation"):

@@ -35,6 +35,13 @@ from rectrain.train.checkpoint import (
 )
 from rectrain.train.config import RunConfig
 from rectrain.train.frozen import freeze_encoder
+from rectrain.train.history import (
+    History,
+    has_stopped,
+    num_reductions,
+    read_history,
+    watched_value,
+)
 from rectrain.train.outline import RunPlan, plan_run
 from rectrain.train.process import set_up_process
 from rectrain.train.step import (
@@ -130,6 +137,7 @@ class _Session:
     checkpoints: Store
     files: dict[str, bytes]
     start_step: int
+    history: History
 
     @classmethod
     def open(cls, config: RunConfig, data: Data, *, run: RunPlan, send: Send) -> _Session:
@@ -161,11 +169,14 @@ class _Session:
             checkpoints=checkpoints,
             files=attachments(model, data),
             start_step=0 if found is None else checkpoint.step,
+            history=() if found is None else read_history(checkpoint.meta),
         )
 
     def finish(self) -> None:
-        """Trains the steps that are left."""
+        """Trains the steps that are left, or until early stopping ends the run."""
         self.send(self._event("start", self.start_step))
+        if self._stops(self.start_step):
+            return
         window = self._window()
         with Loader(
             self.run.shards,
@@ -191,6 +202,8 @@ class _Session:
                     self._means(step, window)  # a loss that isn't finite must not be saved
                 if self._between_steps(step + 1):
                     began = time.monotonic()  # validation and saving are no training time
+                    if self._stops(step + 1):
+                        return
 
     def _update(self, step: int, micro_batches: list[Any]) -> StepResult:
         return train_step(
@@ -223,9 +236,34 @@ class _Session:
         return done == self.run.num_steps or (interval is not None and done % interval == 0)
 
     def _rate_share(self, step: int) -> float:
-        return learning_rate_share(
-            step, num_steps=self.run.num_steps, warmup_share=self.config.train.warmup_share
+        train = self.config.train
+        reductions = num_reductions(
+            [value for _, value in self.history],
+            patience=train.plateau_patience,
+            min_delta=train.min_delta,
         )
+        return learning_rate_share(
+            step,
+            num_steps=self.run.num_steps,
+            warmup_share=train.warmup_share,
+            schedule=train.schedule,
+            plateau_share=train.plateau_factor**reductions if train.schedule == "plateau" else 1.0,
+        )
+
+    def _stops(self, done: int) -> bool:
+        """Whether early stopping ends the run here; says so."""
+        train = self.config.train
+        if not has_stopped(self.history, train=train):
+            return False
+        best, step = max((value, step) for step, value in self.history)
+        self.send(
+            self._event("stop", done)
+            | {
+                "text": f"stopped early at step {done}: {train.early_stopping} validations in a "
+                f"row without a gain of {train.watch}; the best is {best:.4f} at step {step}"
+            }
+        )
+        return True
 
     def _window(self) -> _Window:
         zeros = torch.zeros(2, len(self.data), device=self.engine.device)
@@ -278,17 +316,28 @@ class _Session:
             max_rows=self.config.train.evaluate_rows,
         )
         known = {task: value for task, value in values.items() if math.isfinite(value)}
-        if not known:
-            return None
-        self.send(self._event("validation", done) | {"validation": known})
-        return sum(known.values()) / len(known)
+        if known:
+            self.send(self._event("validation", done) | {"validation": known})
+        watched = [watched_value(known, watch=self.config.train.watch)]
+        torch.distributed.broadcast_object_list(watched, src=0)  # rank 0 alone knows the values
+        score = watched[0]
+        if score is not None:
+            self.history = (*self.history, (done, score))
+        elif self.config.train.follows_validation:
+            raise ConfigError(
+                what=f"train.watch at step {done}",
+                got=f"no value of {self.config.train.watch}",
+                rule="early stopping and plateau need a value at every validation",
+                fix="give validation rows with both labels, or watch another task",
+            )
+        return score
 
     def _save(self, done: int, score: float | None) -> bool:
         problem = save_checkpoint(
             self.engine,
             self.checkpoints,
             step=done,
-            meta=checkpoint_meta(self.config, self.data),
+            meta=checkpoint_meta(self.config, self.data) | {"history": self.history},
             attachments=self.files,
             score=score,
         )
@@ -296,7 +345,7 @@ class _Session:
             if torch.distributed.get_rank() == 0:
                 prune(self.checkpoints, keep_last=self.config.train.keep_last)
             return True
-        if done == self.run.num_steps:
+        if done == self.run.num_steps or has_stopped(self.history, train=self.config.train):
             raise StorageError(
                 what=f"last checkpoint in {self.checkpoints.root}",
                 got=problem,

@@ -20,7 +20,7 @@ def run(tmp_path: Path, **more: object) -> RunConfig:
 
 
 def place(tmp_path: Path, *, overwrite: bool = False) -> RunPlace:
-    return RunPlace(Store.open(str(tmp_path / "Documents")), "", False, overwrite)
+    return RunPlace(Store.open(str(tmp_path / "Documents")), None, overwrite)
 
 
 @pytest.mark.parametrize("overwrite", [True, False])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -30,6 +32,28 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine(step: int, expected: fl
 def test_learning_rate_without_warm_up_begins_at_its_peak() -> None:
     assert learning_rate_share(0, num_steps=10, warmup_share=0.0) == 1.0
     assert learning_rate_share(9, num_steps=10, warmup_share=1.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        ("linear", [0.25, 0.5, 0.5, 0.375, 0.125]),
+        ("constant", [0.25, 0.5, 0.5, 0.5, 0.5]),
+        ("plateau", [0.25, 0.5, 0.5, 0.5, 0.5]),
+    ],
+)
+def test_other_schedules_warm_up_too(schedule: Any, shares: list[float]) -> None:
+    found = [
+        learning_rate_share(step, num_steps=6, warmup_share=1 / 3, schedule=schedule)
+        for step in (0, 1, 2, 3, 5)
+    ]
+    assert found == pytest.approx([2 * share for share in shares])
+
+
+def test_a_plateau_lowers_the_rate_in_warm_up_and_after() -> None:
+    facts: Any = {"num_steps": 6, "warmup_share": 0.5, "schedule": "plateau"}
+    assert learning_rate_share(1, **facts, plateau_share=0.25) == pytest.approx(0.25 * 2 / 3)
+    assert learning_rate_share(4, **facts, plateau_share=0.25) == 0.25
 
 
 @pytest.mark.parametrize(("workers", "forwards"), [(1, 5), (2, 3), (4, 2), (5, 1), (8, 1)])

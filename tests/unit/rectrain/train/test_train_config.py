@@ -21,6 +21,8 @@ def load(*overrides: str) -> RunConfig:
         (["--train.offload=all", "--train.zero_stage=2"], "zero_stage 3"),
         (["--train.balancer=pcgrad", "--train.zero_stage=3"], "zero_stage 0, 1 or 2: at stage 3"),
         (["--train.freeze=encoder", "--train.layer_decay=0.9"], "an encoder that trains"),
+        (["--train.early_stopping=2"], "evaluate_interval"),
+        (["--train.schedule=plateau"], "evaluate_interval"),
         (["--train.num_workers=[3,2]"], "fewest"),
         (["--train.zero_stage=4"], "train.zero_stage"),
         (["--name=../up"], "name"),
