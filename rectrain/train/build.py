@@ -27,7 +27,8 @@ from rectrain.train.checkpoint import (
     load_weights,
     open_checkpoint,
 )
-from rectrain.train.config import RunConfig
+from rectrain.train.config import RunConfig, TrainConfig
+from rectrain.train.history import has_stopped, read_history
 from rectrain.train.storage import Store
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "attachments",
     "check_same_data",
     "checkpoint_meta",
+    "finished_checkpoint",
     "load_model",
     "new_model",
     "open_data",
@@ -292,3 +294,16 @@ def result_checkpoint(run: Store) -> Store | None:
         return None
     train = json.loads(newest.read("meta.json"))["config"]["train"]
     return newest if train.get("early_stopping") is None else best_complete(checkpoints) or newest
+
+
+def finished_checkpoint(run: Store, *, train: TrainConfig, num_steps: int) -> Store | None:
+    """The checkpoint that a run of `num_steps` has come to; None while work is left."""
+    last = run.sub(f"checkpoints/step-{num_steps:08d}")
+    if train.early_stopping is None:
+        return last if last.exists(MARKER) else None
+    newest = latest_complete(run.sub("checkpoints"))
+    if newest is None:
+        return None
+    history = read_history(json.loads(newest.read("meta.json")))
+    is_over = newest == last or has_stopped(history, train=train)
+    return result_checkpoint(run) if is_over else None

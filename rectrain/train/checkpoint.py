@@ -3,6 +3,7 @@
     step-00000120/
         model-<rank>-<part>.safetensors       fp32 weights, and buffers, by parameter name
         optimizer-<rank>-<part>.safetensors   exp_avg/<name> and exp_avg_sq/<name>, fp32
+                                              (Adafactor: exp_avg_sq_row, _col, or exp_avg_sq)
         meta.json                             step, score, and what the caller gives
         …                                     the caller's files (tokenizer/, encoder/)
         manifest.json                         size and SHA-256 of each file above
@@ -31,6 +32,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
+from transformers.optimization import Adafactor
 
 from rectrain.errors import CheckpointError, ConfigError
 from rectrain.train.step import Engine
@@ -181,13 +183,8 @@ def _owned_tensors(engine: Engine) -> Iterator[tuple[int, str, str, Tensor]]:
         before += sizes[name]
         yield owner, "model", name, _whole_weight(parameter)
         if parameter.requires_grad:
-            for moment in _MOMENTS:
-                yield (
-                    owner,
-                    "optimizer",
-                    f"{moment}/{name}",
-                    _whole_moment(engine, parameter, moment),
-                )
+            for moment, whole in _whole_moments(engine, parameter):
+                yield owner, "optimizer", f"{moment}/{name}", whole
     kept = engine.module.state_dict().keys() - parameters.keys()
     for name, buffer in engine.module.named_buffers():
         if name in kept:
@@ -205,14 +202,17 @@ def _whole_weight(parameter: nn.Parameter) -> Tensor:
     return parameter.float() if whole is None else whole
 
 
-def _whole_moment(engine: Engine, parameter: nn.Parameter, moment: str) -> Tensor:
+def _whole_moments(engine: Engine, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
+    if engine.zero_optimization_stage() == 0:  # the optimizer holds them as they are
+        held = engine.optimizer.state[parameter]
+        yield from ((key, held[key]) for key in held if key.startswith("exp_avg"))
+        return
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    whole = safe_get_full_optimizer_state(parameter, moment)
-    if whole is None:  # stage 0: the optimizer holds it as it is
-        whole = engine.optimizer.state[parameter][moment]
-    assert isinstance(whole, Tensor)
-    return whole
+    for moment in _MOMENTS:
+        whole = safe_get_full_optimizer_state(parameter, moment)
+        assert isinstance(whole, Tensor)
+        yield moment, whole
 
 
 def _write(folder: Store, file: str, data: bytes) -> dict[str, Any]:
@@ -426,7 +426,7 @@ def restore_optimizer(engine: Engine, checkpoint: Checkpoint) -> None:
 
 
 def _make_states(engine: Engine, *, step: int) -> None:
-    """Adam's states as they would stand after `step` updates, with zero moments."""
+    """The states as they would stand after `step` updates: Adam's with zero moments, no others."""
     wrapper = engine.optimizer
     stage = engine.zero_optimization_stage()
     if stage == 0:
@@ -441,6 +441,9 @@ def _make_states(engine: Engine, *, step: int) -> None:
         )
     in_torch = isinstance(inner, torch.optim.Adam)  # AdamW is one
     for tensor in held:
+        if isinstance(inner, Adafactor):
+            inner.state[tensor] = {"step": step, "RMS": 0}
+            continue
         inner.state[tensor] = {
             # torch counts in a tensor beside the weights, DeepSpeedCPUAdam in a number.
             "step": torch.tensor(float(step), device=tensor.device) if in_torch else step,
@@ -464,7 +467,7 @@ def _set_moment(engine: Engine, parameter: nn.Parameter, moment: str, value: Ten
 
     stage = engine.zero_optimization_stage()
     if stage == 0:
-        engine.optimizer.state[parameter][moment].copy_(value)
+        engine.optimizer.state[parameter][moment] = value.to(engine.device, copy=True)
     elif stage == 3:
         # The whole-tensor setter breaks on sizes that N does not divide.
         size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]

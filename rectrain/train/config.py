@@ -61,6 +61,11 @@ class TrainConfig(Section):
     frozen_cache_gib: PositiveFloat = Field(
         default=4.0, description="memory of a worker for the vectors of a frozen encoder, at most"
     )
+    optimizer: Literal["adamw", "adafactor"] = Field(
+        default="adamw",
+        description="adafactor holds sums of rows and columns in the place of AdamW's two moments "
+        "(zero_stage 0)",
+    )
     learning_rate: PositiveFloat = Field(default=5e-5, description="peak rate of the encoder")
     head_learning_rate: PositiveFloat | None = Field(
         default=None,
@@ -166,6 +171,13 @@ class TrainConfig(Section):
             raise ValueError("offload needs zero_stage 1, 2 or 3")
         if self.offload == "all" and self.zero_stage != 3:
             raise ValueError("offload=all needs zero_stage 3; use offload=optimizer below it")
+        if self.optimizer == "adafactor" and self.zero_stage != 0:
+            raise ValueError(
+                "optimizer=adafactor needs zero_stage 0: it sums over a matrix's rows and columns, "
+                "and ZeRO gives each worker a flat piece of many matrices; its state is small whole"
+            )
+        if self.optimizer == "adafactor" and self.decay == "l2":
+            raise ValueError("optimizer=adafactor has decoupled weight decay alone")
         if self.layer_decay != 1.0 and self.freeze != "none":
             raise ValueError("layer_decay needs an encoder that trains; drop it or freeze")
         if self.zero_stage == 3 and self.freeze != "none":

@@ -60,7 +60,9 @@ def _json(value: object) -> bytes:
 def _validation(store: Store, *, step: int) -> dict[str, float]:
     path = store.local
     records = read_records(path / "metrics.jsonl") if path is not None else []
-    known = {r["step"]: r["validation"] for r in records if r["kind"] == "validation"}
+    known: dict[int, dict[str, float]] = {
+        r["step"]: r["validation"] for r in records if r["kind"] == "validation"
+    }
     return known.get(step, {})
 
 

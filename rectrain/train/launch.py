@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,11 +17,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rectrain.config import dump_config, load_config
 from rectrain.errors import ConfigError, ResourceError, without_credentials
-from rectrain.train.build import load_model, new_model, open_data, result_checkpoint
-from rectrain.train.checkpoint import MARKER, latest_complete
+from rectrain.train.build import finished_checkpoint, load_model, new_model, open_data
 from rectrain.train.config import RunConfig
 from rectrain.train.export import export_encoder
-from rectrain.train.history import has_stopped, read_history
 from rectrain.train.outline import outline, plan_run
 from rectrain.train.storage import LOCK, Store
 from rectrain.train.tracking import Tracker
@@ -197,17 +194,8 @@ def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
 
 
 def _result(config: RunConfig, store: Store) -> Store | None:
-    """The checkpoint that a finished run has come to; None while work is left."""
     num_steps = plan_run(config, open_data(config)).num_steps
-    last = store.sub(f"checkpoints/step-{num_steps:08d}")
-    if config.train.early_stopping is None:
-        return last if last.exists(MARKER) else None
-    newest = latest_complete(store.sub("checkpoints"))
-    if newest is None:
-        return None
-    history = read_history(json.loads(newest.read("meta.json")))
-    is_over = newest == last or has_stopped(history, train=config.train)
-    return result_checkpoint(store) if is_over else None
+    return finished_checkpoint(store, train=config.train, num_steps=num_steps)
 
 
 def _check_same(config: RunConfig, store: Store) -> None:

@@ -11,7 +11,7 @@ from rectrain.data.shards import Prepared, Shards
 from rectrain.errors import without_credentials
 from rectrain.model.multitask import MultiTaskModel
 from rectrain.train.config import RunConfig
-from rectrain.train.step import model_facts, num_accumulations
+from rectrain.train.step import factored_elements, model_facts, num_accumulations
 from rectrain.train.zero import DeviceFacts, bucket_elements, resolve_precision, state_bytes
 
 __all__ = ["RunPlan", "activation_bytes", "outline", "plan_run"]
@@ -97,6 +97,8 @@ def _memory(config: RunConfig, model: MultiTaskModel, workers: int) -> list[str]
     state = state_bytes(
         facts.num_parameters, zero_stage=config.train.zero_stage, world_size=workers
     )
+    if config.train.optimizer == "adafactor":
+        state["optimizer"] = 4 * factored_elements(model)
     state["bucket"] = 4 * bucket_elements(facts) if config.train.zero_stage > 0 else 0
     if is_frozen:
         state["frozen encoder"] = 4 * model.encoder.num_parameters()

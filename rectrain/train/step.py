@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.optimization import Adafactor
 
 from rectrain.model.config import GradientPlace
 from rectrain.train.balance import Balance, balance_of_step, observe_step
@@ -26,6 +27,7 @@ __all__ = [
     "StepResult",
     "build_engine",
     "dropout_seed",
+    "factored_elements",
     "gradient_norm",
     "join_deepspeed",
     "learning_rate_share",
@@ -159,6 +161,17 @@ def model_facts(model: nn.Module, *, hidden_size: int) -> ModelFacts:
     return ModelFacts(sum(sizes), max(sizes), hidden_size)
 
 
+def factored_elements(model: nn.Module) -> int:
+    """Numbers that Adafactor holds: a matrix's rows and columns, all of a vector."""
+    shapes = [parameter.shape for parameter in model.parameters() if parameter.requires_grad]
+    return sum(
+        shape.numel() // shape[-1] + shape.numel() // shape[-2]
+        if len(shape) >= 2
+        else shape.numel()
+        for shape in shapes
+    )
+
+
 def join_deepspeed(*, timeout_s: float) -> None:
     """Lets DeepSpeed use this process's torch process group.
 
@@ -238,6 +251,9 @@ def _optimizer(
     model: nn.Module, *, train: TrainConfig, device: DeviceFacts
 ) -> torch.optim.Optimizer:
     groups = parameter_groups(model, train=train)
+    if train.optimizer == "adafactor":
+        # The rates stay the schedule's, as AdamW's: not relative to a weight's size or the step.
+        return Adafactor(groups, scale_parameter=False, relative_step=False)  # type: ignore[no-any-return]
     if train.offload != "none" and device.kind == "cuda":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 

@@ -34,6 +34,13 @@ REAL = [
     (3, "static", "ple"),
 ]
 OFFLOADED = [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")]
+# Settings of the optimizer, and the stage that they run at.
+CRAFT: dict[str, dict[str, Any]] = {
+    "adafactor": {"optimizer": "adafactor", "zero_stage": 0},
+    "l2 whole": {"decay": "l2", "zero_stage": 0},
+    "l2 split": {"decay": "l2", "zero_stage": 2},
+    "l2 in pieces": {"decay": "l2", "zero_stage": 3},
+}
 MODEL_ROWS = Path(__file__).parents[1] / "unit" / "rectrain" / "model" / "conftest.py"
 Weights = dict[str, NDArray[np.float32]]
 
@@ -113,7 +120,9 @@ def _train_model(
     return state, curve
 
 
-def _train_real(rank: int, stage: int, balancer: Any, sharing: Any) -> tuple[Weights, Any]:
+def _train_real(
+    rank: int, stage: int, balancer: Any, sharing: Any, **more: Any
+) -> tuple[Weights, Any]:
     """The multi-task model itself, on ragged batches of all tasks, one of them empty."""
     from rectrain.data.batch import build_micro_batch
     from rectrain.model.config import ModelConfig
@@ -144,7 +153,7 @@ def _train_real(rank: int, stage: int, balancer: Any, sharing: Any) -> tuple[Wei
         seed=SEED,
     )
     changes = {"num_steps": 10, "learning_rate": 1e-3, "num_micro_batches": NUM_MICRO_BATCHES}
-    train = _settings(stage).model_copy(update=changes)
+    train = _settings(stage).model_copy(update=changes | more)
     state, curve = _train_model(rank, model, train=train, batch=batch, tasks=list(REAL))
     # Softmax ignores a bias of the keys: its gradient is rounding alone, which Adam makes large.
     kept = {
@@ -163,6 +172,9 @@ def _all_cases(rank: int) -> dict[Any, Any]:
         results[stage, offload] = _train(rank, _settings(stage, offload), "static")
     for case in REAL:
         results[case] = _train_real(rank, *case)
+    for name, changes in CRAFT.items():
+        results[name] = _train(rank, _settings(2).model_copy(update=changes), "static")
+    results["layers"] = _train_real(rank, 2, "static", "shared_bottom", layer_decay=0.7)
     results["dropout"] = _train(rank, _settings(2), "static", 0.3)
     whole = _settings(2).model_copy(update={"balancer_gradients": "encoder"})
     results["whole encoder"] = _train(rank, whole, "upgrad", 0.3, num_micro_batches=3)
@@ -233,12 +245,21 @@ def _plain_weights(model: ToyModel, losses: torch.Tensor, balancer: str, step: i
     return w * PLAIN_WEIGHTS[balancer](gramian / gramian.diagonal().mean()).float()
 
 
-def _plain_torch(balancer: str) -> tuple[Weights, list[list[float]]]:
+def _plain_torch(balancer: str, **changes: Any) -> tuple[Weights, list[list[float]]]:
+    from transformers.optimization import Adafactor
+
     from rectrain.train.step import learning_rate_share, parameter_groups
 
-    train = _settings(0)
+    train = _settings(0).model_copy(update=changes)
     model = _model(balancer)
-    optimizer = torch.optim.AdamW(parameter_groups(model, train=train))
+    groups = parameter_groups(model, train=train)
+    optimizer: Any
+    if train.optimizer == "adafactor":
+        optimizer = Adafactor(groups, scale_parameter=False, relative_step=False)
+    elif train.decay == "l2":
+        optimizer = torch.optim.Adam(groups)
+    else:
+        optimizer = torch.optim.AdamW(groups)
     curve = []
     for step in range(NUM_STEPS):
         share = learning_rate_share(step, num_steps=NUM_STEPS, warmup_share=train.warmup_share)
@@ -281,6 +302,20 @@ def test_two_workers_equal_one(
     one_worker: Any, two_workers: Any, stage: int, balancer: str
 ) -> None:
     _assert_close(two_workers[stage, balancer], one_worker[stage, balancer])
+
+
+@pytest.mark.parametrize("name", CRAFT)
+def test_other_optimizers_equal_plain_torch_on_any_number_of_workers(
+    one_worker: Any, two_workers: Any, name: str
+) -> None:
+    _assert_close(one_worker[name], _plain_torch("static", **CRAFT[name]))
+    _assert_close(two_workers[name], one_worker[name])
+
+
+def test_layers_of_their_own_rates_on_any_number_of_workers(
+    one_worker: Any, two_workers: Any
+) -> None:
+    _assert_close(two_workers["layers"], one_worker["layers"])
 
 
 @pytest.mark.parametrize("case", REAL)

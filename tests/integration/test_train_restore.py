@@ -17,6 +17,12 @@ NUM_STEPS, SAVED_AT, NUM_MICRO_BATCHES = 10, 4, 2
 STAGES = (0, 1, 2, 3)
 # By the stage that saves; resumed at the next one. Both have a state of their own.
 BALANCERS = ("uncertainty", "dwa", "uncertainty", "dwa")
+# Of optimizers other than AdamW: what they are, at a stage that has them.
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adafactor": {"stage": 0, "more": {"optimizer": "adafactor"}},
+    "l2": {"stage": 2, "more": {"decay": "l2"}},
+    "l2 in pieces": {"stage": 3, "more": {"decay": "l2"}},
+}
 Weights = dict[str, NDArray[np.float32]]
 
 
@@ -28,6 +34,7 @@ def _train(
     folder: str,
     resume: bool = False,
     save: bool = False,
+    more: dict[str, Any] | None = None,
 ) -> Weights:
     """Trains to the end, with dropout; saves a checkpoint on the way, or begins from it."""
     from rectrain.train.checkpoint import (
@@ -46,7 +53,9 @@ def _train(
     )
     from rectrain.train.storage import Store
 
-    train = TrainConfig(zero_stage=stage, learning_rate=3e-3, stage3_persistence_threshold=0)
+    train = TrainConfig(
+        zero_stage=stage, learning_rate=3e-3, stage3_persistence_threshold=0, **(more or {})
+    )
     world_size = torch.distributed.get_world_size()
     places = num_accumulations(NUM_MICRO_BATCHES, world_size=world_size)
     run = Store.open(folder)
@@ -76,9 +85,12 @@ def _train(
     }
 
 
-def _first_life(rank: int, folder: str) -> dict[int, tuple[Weights, Weights]]:
-    """Stage -> (uninterrupted, saved and resumed at the same stage and world size)."""
-    results = {}
+def _first_life(rank: int, folder: str) -> dict[Any, tuple[Weights, Weights]]:
+    """Stage or optimizer -> (uninterrupted, saved and resumed at the same stage and world size)."""
+    results: dict[Any, tuple[Weights, Weights]] = {}
+    for name, settings in OPTIMIZERS.items():
+        own: Any = settings | {"balancer": "static", "folder": f"{folder}/{name}"}
+        results[name] = (_train(rank, **own, save=True), _train(rank, **own, resume=True))
     for stage in STAGES:
         same: Any = {"stage": stage, "balancer": BALANCERS[stage], "folder": f"{folder}/{stage}"}
         straight = _train(rank, **same, save=True)
@@ -119,8 +131,8 @@ def other_size(folder: Path, same_size: Any) -> dict[int, Any]:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("stage", STAGES)
-def test_resuming_is_bit_equal(same_size: Any, stage: int, world_size: int) -> None:
+@pytest.mark.parametrize("stage", [*STAGES, *OPTIMIZERS])
+def test_resuming_is_bit_equal(same_size: Any, stage: Any, world_size: int) -> None:
     straight, resumed = same_size[world_size][stage]
     assert straight.keys() == resumed.keys()
     different = [name for name in straight if not np.array_equal(straight[name], resumed[name])]

@@ -21,6 +21,8 @@ def load(*overrides: str) -> RunConfig:
         (["--train.offload=all", "--train.zero_stage=2"], "zero_stage 3"),
         (["--train.balancer=pcgrad", "--train.zero_stage=3"], "zero_stage 0, 1 or 2: at stage 3"),
         (["--train.freeze=encoder", "--train.layer_decay=0.9"], "an encoder that trains"),
+        (["--train.optimizer=adafactor"], "flat piece of many matrices"),
+        (["--train.optimizer=adafactor", "--train.zero_stage=0", "--train.decay=l2"], "alone"),
         (["--train.early_stopping=2"], "evaluate_interval"),
         (["--train.schedule=plateau"], "evaluate_interval"),
         (["--train.num_workers=[3,2]"], "fewest"),
