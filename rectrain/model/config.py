@@ -8,11 +8,21 @@ from pydantic import Field
 
 from rectrain.config import Section
 
-__all__ = ["GRADIENT_BALANCERS", "Balancer", "GradientBalancer", "GradientPlace", "ModelConfig"]
+__all__ = [
+    "GRADIENT_BALANCERS",
+    "Adapter",
+    "AdapterTarget",
+    "Balancer",
+    "GradientBalancer",
+    "GradientPlace",
+    "ModelConfig",
+]
 
 Balancer = Literal["static", "uncertainty", "dwa", "pcgrad", "cagrad", "upgrad"]
 GradientBalancer = Literal["pcgrad", "cagrad", "upgrad"]
 GradientPlace = Literal["last_layer", "encoder"]
+Adapter = Literal["none", "lora", "adalora"]
+AdapterTarget = Literal["query", "key", "value", "dense"]
 
 #: Those that need each task's gradient before the backward pass.
 GRADIENT_BALANCERS: tuple[GradientBalancer, ...] = get_args(GradientBalancer)

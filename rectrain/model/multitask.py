@@ -17,6 +17,7 @@ from transformers import BertModel
 from rectrain.data.batch import MicroBatch, PackedTexts, Slot
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.errors import ConfigError
+from rectrain.model.adapters import RankBudget
 from rectrain.model.balancing import build_balancer
 from rectrain.model.config import Balancer, GradientPlace, ModelConfig
 from rectrain.model.encoder import encode
@@ -159,6 +160,9 @@ class MultiTaskModel(nn.Module):
     micro-batch holds, so that parameters may be sharded over ranks (ZeRO stage 3); a task
     without rows gets zero gradients.
 
+    Attributes:
+        ranks: what decides about the ranks of AdaLoRA's adapters, where the encoder has them.
+
     Args:
         encoder: the shared encoder.
         tasks: name -> task, in the run's order.
@@ -196,6 +200,7 @@ class MultiTaskModel(nn.Module):
                 }
             )
         self.balancer = build_balancer(balancer, tasks=list(tasks), weights=loss_weights or {})
+        self.ranks: RankBudget | None = None
         self._known: TextVectors | None = None
 
     @property
@@ -246,6 +251,8 @@ class MultiTaskModel(nn.Module):
         }
         losses = torch.stack(list(shares.values()))
         loss = self.balancer(losses, num_shares=num_shares) if balance is None else balance(losses)
+        if self.ranks is not None:
+            loss = loss + self.ranks.penalty(self.encoder) / num_shares
         return scale * loss, {task: share.detach() for task, share in shares.items()}
 
     def shared_parameters(self, place: GradientPlace) -> list[nn.Parameter]:

@@ -15,6 +15,7 @@ from rectrain.data.loader import open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.data.tokenize import load_tokenizer
 from rectrain.errors import CheckpointError, ConfigError, EncoderError, without_credentials
+from rectrain.model.adapters import add_adapters, merge_adapters
 from rectrain.model.balancing import check_installed
 from rectrain.model.encoder import load_encoder
 from rectrain.model.multitask import MultiTaskModel
@@ -29,6 +30,7 @@ from rectrain.train.checkpoint import (
 )
 from rectrain.train.config import RunConfig, TrainConfig
 from rectrain.train.history import has_stopped, read_history
+from rectrain.train.outline import plan_run
 from rectrain.train.storage import Store
 
 __all__ = [
@@ -112,7 +114,24 @@ def new_model(config: RunConfig, data: Data) -> MultiTaskModel:
     else:
         model = _continued(load_model(config.train.start_from), config, data, features=features)
     model.encoder.requires_grad_(config.train.freeze != "encoder")
+    is_ranked = config.train.adapter == "adalora"
+    _adapt(model, config, num_steps=plan_run(config, data).num_steps if is_ranked else None)
     return model
+
+
+def _adapt(model: MultiTaskModel, config: RunConfig, *, num_steps: int | None) -> None:
+    train = config.train
+    if train.adapter != "none":
+        model.ranks = add_adapters(
+            model.encoder,
+            kind=train.adapter,
+            rank=train.adapter_rank,
+            alpha=train.adapter_alpha,
+            dropout=train.adapter_dropout,
+            targets=train.adapter_targets,
+            seed=config.seed,
+            num_steps=num_steps,
+        )
 
 
 def _encoder(config: RunConfig, data: Data) -> BertModel:
@@ -241,6 +260,8 @@ def attachments(model: MultiTaskModel, data: Data) -> dict[str, bytes]:
 def load_model(location: str | Store) -> LoadedModel:
     """Loads a trained model for evaluation, prediction or export; needs no DeepSpeed.
 
+    Adapters are added to the weights: the encoder is a plain BERT.
+
     Args:
         location: a checkpoint, or a run's folder (see `result_checkpoint`); path or URI.
 
@@ -266,7 +287,11 @@ def load_model(location: str | Store) -> LoadedModel:
         ) from error
     encoder = BertModel(BertConfig.from_dict(described), add_pooling_layer=False)
     model = _assemble(encoder, features=features, config=config)
+    _adapt(model, config, num_steps=None)
     load_weights(model, checkpoint)
+    if config.train.adapter != "none":
+        merge_adapters(model.encoder)
+        model.ranks = None
     return LoadedModel(model.eval(), features, checkpoint)
 
 

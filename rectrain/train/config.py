@@ -8,7 +8,14 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from rectrain.config import Section
 from rectrain.data.config import DataConfig
-from rectrain.model.config import GRADIENT_BALANCERS, Balancer, GradientPlace, ModelConfig
+from rectrain.model.config import (
+    GRADIENT_BALANCERS,
+    Adapter,
+    AdapterTarget,
+    Balancer,
+    GradientPlace,
+    ModelConfig,
+)
 
 __all__ = ["RunConfig", "Schedule", "TrackingConfig", "TrainConfig"]
 
@@ -60,6 +67,21 @@ class TrainConfig(Section):
     )
     frozen_cache_gib: PositiveFloat = Field(
         default=4.0, description="memory of a worker for the vectors of a frozen encoder, at most"
+    )
+    adapter: Adapter = Field(
+        default="none",
+        description="train small matrices beside the encoder's frozen linear layers: lora, or "
+        "adalora, which shares the ranks out between them (zero_stage 0); export adds them up",
+    )
+    adapter_rank: PositiveInt = Field(default=8, description="of a layer; of adalora on average")
+    adapter_alpha: PositiveFloat = Field(
+        default=16.0, description="what an adapter adds is multiplied by alpha / rank"
+    )
+    adapter_dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="of adapters' inputs")
+    adapter_targets: Annotated[tuple[AdapterTarget, ...], Field(min_length=1)] = Field(
+        default=("query", "key", "value", "dense"),
+        description="linear layers with an adapter; dense: those after attention, and the two "
+        "inner ones",
     )
     optimizer: Literal["adamw", "adafactor"] = Field(
         default="adamw",
@@ -171,6 +193,13 @@ class TrainConfig(Section):
             raise ValueError("offload needs zero_stage 1, 2 or 3")
         if self.offload == "all" and self.zero_stage != 3:
             raise ValueError("offload=all needs zero_stage 3; use offload=optimizer below it")
+        if self.adapter != "none" and self.freeze != "none":
+            raise ValueError("adapters train beside the encoder, and freeze leaves it as it is")
+        if self.adapter == "adalora" and self.zero_stage != 0:
+            raise ValueError(
+                "adapter=adalora needs zero_stage 0: it weighs ranks by whole gradients and sets "
+                "weights between updates, and ZeRO holds pieces of both; lora works at every stage"
+            )
         if self.optimizer == "adafactor" and self.zero_stage != 0:
             raise ValueError(
                 "optimizer=adafactor needs zero_stage 0: it sums over a matrix's rows and columns, "

