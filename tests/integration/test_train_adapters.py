@@ -85,7 +85,11 @@ def train(rank: int, kind: str, stage: int, folder: str, *, resume: bool = False
     from rectrain.train.storage import Store
 
     settings = TrainConfig(
-        zero_stage=stage, adapter=kind, learning_rate=1e-2, stage3_persistence_threshold=0
+        zero_stage=stage,
+        adapter=kind,
+        learning_rate=1e-3,
+        head_learning_rate=1e-3,
+        stage3_persistence_threshold=0,
     )
     world_size = torch.distributed.get_world_size()
     places = num_accumulations(NUM_MICRO_BATCHES, world_size=world_size)
