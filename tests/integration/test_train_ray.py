@@ -20,7 +20,7 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from jobs import train
+from jobs import evaluate, train
 from rectrain.train.tracking import read_records
 
 NUM_STEPS = 20
@@ -232,6 +232,95 @@ def test_heads_alone_leave_the_encoder_as_it_was_and_survive_a_kill(
     assert (status, killed) == (0, [11])
     again = final_tensors(tmp_path / "again")
     assert not [name for name in after if not torch.equal(after[name], again[name])]
+
+
+def test_a_run_that_stops_early_comes_to_its_best_checkpoint_also_after_a_kill(
+    cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rectrain.train.build import load_model
+
+    # No validation is better by 1 than the first: the run ends at the third.
+    early = [
+        "--train.evaluate_interval=2", "--train.early_stopping=2", "--train.min_delta=1",
+        "--train.watch=ad_ctr",
+    ]  # fmt: skip
+    assert train.main(arguments(cluster, tmp_path, "early", *early)) == 0
+    said = capsys.readouterr().out
+    assert "stopped early at step 6: 2 validations in a row without a gain of ad_ctr" in said
+    records = read_records(tmp_path / "early" / "metrics.jsonl")
+    scores = {r["step"]: r["validation"]["ad_ctr"] for r in records if r["kind"] == "validation"}
+    assert list(scores) == [2, 4, 6] and last_step(tmp_path / "early") == 6
+    best = max(scores, key=lambda step: (scores[step], step))
+    assert f"best          {tmp_path}/early/checkpoints/step-{best:08d}" in said
+    assert load_model(str(tmp_path / "early")).checkpoint.step == best
+    exported = load_file(tmp_path / "early" / "encoder" / "model.safetensors")
+    chosen = final_tensors(tmp_path / "early", best)
+    assert all(torch.equal(value, chosen[f"encoder.{name}"]) for name, value in exported.items())
+    assert f"for {best} steps" in (tmp_path / "early" / "encoder" / "README.md").read_text()
+    assert evaluate.main([f"--checkpoint={tmp_path}/early", "--dry-run"]) == 0
+    chosen_by = f"(step {best}, the best of validation: ad_ctr {scores[best]:.4f})"
+    assert chosen_by in capsys.readouterr().out
+    assert train.main(arguments(cluster, tmp_path, "early", *early)) == 0
+    assert f"already finished: {tmp_path}/early/checkpoints/step-{best:08d}" in (
+        capsys.readouterr().out
+    )
+    status, killed = killing(
+        tmp_path / "again", [5], lambda: train.main(arguments(cluster, tmp_path, "again", *early))
+    )
+    assert (status, killed) == (0, [5])
+    expected, got = final_tensors(tmp_path / "early", 6), final_tensors(tmp_path / "again", 6)
+    assert not [name for name in expected if not torch.equal(expected[name], got[name])]
+    assert load_model(str(tmp_path / "again")).checkpoint.step == best
+
+
+def test_rates_that_follow_validation_survive_a_kill(cluster: Path, tmp_path: Path) -> None:
+    plateau = [
+        "--train.schedule=plateau", "--train.evaluate_interval=4", "--train.min_delta=1",
+        "--train.plateau_patience=1", "--train.warmup_share=0",
+    ]  # fmt: skip
+    assert train.main(arguments(cluster, tmp_path, "plateau", *plateau)) == 0
+    status, killed = killing(
+        tmp_path / "again",
+        [14],
+        lambda: train.main(arguments(cluster, tmp_path, "again", *plateau)),
+    )
+    assert (status, killed) == (0, [14])
+    for run in ("plateau", "again"):
+        records = read_records(tmp_path / run / "metrics.jsonl")
+        rates = [r["learning_rate"] for r in records if r["kind"] == "log"]
+        # The first validation is a gain; each further one halves.
+        expected = [1.0] * 8 + [0.5] * 4 + [0.25] * 4 + [0.125] * 4
+        assert rates == pytest.approx([1e-3 * share for share in expected])
+    expected, got = final_tensors(tmp_path / "plateau"), final_tensors(tmp_path / "again")
+    assert not [name for name in expected if not torch.equal(expected[name], got[name])]
+
+
+@pytest.mark.parametrize(
+    "kind", [["lora"], ["adalora", "--train.zero_stage=0", "--train.optimizer=adafactor"]], ids=str
+)
+def test_adapters_are_merged_on_export_and_may_be_started_from(
+    cluster: Path, straight: tuple[Path, Any], tmp_path: Path, kind: list[str]
+) -> None:
+    from transformers import AutoModel
+
+    more = [f"--train.adapter={kind[0]}", f"--train.start_from={straight[0]}", *kind[1:]]
+    assert train.main(arguments(cluster, tmp_path, "adapted", *more)) == 0
+    before, after = final_tensors(straight[0]), final_tensors(tmp_path / "adapted")
+    frozen = {n.replace(".base_layer", ""): t for n, t in after.items() if n.startswith("encoder.")}
+    exported = load_file(tmp_path / "adapted" / "encoder" / "model.safetensors")
+    for name, tensor in exported.items():
+        assert torch.equal(before[f"encoder.{name}"], frozen[f"encoder.{name}"]), name
+        is_adapted = name.endswith(("query.weight", "key.weight", "value.weight", "dense.weight"))
+        assert torch.equal(tensor, before[f"encoder.{name}"]) is not is_adapted, name
+    loaded, info = AutoModel.from_pretrained(
+        tmp_path / "adapted" / "encoder", output_loading_info=True, add_pooling_layer=False
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert set(loaded.state_dict()) == set(exported)
+    again = [f"--train.start_from={tmp_path / 'adapted'}", "--train.freeze=encoder"]
+    assert train.main(arguments(cluster, tmp_path, "heads", *again)) == 0
+    heads = final_tensors(tmp_path / "heads")
+    assert all(torch.equal(heads[f"encoder.{name}"], value) for name, value in exported.items())
 
 
 def test_a_finished_run_says_so(
