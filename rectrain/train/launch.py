@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -32,6 +33,7 @@ __all__ = ["Channel", "Deaths", "RunPlace", "claim", "describe", "launch", "reso
 Say = Callable[[str], None]
 
 _CONFIG = "config.yaml"
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit` for its entry point
 _POLL_S = 0.5
 _MAX_DEATHS = 3
 _MICRO_BATCHES = "train.num_micro_batches"
@@ -116,9 +118,11 @@ class Deaths(ray.train.UserCallback):
     ) -> None:
         """Some workers have died."""
         self._num_deaths += 1
+        rank, cause = min(worker_exceptions.items(), key=lambda death: death[0])
+        text = f"worker {rank} died ({_last_line(cause)}); training goes on from a checkpoint"
+        self._channel.put.remote({"kind": "note", "text": text})
         if self._num_deaths < _MAX_DEATHS:
             return
-        rank, cause = min(worker_exceptions.items(), key=lambda death: death[0])
         error = ResourceError(
             what=f"worker {rank}",
             got=f"{_MAX_DEATHS} deaths without a new checkpoint; the last: {_last_line(cause)}",
@@ -135,7 +139,18 @@ def _last_line(error: BaseException) -> str:
 
 
 def resolve_paths(config: RunConfig) -> RunConfig:
-    """The same run with absolute local paths: workers have other working directories."""
+    """The same run with absolute local paths: workers have other working directories.
+
+    Raises:
+        ConfigError: a relative output in a job that was submitted to a cluster.
+    """
+    if _SUBMITTED in os.environ and "://" not in config.output and config.output[:1] not in "/~":
+        raise ConfigError(
+            what="output",
+            got=config.output,
+            rule="a submitted job runs in a copy of its working directory, which Ray removes",
+            fix="give the absolute path of a folder that all nodes share, or a URI",
+        )
 
     def absolute(path: str) -> str:
         return path if "://" in path else str(Path(path).expanduser().absolute())
@@ -258,6 +273,8 @@ def _run(config: RunConfig, place: RunPlace, *, use_gpu: bool, say: Say) -> None
     with _Listener(channel, config, place.store, say=say):
         try:
             _trainer(config, channel, use_gpu=use_gpu).fit()
+        except SystemExit as stop:  # what Ray Train's own handler makes of Ctrl-C
+            raise KeyboardInterrupt from stop
         except Exception:
             (failure,) = ray.get(channel.failure.remote())
             if failure is None:
