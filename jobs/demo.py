@@ -1,7 +1,7 @@
 """The whole line on the embedded data: prepare, train, evaluate, and say where all of it lies.
 
 Training is two runs: first the encoder and all heads jointly (OUTPUT/NAME-joint), then the heads
-alone on the vectors of that encoder (OUTPUT/NAME), which costs a tenth of the time a row.
+alone on the vectors of that encoder (OUTPUT/NAME), which takes rows about a hundred times as fast.
 
     python -m jobs.demo [--preset demo|tiny] [--output runs] [--overwrite] [--dry-run]
 
@@ -10,6 +10,7 @@ Interrupted and run again, it goes on where it was. It ends with OUTPUT/NAME/sum
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -47,6 +48,8 @@ def main(argv: list[str]) -> int:
         print((directory / "evaluation.md").read_text(encoding="utf-8").partition("\n## ")[0])
         _say(f"already done: {summary} (--overwrite begins anew)")
         return 0
+    if overwrite and not dry_run and (directory / "config.yaml").exists():
+        shutil.rmtree(directory)  # or it would count as done if the run before it is interrupted
     began = time.monotonic()
     with _peak_memory() as peak:
         if overwrite or not (Path(data) / "manifest.json").exists():

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rectrain.config import dump_config, load_config
 from rectrain.errors import ConfigError, ResourceError, without_credentials
-from rectrain.train.build import load_model, new_model, open_data
+from rectrain.train.build import load_model, new_model, newest_checkpoint, open_data
 from rectrain.train.checkpoint import MARKER
 from rectrain.train.config import RunConfig
 from rectrain.train.export import export_encoder
@@ -119,7 +119,7 @@ class Deaths(ray.train.UserCallback):
         """Some workers have died."""
         self._num_deaths += 1
         rank, cause = min(worker_exceptions.items(), key=lambda death: death[0])
-        text = f"worker {rank} died ({_last_line(cause)}); training goes on from a checkpoint"
+        text = f"worker {rank} ended: {_last_line(cause)}"
         self._channel.put.remote({"kind": "note", "text": text})
         if self._num_deaths < _MAX_DEATHS:
             return
@@ -141,8 +141,11 @@ def _last_line(error: BaseException) -> str:
 def resolve_paths(config: RunConfig) -> RunConfig:
     """The same run with absolute local paths: workers have other working directories.
 
+    A run to start from becomes the checkpoint that it has now: workers must not see a newer one.
+
     Raises:
         ConfigError: a relative output in a job that was submitted to a cluster.
+        CheckpointError: the run to start from has no complete checkpoint.
     """
     if _SUBMITTED in os.environ and "://" not in config.output and config.output[:1] not in "/~":
         raise ConfigError(
@@ -165,7 +168,7 @@ def resolve_paths(config: RunConfig) -> RunConfig:
         )
     if config.train.start_from is not None:
         update["train"] = config.train.model_copy(
-            update={"start_from": absolute(config.train.start_from)}
+            update={"start_from": newest_checkpoint(absolute(config.train.start_from))}
         )
     return config.model_copy(update=update)
 
@@ -197,6 +200,14 @@ def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
         ConfigError: the folder holds a run of other settings, or no run but other files.
     """
     store = Store.open(f"{config.output}/{config.name}")
+    start = config.train.start_from
+    if start is not None and f"{start}/".startswith(f"{config.output}/{config.name}/"):
+        raise ConfigError(
+            what="train.start_from",
+            got=without_credentials(start),
+            rule="a run can't start from its own checkpoint",
+            fix="give another --name",
+        )
     if not store.exists(_CONFIG) and not {LOCK, f".{_CONFIG}.tmp"}.issuperset(store.entries()):
         raise ConfigError(
             what="the run's folder",
@@ -238,6 +249,7 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     train = {key: value for key, value in tree["train"].items() if key not in _FREE}
     train["num_micro_batches"] = config.train.micro_batches
+    train["start_from"] = without_credentials(config.train.start_from or "")  # as it is stored
     data = {key: value for key, value in tree["data"].items() if key != "prefetch"}
     return {
         "seed": config.seed,

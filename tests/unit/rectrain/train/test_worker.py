@@ -39,5 +39,5 @@ def test_three_deaths_without_a_new_checkpoint_end_the_run() -> None:
         deaths.after_report(None, [{"step": step}], None)
         deaths.after_exception(None, {1: RuntimeError("trace\nOOM: killed")})
         assert len(failures) == (1 if step == 20 and deaths._num_deaths == 3 else 0)
-    assert [note["text"].partition(";")[0] for note in notes] == ["worker 1 died (OOM: killed)"] * 5
+    assert [note["text"] for note in notes] == ["worker 1 ended: OOM: killed"] * 5
     assert "3 deaths" in str(failures[0]) and "OOM: killed" in str(failures[0])
