@@ -41,6 +41,7 @@ __all__ = [
     "finished_checkpoint",
     "load_model",
     "new_model",
+    "newest_checkpoint",
     "open_data",
     "result_checkpoint",
 ]
@@ -293,6 +294,18 @@ def load_model(location: str | Store) -> LoadedModel:
         merge_adapters(model.encoder)
         model.ranks = None
     return LoadedModel(model.eval(), features, checkpoint)
+
+
+def newest_checkpoint(location: str) -> str:
+    """The one checkpoint that a run's folder, or a checkpoint's own, stands for now; path or URI.
+
+    Raises:
+        CheckpointError: nothing complete is there.
+    """
+    folder = Store.open(location)
+    found = _find(folder)
+    name = found.root.rpartition("/")[2]
+    return location if found is folder else f"{location.rstrip('/')}/checkpoints/{name}"
 
 
 def _find(folder: Store) -> Store:

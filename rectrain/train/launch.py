@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rectrain.config import dump_config, load_config
 from rectrain.errors import ConfigError, ResourceError, without_credentials
-from rectrain.train.build import finished_checkpoint, load_model, new_model, open_data
+from rectrain.train.build import (
+    finished_checkpoint,
+    load_model,
+    new_model,
+    newest_checkpoint,
+    open_data,
+)
 from rectrain.train.config import RunConfig
 from rectrain.train.export import export_encoder
 from rectrain.train.outline import outline, plan_run
@@ -31,6 +38,7 @@ __all__ = ["Channel", "Deaths", "RunPlace", "claim", "describe", "launch", "reso
 Say = Callable[[str], None]
 
 _CONFIG = "config.yaml"
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit` for its entry point
 _POLL_S = 0.5
 _MAX_DEATHS = 3
 _MICRO_BATCHES = "train.num_micro_batches"
@@ -115,9 +123,11 @@ class Deaths(ray.train.UserCallback):
     ) -> None:
         """Some workers have died."""
         self._num_deaths += 1
+        rank, cause = min(worker_exceptions.items(), key=lambda death: death[0])
+        text = f"worker {rank} ended: {_last_line(cause)}"
+        self._channel.put.remote({"kind": "note", "text": text})
         if self._num_deaths < _MAX_DEATHS:
             return
-        rank, cause = min(worker_exceptions.items(), key=lambda death: death[0])
         error = ResourceError(
             what=f"worker {rank}",
             got=f"{_MAX_DEATHS} deaths without a new checkpoint; the last: {_last_line(cause)}",
@@ -134,7 +144,21 @@ def _last_line(error: BaseException) -> str:
 
 
 def resolve_paths(config: RunConfig) -> RunConfig:
-    """The same run with absolute local paths: workers have other working directories."""
+    """The same run with absolute local paths: workers have other working directories.
+
+    A run to start from becomes the checkpoint that it has now: workers must not see a newer one.
+
+    Raises:
+        ConfigError: a relative output in a job that was submitted to a cluster.
+        CheckpointError: the run to start from has no complete checkpoint.
+    """
+    if _SUBMITTED in os.environ and "://" not in config.output and config.output[:1] not in "/~":
+        raise ConfigError(
+            what="output",
+            got=config.output,
+            rule="a submitted job runs in a copy of its working directory, which Ray removes",
+            fix="give the absolute path of a folder that all nodes share, or a URI",
+        )
 
     def absolute(path: str) -> str:
         return path if "://" in path else str(Path(path).expanduser().absolute())
@@ -149,7 +173,7 @@ def resolve_paths(config: RunConfig) -> RunConfig:
         )
     if config.train.start_from is not None:
         update["train"] = config.train.model_copy(
-            update={"start_from": absolute(config.train.start_from)}
+            update={"start_from": newest_checkpoint(absolute(config.train.start_from))}
         )
     return config.model_copy(update=update)
 
@@ -181,6 +205,14 @@ def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
         ConfigError: the folder holds a run of other settings, or no run but other files.
     """
     store = Store.open(f"{config.output}/{config.name}")
+    start = config.train.start_from
+    if start is not None and f"{start}/".startswith(f"{config.output}/{config.name}/"):
+        raise ConfigError(
+            what="train.start_from",
+            got=without_credentials(start),
+            rule="a run can't start from its own checkpoint",
+            fix="give another --name",
+        )
     if not store.exists(_CONFIG) and not {LOCK, f".{_CONFIG}.tmp"}.issuperset(store.entries()):
         raise ConfigError(
             what="the run's folder",
@@ -225,6 +257,7 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     free = _FREE - (_VALIDATION if config.train.follows_validation else set())
     train = {key: value for key, value in tree["train"].items() if key not in free}
     train["num_micro_batches"] = config.train.micro_batches
+    train["start_from"] = without_credentials(config.train.start_from or "")  # as it is stored
     data = {key: value for key, value in tree["data"].items() if key != "prefetch"}
     return {
         "seed": config.seed,
@@ -266,6 +299,8 @@ def _run(config: RunConfig, place: RunPlace, *, use_gpu: bool, say: Say) -> None
     with _Listener(channel, config, place.store, say=say):
         try:
             _trainer(config, channel, use_gpu=use_gpu).fit()
+        except SystemExit as stop:  # what Ray Train's own handler makes of Ctrl-C
+            raise KeyboardInterrupt from stop
         except Exception:
             (failure,) = ray.get(channel.failure.remote())
             if failure is None:
