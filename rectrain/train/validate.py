@@ -58,7 +58,8 @@ def validate(
     engine.eval()
     with torch.no_grad():
         for task, prepared in data.items():
-            rows = prepared.shards(task, "validation").table().slice(0, max_rows)
+            table = prepared.shards(task, "validation").table()
+            rows = table.slice(0, min(max_rows, table.num_rows))  # without columns, Arrow counts on
             score = _Scorer(engine, task, features, tokens_per_micro_batch)
             if task == MLM:
                 values |= _guess(score, rows)

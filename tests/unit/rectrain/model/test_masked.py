@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,7 +75,9 @@ def test_loss_and_gradients_are_those_of_hugging_faces_bert(
     loss, parts = model(batch, scale=2.0, num_shares=4)
     loss.backward()
     torch.manual_seed(3)
-    masked = model.masks(batch.texts, torch.rand(len(batch.texts.input_ids), 3, dtype=torch.float64))
+    masked = model.masks(
+        batch.texts, torch.rand(len(batch.texts.input_ids), 3, dtype=torch.float64)
+    )
     assert len(masked.places) > 5
     theirs, logits = hugging_face(model, masked)
     expected = cross_entropy(logits, masked.labels, reduction="sum") / (0.3 * batch.slots[0].count)

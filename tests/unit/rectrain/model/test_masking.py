@@ -12,15 +12,16 @@ from rectrain.model.masking import WordMasks, draw, fixed_draws
 
 PAD, CLS, SEP, MASK, UNK = range(5)
 A, B, C, X, Y = range(5, 10)  # X and Y go on with a word
-PIECES = WordPieces(
-    is_special=np.arange(10) < 5, is_continuation=np.arange(10) >= X, mask_id=MASK
-)
+PIECES = WordPieces(is_special=np.arange(10) < 5, is_continuation=np.arange(10) >= X, mask_id=MASK)
 NO, YES = 0.15, 0.1499
 STAY, OTHER = 0.95, 0.85
 
 
 def texts(*rows: list[int]) -> PackedTexts:
-    return PackedTexts(torch.tensor(sum(rows, [])), torch.tensor([len(row) for row in rows]))
+    return PackedTexts(
+        torch.tensor([piece for row in rows for piece in row]),
+        torch.tensor([len(row) for row in rows]),
+    )
 
 
 def mask(row: PackedTexts, choice: list[float], fate: list[float] | float = 0.0, piece: float = 0):
@@ -65,7 +66,9 @@ def test_each_piece_meets_its_own_fate_and_is_guessed_all_the_same() -> None:
     row = texts([CLS, A, X, Y, SEP])
     chosen = [NO, YES, NO, NO, NO]
     assert mask(row, chosen, [0, 0.79, OTHER, STAY, 0], piece=0.41) == (
-        [CLS, MASK, C, Y, SEP], [1, 2, 3], [A, X, Y],
+        [CLS, MASK, C, Y, SEP],
+        [1, 2, 3],
+        [A, X, Y],
     )  # fmt: skip - 0.41 of A, B, C, X, Y is C
     assert mask(row, chosen, 0.8, piece=0.999)[0] == [CLS, Y, Y, Y, SEP]
     assert mask(row, chosen, 0.9)[0] == [CLS, A, X, Y, SEP]
