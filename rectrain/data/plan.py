@@ -182,6 +182,14 @@ class Plan:
         )
         return float(sum(slot_tokens)) * self.num_micro_batches
 
+    def most_tokens(self) -> int:
+        """Real tokens of a micro-batch, at most: of each task a mean slot and its longest unit."""
+        return sum(
+            -(-int(_unit_tokens(units).sum(dtype=np.int64)) // self._num_slots[task])
+            + int(_unit_tokens(units).max())
+            for task, units in self._units.items()
+        )
+
     def _bounds(self, position: int, task: str) -> tuple[_Epoch, int, int]:
         """The epoch of slot `position` of the run, and where the slot is in it."""
         number, slot = divmod(position, self._num_slots[task])

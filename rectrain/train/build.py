@@ -42,6 +42,7 @@ __all__ = [
     "load_model",
     "load_trained_encoder",
     "new_model",
+    "newest_checkpoint",
     "open_data",
 ]
 
@@ -349,6 +350,18 @@ def _empty_encoder(checkpoint: Checkpoint) -> BertModel:
             fix="use the version of rectrain that wrote it",
         ) from error
     return BertModel(described, add_pooling_layer=False)
+
+
+def newest_checkpoint(location: str) -> str:
+    """The one checkpoint that a run's folder, or a checkpoint's own, stands for now; path or URI.
+
+    Raises:
+        CheckpointError: nothing complete is there.
+    """
+    folder = Store.open(location)
+    found = _find(folder)
+    name = found.root.rpartition("/")[2]
+    return location if found is folder else f"{location.rstrip('/')}/checkpoints/{name}"
 
 
 def _find(folder: Store) -> Store:

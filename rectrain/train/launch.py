@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +18,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rectrain.config import dump_config, load_config
 from rectrain.errors import ConfigError, ResourceError, without_credentials
-from rectrain.train.build import load_trained_encoder, new_model, open_data
+from rectrain.train.build import (
+    load_trained_encoder,
+    new_model,
+    newest_checkpoint,
+    open_data,
+)
 from rectrain.train.checkpoint import MARKER
 from rectrain.train.config import PretrainConfig, RunConfig
 from rectrain.train.export import export_encoder
@@ -32,6 +38,7 @@ __all__ = ["Channel", "Deaths", "RunPlace", "claim", "describe", "launch", "reso
 Say = Callable[[str], None]
 
 _CONFIG = "config.yaml"
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit` for its entry point
 _POLL_S = 0.5
 _MAX_DEATHS = 3
 _PRETRAIN_KEY = b"mask_share:"  # only these runs have it
@@ -117,9 +124,11 @@ class Deaths(ray.train.UserCallback):
     ) -> None:
         """Some workers have died."""
         self._num_deaths += 1
+        rank, cause = min(worker_exceptions.items(), key=lambda death: death[0])
+        text = f"worker {rank} ended: {_last_line(cause)}"
+        self._channel.put.remote({"kind": "note", "text": text})
         if self._num_deaths < _MAX_DEATHS:
             return
-        rank, cause = min(worker_exceptions.items(), key=lambda death: death[0])
         error = ResourceError(
             what=f"worker {rank}",
             got=f"{_MAX_DEATHS} deaths without a new checkpoint; the last: {_last_line(cause)}",
@@ -136,7 +145,21 @@ def _last_line(error: BaseException) -> str:
 
 
 def resolve_paths(config: RunConfig) -> RunConfig:
-    """The same run with absolute local paths: workers have other working directories."""
+    """The same run with absolute local paths: workers have other working directories.
+
+    A run to start from becomes the checkpoint that it has now: workers must not see a newer one.
+
+    Raises:
+        ConfigError: a relative output in a job that was submitted to a cluster.
+        CheckpointError: the run to start from has no complete checkpoint.
+    """
+    if _SUBMITTED in os.environ and "://" not in config.output and config.output[:1] not in "/~":
+        raise ConfigError(
+            what="output",
+            got=config.output,
+            rule="a submitted job runs in a copy of its working directory, which Ray removes",
+            fix="give the absolute path of a folder that all nodes share, or a URI",
+        )
 
     def absolute(path: str) -> str:
         return path if "://" in path else str(Path(path).expanduser().absolute())
@@ -151,7 +174,7 @@ def resolve_paths(config: RunConfig) -> RunConfig:
         )
     if config.train.start_from is not None:
         update["train"] = config.train.model_copy(
-            update={"start_from": absolute(config.train.start_from)}
+            update={"start_from": newest_checkpoint(absolute(config.train.start_from))}
         )
     return config.model_copy(update=update)
 
@@ -183,6 +206,14 @@ def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
         ConfigError: the folder holds a run of other settings, or no run but other files.
     """
     store = Store.open(f"{config.output}/{config.name}")
+    start = config.train.start_from
+    if start is not None and f"{start}/".startswith(f"{config.output}/{config.name}/"):
+        raise ConfigError(
+            what="train.start_from",
+            got=without_credentials(start),
+            rule="a run can't start from its own checkpoint",
+            fix="give another --name",
+        )
     if not store.exists(_CONFIG) and not {LOCK, f".{_CONFIG}.tmp"}.issuperset(store.entries()):
         raise ConfigError(
             what="the run's folder",
@@ -232,6 +263,7 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     train = {key: value for key, value in tree["train"].items() if key not in _FREE}
     train["num_micro_batches"] = config.train.micro_batches
+    train["start_from"] = without_credentials(config.train.start_from or "")  # as it is stored
     data = {key: value for key, value in tree["data"].items() if key != "prefetch"}
     return {
         "seed": config.seed,
@@ -268,6 +300,8 @@ def _run(config: RunConfig, place: RunPlace, *, use_gpu: bool, say: Say) -> None
     with _Listener(channel, config, place.store, say=say):
         try:
             _trainer(config, channel, use_gpu=use_gpu).fit()
+        except SystemExit as stop:  # what Ray Train's own handler makes of Ctrl-C
+            raise KeyboardInterrupt from stop
         except Exception:
             (failure,) = ray.get(channel.failure.remote())
             if failure is None:

@@ -59,6 +59,7 @@ def arguments(data: Path, output: Path, name: str, *more: str) -> list[str]:
         "--data.tokens_per_micro_batch=256",
         "--train.num_workers=2",
         "--train.learning_rate=1e-3",
+        "--train.balancer=uncertainty",  # its weights change, as every gauge should
         f"--train.num_steps={NUM_STEPS}",
         "--train.checkpoint_interval=4",
         "--train.evaluate_interval=10",
