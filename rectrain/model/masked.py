@@ -94,7 +94,7 @@ class MaskedLanguageModel(nn.Module):
         """
         (slot,) = batch.slots
         draws = draw(batch.texts) if mode == "loss" else fixed_draws(batch.texts)
-        masked = self.masks(batch.texts, draws)
+        masked = self.masks.hide(batch.texts, draws)
         losses = self._losses(masked)
         if mode == "score":
             return {MLM: _by_row(losses, masked, slot)}

@@ -65,8 +65,8 @@ class WordMasks(nn.Module):
         ):
             self.register_buffer(name, torch.from_numpy(values), persistent=False)
 
-    def forward(self, texts: PackedTexts, draws: Tensor) -> MaskedTexts:
-        """Masks texts.
+    def hide(self, texts: PackedTexts, draws: Tensor) -> MaskedTexts:
+        """Masks texts; no `forward`, whose output ZeRO-3 would search for parameters.
 
         Args:
             texts: token ids with their special tokens.

@@ -7,18 +7,19 @@ from typing import Any
 import pytest
 import torch
 from pretrain_toy import VOCABULARY, random_texts, write_texts
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BertForMaskedLM
 
-from rectrain.data.batch import MicroBatch
+from rectrain.data.batch import MicroBatch, PackedTexts, build_micro_batch
 from rectrain.data.config import DataConfig
 from rectrain.data.loader import Loader, empty_tables, open_tasks, plan_training
 from rectrain.data.texts import MLM, TextCorpus
 from rectrain.data.tokenize import load_tokenizer, word_pieces
 from rectrain.model.encoder import load_encoder
 from rectrain.model.masked import MaskedLanguageModel
-from rectrain.model.masking import MaskedTexts, fixed_draws
+from rectrain.model.masking import MaskedTexts, WordMasks, fixed_draws
 from rectrain.train.step import dropout_seed
 
 NUM_MICRO_BATCHES, SEED = 5, 7
@@ -75,7 +76,7 @@ def test_loss_and_gradients_are_those_of_hugging_faces_bert(
     loss, parts = model(batch, scale=2.0, num_shares=4)
     loss.backward()
     torch.manual_seed(3)
-    masked = model.masks(
+    masked = model.masks.hide(
         batch.texts, torch.rand(len(batch.texts.input_ids), 3, dtype=torch.float64)
     )
     assert len(masked.places) > 5
@@ -98,7 +99,7 @@ def test_validation_scores_each_row_by_fixed_masks(
     with torch.no_grad():
         sums, counts = model.eval()(batch, mode="score")[MLM]
         again = model(batch, mode="score")[MLM]
-        masked = model.masks(batch.texts, fixed_draws(batch.texts))
+        masked = model.masks.hide(batch.texts, fixed_draws(batch.texts))
         _, logits = hugging_face(model, masked)
     assert torch.equal(sums, again[0]) and torch.equal(counts, again[1])
     each = cross_entropy(logits, masked.labels, reduction="none")
@@ -113,8 +114,6 @@ def test_validation_scores_each_row_by_fixed_masks(
 def test_an_empty_micro_batch_reaches_every_parameter_with_zero(
     corpus: TextCorpus, model: MaskedLanguageModel
 ) -> None:
-    from rectrain.data.batch import build_micro_batch
-
     features = {MLM: corpus.features(MLM)}
     empty = build_micro_batch(empty_tables(features), counts={MLM: 40})
     loss, parts = model(empty)
@@ -125,11 +124,22 @@ def test_an_empty_micro_batch_reaches_every_parameter_with_zero(
     assert len(sums) == len(counts) == 0
 
 
-def masks_of(corpus: TextCorpus, model: MaskedLanguageModel, world_size: int) -> dict[Any, Any]:
+def masks_of(
+    corpus: TextCorpus,
+    model: MaskedLanguageModel,
+    world_size: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> dict[Any, Any]:
     """(step, micro-batch) -> what is shown and guessed, as the workers of a run would see it."""
     seen = {}
-    model.masks.register_forward_hook(lambda _, __, found: masked.append(found))
     masked: list[MaskedTexts] = []
+    hide = WordMasks.hide
+
+    def watched(masks: WordMasks, texts: PackedTexts, draws: Tensor) -> MaskedTexts:
+        masked.append(hide(masks, texts, draws))
+        return masked[-1]
+
+    monkeypatch.setattr(WordMasks, "hide", watched)
     for rank in range(world_size):
         with batches(corpus, rank=rank, world_size=world_size) as loader:
             for step, micro_batches in loader:
@@ -145,12 +155,12 @@ def masks_of(corpus: TextCorpus, model: MaskedLanguageModel, world_size: int) ->
 
 
 def test_masks_are_the_same_on_any_number_of_workers(
-    corpus: TextCorpus, model: MaskedLanguageModel
+    corpus: TextCorpus, model: MaskedLanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = masks_of(corpus, model, 1)
+    one = masks_of(corpus, model, 1, monkeypatch)
     assert len(one) == 3 * NUM_MICRO_BATCHES
-    assert masks_of(corpus, model, 2) == one
-    assert masks_of(corpus, model, 3) == one
+    assert masks_of(corpus, model, 2, monkeypatch) == one
+    assert masks_of(corpus, model, 3, monkeypatch) == one
     assert len({str(found) for found in one.values()}) == len(one)
 
 

@@ -29,7 +29,7 @@ def mask(row: PackedTexts, choice: list[float], fate: list[float] | float = 0.0,
     draws[:, 0] = torch.tensor(choice, dtype=torch.float64)
     draws[:, 1] = torch.tensor(fate, dtype=torch.float64)
     draws[:, 2] = piece
-    found = WordMasks(PIECES, share=0.15)(row, draws)
+    found = WordMasks(PIECES, share=0.15).hide(row, draws)
     return found.texts.input_ids.tolist(), found.places.tolist(), found.labels.tolist()
 
 
@@ -77,7 +77,7 @@ def test_each_piece_meets_its_own_fate_and_is_guessed_all_the_same() -> None:
 def test_shares_of_many_words() -> None:
     row = texts([CLS, *[A, B, X, C, X, Y] * 50_000, SEP])
     torch.manual_seed(0)
-    found = WordMasks(PIECES, share=0.15)(row, draw(row))
+    found = WordMasks(PIECES, share=0.15).hide(row, draw(row))
     num_pieces = len(found.places)
     assert num_pieces / 300_000 == pytest.approx(0.15, abs=0.003)
     shown, labels = found.texts.input_ids[found.places], found.labels
@@ -102,5 +102,5 @@ def test_fixed_masks_depend_on_the_text_alone() -> None:
 def test_no_text_has_no_masks() -> None:
     empty = PackedTexts(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
     for draws in (draw(empty), fixed_draws(empty)):
-        found = WordMasks(PIECES, share=0.15)(empty, draws)
+        found = WordMasks(PIECES, share=0.15).hide(empty, draws)
         assert not len(found.places) and not len(found.texts.input_ids)
