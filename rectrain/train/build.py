@@ -291,7 +291,7 @@ def load_model(location: str) -> LoadedModel:
             heads.
     """
     checkpoint = open_checkpoint(_find(Store.open(location)))
-    if MLM in checkpoint.meta["tasks"]:
+    if MLM in checkpoint.meta.get("tasks", ()):
         raise CheckpointError(
             what=f"checkpoint {location}",
             got="a pre-trained encoder without heads",
