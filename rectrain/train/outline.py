@@ -9,14 +9,15 @@ from rectrain.data.loader import plan_training
 from rectrain.data.plan import Plan
 from rectrain.data.shards import Prepared, Shards
 from rectrain.errors import without_credentials
-from rectrain.model.multitask import MultiTaskModel
-from rectrain.train.config import RunConfig
+from rectrain.train.build import Model
+from rectrain.train.config import PretrainConfig, RunConfig
 from rectrain.train.step import model_facts, num_accumulations
 from rectrain.train.zero import DeviceFacts, bucket_elements, resolve_precision, state_bytes
 
 __all__ = ["RunPlan", "activation_bytes", "outline", "plan_run"]
 
 _MIB = 1 << 20
+_LOGITS = 3  # a masked piece's logits, their softmax, and the gradient
 _PROCESS_MIB = 600  # Python, torch, DeepSpeed and Ray, measured on Linux
 
 
@@ -59,7 +60,7 @@ def outline(
     config: RunConfig,
     data: Mapping[str, Prepared],
     *,
-    model: MultiTaskModel,
+    model: Model,
     device: DeviceFacts,
     run: RunPlan,
 ) -> str:
@@ -90,9 +91,7 @@ def outline(
     return "\n".join([*lines, *_memory(config, model, workers, num_tokens=run.plan.most_tokens())])
 
 
-def _memory(
-    config: RunConfig, model: MultiTaskModel, workers: int, *, num_tokens: int
-) -> list[str]:
+def _memory(config: RunConfig, model: Model, workers: int, *, num_tokens: int) -> list[str]:
     bert = model.encoder.config
     is_frozen = config.train.freeze == "encoder"
     facts = model_facts(model, hidden_size=bert.hidden_size)
@@ -111,6 +110,8 @@ def _memory(
             max_length=bert.max_position_embeddings,
             num_heads=bert.num_attention_heads,
         )
+    if isinstance(config, PretrainConfig):
+        state["guesses"] = int(_LOGITS * 4 * config.mask_share * num_tokens * bert.vocab_size)
     parts = ", ".join(f"{kind} {held / _MIB:,.0f}" for kind, held in state.items())
     total = sum(state.values()) / _MIB
     return [
