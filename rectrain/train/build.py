@@ -13,11 +13,13 @@ from transformers import BertConfig, BertModel
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.loader import open_tasks
 from rectrain.data.shards import Prepared
-from rectrain.data.tokenize import load_tokenizer
+from rectrain.data.texts import MLM, TextCorpus
+from rectrain.data.tokenize import load_tokenizer, word_pieces
 from rectrain.errors import CheckpointError, ConfigError, EncoderError, without_credentials
-from rectrain.model.adapters import add_adapters, merge_adapters
+from rectrain.model.adapters import RankBudget, add_adapters, merge_adapters
 from rectrain.model.balancing import check_installed
 from rectrain.model.encoder import load_encoder
+from rectrain.model.masked import MaskedLanguageModel
 from rectrain.model.multitask import MultiTaskModel
 from rectrain.tasks import TASKS
 from rectrain.train.checkpoint import (
@@ -28,25 +30,51 @@ from rectrain.train.checkpoint import (
     load_weights,
     open_checkpoint,
 )
-from rectrain.train.config import RunConfig, TrainConfig
+from rectrain.train.config import PretrainConfig, RunConfig, TrainConfig
 from rectrain.train.history import has_stopped, read_history
-from rectrain.train.outline import plan_run
+from rectrain.train.run_plan import plan_run
 from rectrain.train.storage import Store
 
 __all__ = [
+    "Data",
     "LoadedModel",
+    "Model",
+    "TrainedEncoder",
     "attachments",
     "check_same_data",
     "checkpoint_meta",
     "finished_checkpoint",
     "load_model",
+    "load_trained_encoder",
     "new_model",
     "newest_checkpoint",
     "open_data",
     "result_checkpoint",
 ]
 
+_ENCODER = "encoder."
+
 Data = Mapping[str, Prepared]
+Model = MultiTaskModel | MaskedLanguageModel
+"""What a run can train: anything with an encoder, a balancer and the multi-task model's forward."""
+
+
+@dataclass(frozen=True)
+class TrainedEncoder:
+    """A run's encoder in plain torch: fp32, on the CPU, in evaluation mode.
+
+    Attributes:
+        encoder: the encoder.
+        checkpoint: where it comes from.
+    """
+
+    encoder: BertModel
+    checkpoint: Checkpoint
+
+    @property
+    def tokenizer_path(self) -> str:
+        """Directory of the tokenizer that the encoder was trained with."""
+        return str(self.checkpoint.path / "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -72,9 +100,12 @@ class LoadedModel:
 def open_data(config: RunConfig) -> Data:
     """The prepared data of a run: task -> directory, in the run's task order.
 
+    The data of pre-training is one task, `mlm`, of these directories' texts.
+
     Raises:
         ConfigError: no path, or loss weights of other tasks.
-        DataError: see `open_tasks`.
+        DataError: see `open_tasks` and `TextCorpus`.
+        EncoderError: see `TextCorpus`.
     """
     if not config.data.paths:
         raise ConfigError(
@@ -84,6 +115,8 @@ def open_data(config: RunConfig) -> Data:
             fix="run python -m jobs.prepare and give its --output as --data.paths",
         )
     data = open_tasks(config.data.paths, tasks=config.train.tasks)
+    if isinstance(config, PretrainConfig):
+        return {MLM: TextCorpus(data)}
     _check_tasks("data.paths", data, known=TASKS, owner="rectrain")
     _check_tasks("train.loss_weights", config.train.loss_weights, known=data, owner="the run")
     _check_tasks("train.watch", {config.train.watch} - {"mean"}, known=data, owner="the run")
@@ -101,13 +134,15 @@ def _check_tasks(what: str, given: Iterable[str], *, known: Collection[str], own
         )
 
 
-def new_model(config: RunConfig, data: Data) -> MultiTaskModel:
+def new_model(config: RunConfig, data: Data) -> Model:
     """The model that a run starts from: pretrained or fresh weights, alike on every worker.
 
     Raises:
         EncoderError: the encoder can't be used, or doesn't fit the data's tokenizer.
         ConfigError: the balancer's packages are missing.
     """
+    if isinstance(config, PretrainConfig):
+        return _masked_model(config, data)
     check_installed(config.train.balancer)
     features = {task: prepared.features(task) for task, prepared in data.items()}
     if config.train.start_from is None:
@@ -116,23 +151,38 @@ def new_model(config: RunConfig, data: Data) -> MultiTaskModel:
         model = _continued(load_model(config.train.start_from), config, data, features=features)
     model.encoder.requires_grad_(config.train.freeze != "encoder")
     is_ranked = config.train.adapter == "adalora"
-    _adapt(model, config, num_steps=plan_run(config, data).num_steps if is_ranked else None)
+    num_steps = plan_run(config, data).num_steps if is_ranked else None
+    model.ranks = _adapt(model.encoder, config.train, seed=config.seed, num_steps=num_steps)
     return model
 
 
-def _adapt(model: MultiTaskModel, config: RunConfig, *, num_steps: int | None) -> None:
-    train = config.train
-    if train.adapter != "none":
-        model.ranks = add_adapters(
-            model.encoder,
-            kind=train.adapter,
-            rank=train.adapter_rank,
-            alpha=train.adapter_alpha,
-            dropout=train.adapter_dropout,
-            targets=train.adapter_targets,
-            seed=config.seed,
-            num_steps=num_steps,
-        )
+def _adapt(
+    encoder: BertModel, train: TrainConfig, *, seed: int = 0, num_steps: int | None = None
+) -> RankBudget | None:
+    """Puts the run's adapters, if it has any, into an encoder; without steps, to load them."""
+    if train.adapter == "none":
+        return None
+    return add_adapters(
+        encoder,
+        kind=train.adapter,
+        rank=train.adapter_rank,
+        alpha=train.adapter_alpha,
+        dropout=train.adapter_dropout,
+        targets=train.adapter_targets,
+        seed=seed,
+        num_steps=num_steps,
+    )
+
+
+def _masked_model(config: PretrainConfig, data: Data) -> MaskedLanguageModel:
+    (corpus,) = data.values()
+    return MaskedLanguageModel(
+        _encoder(config, data),
+        pieces=word_pieces(load_tokenizer(corpus.tokenizer_path)),
+        share=config.mask_share,
+        activation_checkpointing=config.train.activation_checkpointing,
+        seed=config.seed,
+    )
 
 
 def _encoder(config: RunConfig, data: Data) -> BertModel:
@@ -251,7 +301,7 @@ def check_same_data(checkpoint: Checkpoint, config: RunConfig, data: Data) -> No
         )
 
 
-def attachments(model: MultiTaskModel, data: Data) -> dict[str, bytes]:
+def attachments(model: Model, data: Data) -> dict[str, bytes]:
     """Files that make a checkpoint whole: the tokenizer, and the encoder's configuration."""
     root = Path(next(iter(data.values())).tokenizer_path)
     files = {f"tokenizer/{path.name}": path.read_bytes() for path in sorted(root.iterdir())}
@@ -267,10 +317,18 @@ def load_model(location: str | Store) -> LoadedModel:
         location: a checkpoint, or a run's folder (see `result_checkpoint`); path or URI.
 
     Raises:
-        CheckpointError: nothing complete is there, it is damaged, or it isn't ours.
+        CheckpointError: nothing complete is there, it is damaged, it isn't ours, or it has no
+            heads.
     """
     folder = Store.open(location) if isinstance(location, str) else location
     checkpoint = open_checkpoint(_find(folder))
+    if MLM in checkpoint.meta.get("tasks", ()):
+        raise CheckpointError(
+            what=f"checkpoint {folder.root}",
+            got="a pre-trained encoder without heads",
+            rule="only jobs.train makes a model of tasks",
+            fix="run jobs.train with --model.encoder=RUN/encoder, RUN being the pre-training",
+        )
     try:
         config = RunConfig.model_validate(checkpoint.meta["config"])
         features = {
@@ -278,22 +336,60 @@ def load_model(location: str | Store) -> LoadedModel:
             for task, facts in checkpoint.meta["tasks"].items()
             if TASKS[task]
         }
-        described = json.loads((checkpoint.path / "encoder" / "config.json").read_bytes())
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             what=f"checkpoint {folder.root}",
             got=f"{type(error).__name__} {error}",
             rule="this version must know its tasks and settings",
             fix="use the version of rectrain that wrote it",
         ) from error
-    encoder = BertModel(BertConfig.from_dict(described), add_pooling_layer=False)
-    model = _assemble(encoder, features=features, config=config)
-    _adapt(model, config, num_steps=None)
+    model = _assemble(_empty_encoder(checkpoint), features=features, config=config)
+    model.ranks = _adapt(model.encoder, config.train)
     load_weights(model, checkpoint)
     if config.train.adapter != "none":
         merge_adapters(model.encoder)
         model.ranks = None
     return LoadedModel(model.eval(), features, checkpoint)
+
+
+def load_trained_encoder(location: str | Store) -> TrainedEncoder:
+    """Loads the encoder of any run, joint training or pre-training, with its adapters added up.
+
+    Args:
+        location: as for `load_model`.
+
+    Raises:
+        CheckpointError: nothing complete is there, it is damaged, or it isn't ours.
+    """
+    folder = Store.open(location) if isinstance(location, str) else location
+    checkpoint = open_checkpoint(_find(folder))
+    train = TrainConfig.model_validate(checkpoint.meta["config"]["train"])
+    encoder: Any = _empty_encoder(checkpoint)
+    _adapt(encoder, train)
+    weights = {
+        name.removeprefix(_ENCODER): tensor
+        for name, tensor in checkpoint.tensors("model")
+        if name.startswith(_ENCODER)
+    }
+    encoder.load_state_dict(weights)
+    if train.adapter != "none":
+        merge_adapters(encoder)
+    return TrainedEncoder(encoder.eval(), checkpoint)
+
+
+def _empty_encoder(checkpoint: Checkpoint) -> BertModel:
+    """An encoder of a checkpoint's shape, whose weights are still to be loaded."""
+    path = checkpoint.path / "encoder" / "config.json"
+    try:
+        described = BertConfig.from_dict(json.loads(path.read_bytes()))
+    except (TypeError, ValueError, OSError) as error:
+        raise CheckpointError(
+            what=f"{path}",
+            got=f"{type(error).__name__} {error}",
+            rule="a checkpoint describes its encoder",
+            fix="use the version of rectrain that wrote it",
+        ) from error
+    return BertModel(described, add_pooling_layer=False)
 
 
 def newest_checkpoint(location: str) -> str:

@@ -18,12 +18,14 @@ History = tuple[tuple[int, float], ...]
 
 
 def watched_value(values: Mapping[str, float], *, watch: str) -> float | None:
-    """The value that a run goes by: a task's, or the mean of those that are known.
+    """The value that a run goes by, higher is better: a task's, or the mean of those known.
 
     Args:
-        values: task -> finite value of its metric.
+        values: task -> finite value of its metric; of pre-training "loss", which counts negative.
         watch: a task, or "mean".
     """
+    if "loss" in values:
+        return -values["loss"]
     if watch != "mean":
         return values.get(watch)
     return sum(values.values()) / len(values) if values else None

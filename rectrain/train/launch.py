@@ -20,14 +20,15 @@ from rectrain.config import dump_config, load_config
 from rectrain.errors import ConfigError, ResourceError, without_credentials
 from rectrain.train.build import (
     finished_checkpoint,
-    load_model,
+    load_trained_encoder,
     new_model,
     newest_checkpoint,
     open_data,
 )
-from rectrain.train.config import RunConfig
+from rectrain.train.config import PretrainConfig, RunConfig
 from rectrain.train.export import export_encoder
-from rectrain.train.outline import outline, plan_run
+from rectrain.train.outline import outline
+from rectrain.train.run_plan import plan_run
 from rectrain.train.storage import LOCK, Store
 from rectrain.train.tracking import Tracker
 from rectrain.train.worker import train_worker
@@ -41,6 +42,7 @@ _CONFIG = "config.yaml"
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit` for its entry point
 _POLL_S = 0.5
 _MAX_DEATHS = 3
+_PRETRAIN_KEY = b"mask_share:"  # only these runs have it
 _MICRO_BATCHES = "train.num_micro_batches"
 # Settings that decide how a run goes, and not what comes out of it: they may change on resuming.
 _FREE = {
@@ -233,10 +235,18 @@ def _result(config: RunConfig, store: Store) -> Store | None:
 def _check_same(config: RunConfig, store: Store) -> None:
     import tempfile
 
+    is_pretraining = isinstance(config, PretrainConfig)
+    if (_PRETRAIN_KEY in store.read(_CONFIG)) != is_pretraining:
+        raise ConfigError(
+            what=f"run {store.root}",
+            got=f"a run of jobs.{'train' if is_pretraining else 'pretrain'}",
+            rule="pre-training and training are two runs",
+            fix="give another --name, or --overwrite to begin anew",
+        )
     with tempfile.NamedTemporaryFile(suffix=".yaml") as copy:
         copy.write(store.read(_CONFIG))
         copy.flush()
-        before = load_config(RunConfig, file=copy.name, overrides=[])
+        before = load_config(type(config), file=copy.name, overrides=[])
     old, new = _identity(before), _identity(config)
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if changed:
@@ -261,6 +271,7 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     data = {key: value for key, value in tree["data"].items() if key != "prefetch"}
     return {
         "seed": config.seed,
+        **({"mask_share": config.mask_share} if isinstance(config, PretrainConfig) else {}),
         **{f"data.{key}": value for key, value in data.items()},
         **{f"model.{key}": value for key, value in tree["model"].items()},
         **{f"train.{key}": value for key, value in train.items()},
@@ -289,7 +300,7 @@ def launch(config: RunConfig, place: RunPlace, *, say: Say) -> Store:
         _run(config, place, use_gpu=use_gpu, say=say)
         result = _result(config, place.store)
         assert result is not None, "the workers ended without an error"
-        export_encoder(load_model(result), place.store)
+        export_encoder(load_trained_encoder(result), place.store)
         return result
 
 

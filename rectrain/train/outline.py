@@ -1,45 +1,22 @@
-"""What a run will do, before it does it: steps, tokens, parameters, memory."""
+"""What a run will do, before it does it, as text: steps, tokens, parameters, memory."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from rectrain.data.loader import plan_training
-from rectrain.data.plan import Plan
-from rectrain.data.shards import Prepared, Shards
+from rectrain.data.shards import Prepared
 from rectrain.errors import without_credentials
-from rectrain.model.multitask import MultiTaskModel
-from rectrain.train.config import RunConfig
+from rectrain.train.build import Model
+from rectrain.train.config import PretrainConfig, RunConfig
+from rectrain.train.run_plan import RunPlan
 from rectrain.train.step import factored_elements, model_facts, num_accumulations
 from rectrain.train.zero import DeviceFacts, bucket_elements, resolve_precision, state_bytes
 
-__all__ = ["RunPlan", "activation_bytes", "outline", "plan_run"]
+__all__ = ["activation_bytes", "outline"]
 
 _MIB = 1 << 20
+_LOGITS = 3  # a masked piece's logits, their softmax, and the gradient
 _PROCESS_MIB = 600  # Python, torch, DeepSpeed and Ray, measured on Linux
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """The training rows, which of them each step takes, and where the run ends."""
-
-    shards: Mapping[str, Shards]
-    plan: Plan
-    num_steps: int
-
-
-def plan_run(config: RunConfig, data: Mapping[str, Prepared]) -> RunPlan:
-    """Plans a run over the training splits."""
-    train = config.train
-    shards = {task: prepared.shards(task, "train") for task, prepared in data.items()}
-    plan = plan_training(
-        shards, config=config.data, seed=config.seed, num_micro_batches=train.micro_batches
-    )
-    epoch = max(plan.num_slots(task) for task in data)
-    slots = (train.num_epochs or 1.0) * epoch
-    num_steps = train.num_steps or max(1, round(slots / train.micro_batches))
-    return RunPlan(shards, plan, num_steps)
 
 
 def activation_bytes(
@@ -59,7 +36,7 @@ def outline(
     config: RunConfig,
     data: Mapping[str, Prepared],
     *,
-    model: MultiTaskModel,
+    model: Model,
     device: DeviceFacts,
     run: RunPlan,
 ) -> str:
@@ -90,9 +67,7 @@ def outline(
     return "\n".join([*lines, *_memory(config, model, workers, num_tokens=run.plan.most_tokens())])
 
 
-def _memory(
-    config: RunConfig, model: MultiTaskModel, workers: int, *, num_tokens: int
-) -> list[str]:
+def _memory(config: RunConfig, model: Model, workers: int, *, num_tokens: int) -> list[str]:
     bert = model.encoder.config
     is_frozen = config.train.freeze == "encoder"
     facts = model_facts(model, hidden_size=bert.hidden_size)
@@ -116,6 +91,8 @@ def _memory(
             max_length=bert.max_position_embeddings,
             num_heads=bert.num_attention_heads,
         )
+    if isinstance(config, PretrainConfig):
+        state["guesses"] = int(_LOGITS * 4 * config.mask_share * num_tokens * bert.vocab_size)
     parts = ", ".join(f"{kind} {held / _MIB:,.0f}" for kind, held in state.items())
     total = sum(state.values()) / _MIB
     return [

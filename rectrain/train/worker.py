@@ -17,6 +17,7 @@ import torch
 
 from rectrain.data.loader import Loader, catalogues
 from rectrain.errors import ConfigError, RectrainError, StorageError, without_credentials
+from rectrain.model.multitask import MultiTaskModel
 from rectrain.train.build import (
     Data,
     attachments,
@@ -42,8 +43,8 @@ from rectrain.train.history import (
     read_history,
     watched_value,
 )
-from rectrain.train.outline import RunPlan, plan_run
 from rectrain.train.process import set_up_process
+from rectrain.train.run_plan import RunPlan, plan_run
 from rectrain.train.step import (
     Engine,
     StepResult,
@@ -149,6 +150,7 @@ class _Session:
             check_same_data(checkpoint, config, data)
             load_weights(model, checkpoint)
         if config.train.freeze == "encoder":
+            assert isinstance(model, MultiTaskModel)
             freeze_encoder(model.to(worker_device()), config, data)
         engine = build_engine(
             model,
@@ -255,12 +257,12 @@ class _Session:
         train = self.config.train
         if not has_stopped(self.history, train=train):
             return False
-        best, step = max((value, step) for step, value in self.history)
+        _, best = max((value, step) for step, value in self.history)
         self.send(
             self._event("stop", done)
             | {
                 "text": f"stopped early at step {done}: {train.early_stopping} validations in a "
-                f"row without a gain of {train.watch}; the best is {best:.4f} at step {step}"
+                f"row without a gain of {train.watch}; the best is that of step {best}"
             }
         )
         return True

@@ -37,6 +37,10 @@ def test_a_run_watches_one_task_or_the_mean_of_those_known() -> None:
     assert watched_value({}, watch="mean") is None
 
 
+def test_pre_training_goes_by_its_loss_the_lower_the_better():
+    assert watched_value({"loss": 2.0, "perplexity": 7.389}, watch="mean") == -2.0
+
+
 @pytest.mark.parametrize(
     ("values", "stale"),
     [
