@@ -40,6 +40,7 @@ def run_training(cls: type[RunConfig], argv: Sequence[str], *, doc: str | None) 
     from rectrain.train.export import export_encoder
 
     config = launch.resolve_paths(config)
+    config = launch.resolve_micro_batch(config, overwrite=options.overwrite)
     _say(launch.describe(config))
     if options.dry_run:
         return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,10 +17,10 @@ class DataConfig(Section):
     """What a training run reads and how much of it at a time."""
 
     paths: tuple[str, ...] = Field(default=(), description="prepared directories")
-    tokens_per_micro_batch: int = Field(
+    tokens_per_micro_batch: Annotated[int, Field(ge=16)] | Literal["auto"] = Field(
         default=2048,
-        ge=16,
-        description="real tokens of one micro-batch's rows: the memory of one forward",
+        description="real tokens of one micro-batch's rows: the memory of one forward; auto: as "
+        "many as fit into the memory that is free here when the run begins",
     )
     num_negatives: int = Field(
         default=0,
@@ -34,6 +34,12 @@ class DataConfig(Section):
         description="task mixing, p proportional to n^(1/T); 1 keeps the natural shares",
     )
     prefetch: int = Field(default=2, ge=0, description="steps built ahead of the training thread")
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """`tokens_per_micro_batch` of a run that begins: auto is a number by then."""
+        assert self.tokens_per_micro_batch != "auto"
+        return self.tokens_per_micro_batch
 
 
 class SplitConfig(Section):

@@ -94,7 +94,7 @@ def plan_training(
     return Plan(
         units,
         seed=seed,
-        tokens_per_micro_batch=config.tokens_per_micro_batch,
+        tokens_per_micro_batch=config.micro_batch_tokens,
         temperature=config.temperature,
         num_micro_batches=num_micro_batches,
         num_negatives=config.num_negatives,

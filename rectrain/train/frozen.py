@@ -48,7 +48,7 @@ def freeze_encoder(model: MultiTaskModel, config: RunConfig, data: Mapping[str, 
             fix="raise it, or train the encoder too (train.freeze=none)",
         )
     model.encoder.train(False)
-    vectors = _encode_all(model.encoder, texts, budget=config.data.tokens_per_micro_batch)
+    vectors = _encode_all(model.encoder, texts, budget=config.data.micro_batch_tokens)
     model.freeze_encoder(TextVectors(texts, vectors))
 
 

@@ -27,14 +27,24 @@ from rectrain.train.build import (
 )
 from rectrain.train.config import PretrainConfig, RunConfig
 from rectrain.train.export import export_encoder
+from rectrain.train.memory import FEWEST_TOKENS, free_bytes, largest_micro_batch
 from rectrain.train.outline import outline
-from rectrain.train.run_plan import plan_run
+from rectrain.train.run_plan import plan_run, with_micro_batch
 from rectrain.train.storage import LOCK, Store
 from rectrain.train.tracking import Tracker
 from rectrain.train.worker import train_worker
 from rectrain.train.zero import device_facts
 
-__all__ = ["Channel", "Deaths", "RunPlace", "claim", "describe", "launch", "resolve_paths"]
+__all__ = [
+    "Channel",
+    "Deaths",
+    "RunPlace",
+    "claim",
+    "describe",
+    "launch",
+    "resolve_micro_batch",
+    "resolve_paths",
+]
 
 Say = Callable[[str], None]
 
@@ -180,6 +190,31 @@ def resolve_paths(config: RunConfig) -> RunConfig:
     return config.model_copy(update=update)
 
 
+def resolve_micro_batch(config: RunConfig, *, overwrite: bool) -> RunConfig:
+    """The same run with a number for `data.tokens_per_micro_batch=auto`.
+
+    A run that goes on keeps its number: the rows of a step must not depend on what is free now.
+
+    Args:
+        config: with absolute paths.
+        overwrite: the run begins anew.
+
+    Raises:
+        ConfigError, ResourceError: see `largest_micro_batch`.
+    """
+    if config.data.tokens_per_micro_batch != "auto":
+        return config
+    store = Store.open(f"{config.output}/{config.name}")
+    if store.exists(_CONFIG) and not overwrite:
+        return with_micro_batch(config, _stored_config(config, store).data.micro_batch_tokens)
+    data = open_data(config)
+    model = new_model(with_micro_batch(config, FEWEST_TOKENS), data)
+    memory = free_bytes(num_workers=config.train.max_workers)
+    return with_micro_batch(
+        config, largest_micro_batch(config, data, model=model, memory_bytes=memory)
+    )
+
+
 def describe(config: RunConfig) -> str:
     """The plan of a run as text; checks data, encoder and precision, and writes nothing.
 
@@ -232,7 +267,8 @@ def _result(config: RunConfig, store: Store) -> Store | None:
     return finished_checkpoint(store, train=config.train, num_steps=num_steps)
 
 
-def _check_same(config: RunConfig, store: Store) -> None:
+def _stored_config(config: RunConfig, store: Store) -> RunConfig:
+    """The settings that a run began with, of the same kind as these."""
     import tempfile
 
     is_pretraining = isinstance(config, PretrainConfig)
@@ -246,7 +282,11 @@ def _check_same(config: RunConfig, store: Store) -> None:
     with tempfile.NamedTemporaryFile(suffix=".yaml") as copy:
         copy.write(store.read(_CONFIG))
         copy.flush()
-        before = load_config(type(config), file=copy.name, overrides=[])
+        return load_config(type(config), file=copy.name, overrides=[])
+
+
+def _check_same(config: RunConfig, store: Store) -> None:
+    before = _stored_config(config, store)
     old, new = _identity(before), _identity(config)
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if changed:

@@ -7,29 +7,15 @@ from collections.abc import Mapping
 from rectrain.data.shards import Prepared
 from rectrain.errors import without_credentials
 from rectrain.train.build import Model
-from rectrain.train.config import PretrainConfig, RunConfig
+from rectrain.train.config import RunConfig
+from rectrain.train.memory import PROCESS_BYTES, worker_bytes
 from rectrain.train.run_plan import RunPlan
-from rectrain.train.step import factored_elements, model_facts, num_accumulations
-from rectrain.train.zero import DeviceFacts, bucket_elements, resolve_precision, state_bytes
+from rectrain.train.step import num_accumulations
+from rectrain.train.zero import DeviceFacts, resolve_precision
 
-__all__ = ["activation_bytes", "outline"]
+__all__ = ["outline"]
 
 _MIB = 1 << 20
-_LOGITS = 3  # a masked piece's logits, their softmax, and the gradient
-_PROCESS_MIB = 600  # Python, torch, DeepSpeed and Ray, measured on Linux
-
-
-def activation_bytes(
-    *, num_tokens: int, hidden_size: int, num_layers: int, max_length: int, num_heads: int
-) -> int:
-    """An upper bound of what one forward keeps for its backward pass, in fp32 bytes.
-
-    34 values a token and hidden unit in each layer, and 5 a head and pair of tokens in attention
-    (Korthikanti et al., 2022, equation 1, with 2 bytes a value there), plus the embeddings' three.
-    Not counted: the heads, and what activation checkpointing spares.
-    """
-    per_layer = 17 * num_tokens * hidden_size + 5 * num_heads * num_tokens * max_length // 2
-    return 4 * (num_layers * per_layer + 3 * num_tokens * hidden_size)
 
 
 def outline(
@@ -54,7 +40,8 @@ def outline(
         )
     tokens = run.plan.tokens_per_step()
     lines.append(
-        f"tokens: {tokens:,.0f} a step ({train.micro_batches} micro-batches), "
+        f"tokens: {tokens:,.0f} a step ({train.micro_batches} micro-batches of "
+        f"data.tokens_per_micro_batch={config.data.micro_batch_tokens}), "
         f"{tokens * run.num_steps:,.0f} in all"
     )
     workers = train.max_workers
@@ -64,38 +51,12 @@ def outline(
         f"workers: {fewest}{workers}, {places} forwards each a step, ZeRO-{train.zero_stage}, "
         f"offload {train.offload}, {resolve_precision(train, device=device)} on {device.kind}"
     )
-    return "\n".join([*lines, *_memory(config, model, workers, num_tokens=run.plan.most_tokens())])
-
-
-def _memory(config: RunConfig, model: Model, workers: int, *, num_tokens: int) -> list[str]:
-    bert = model.encoder.config
-    is_frozen = config.train.freeze == "encoder"
-    facts = model_facts(model, hidden_size=bert.hidden_size)
-    state = state_bytes(
-        facts.num_parameters, zero_stage=config.train.zero_stage, world_size=workers
-    )
-    if config.train.optimizer == "adafactor":
-        state["optimizer"] = 4 * factored_elements(model)
-    state["bucket"] = 4 * bucket_elements(facts) if config.train.zero_stage > 0 else 0
-    if config.train.adapter != "none":
-        frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-        state["frozen"] = 4 * frozen // (workers if config.train.zero_stage == 3 else 1)
-    if is_frozen:
-        state["frozen encoder"] = 4 * model.encoder.num_parameters()
-        state["vectors, at most"] = int(config.train.frozen_cache_gib * (1 << 30))
-    else:
-        state["activations, at most"] = activation_bytes(
-            num_tokens=num_tokens,
-            hidden_size=bert.hidden_size,
-            num_layers=1 if config.train.activation_checkpointing else bert.num_hidden_layers,
-            max_length=bert.max_position_embeddings,
-            num_heads=bert.num_attention_heads,
-        )
-    if isinstance(config, PretrainConfig):
-        state["guesses"] = int(_LOGITS * 4 * config.mask_share * num_tokens * bert.vocab_size)
-    parts = ", ".join(f"{kind} {held / _MIB:,.0f}" for kind, held in state.items())
-    total = sum(state.values()) / _MIB
-    return [
-        f"parameters to train: {facts.num_parameters:,}",
-        f"memory of a worker: {total:,.0f} MiB ({parts}), and {_PROCESS_MIB} of the process",
+    held = worker_bytes(config, data, model=model, plan=run.plan, num_workers=workers)
+    parts = ", ".join(f"{kind} {size / _MIB:,.0f}" for kind, size in held.items())
+    num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lines += [
+        f"parameters to train: {num_parameters:,}",
+        f"memory of a worker: {sum(held.values()) / _MIB:,.0f} MiB ({parts}), and "
+        f"{PROCESS_BYTES // _MIB} of the process",
     ]
+    return "\n".join(lines)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rectrain.data.loader import plan_training
 from rectrain.data.plan import Plan
 from rectrain.data.shards import Prepared, Shards
 from rectrain.train.config import RunConfig
 
-__all__ = ["RunPlan", "plan_run"]
+__all__ = ["RunPlan", "plan_run", "with_micro_batch"]
+
+Run = TypeVar("Run", bound=RunConfig)
 
 
 @dataclass(frozen=True)
@@ -33,3 +36,9 @@ def plan_run(config: RunConfig, data: Mapping[str, Prepared]) -> RunPlan:
     slots = (train.num_epochs or 1.0) * epoch
     num_steps = train.num_steps or max(1, round(slots / train.micro_batches))
     return RunPlan(shards, plan, num_steps)
+
+
+def with_micro_batch(config: Run, tokens: int) -> Run:
+    """The same run with another `data.tokens_per_micro_batch`."""
+    data = config.data.model_copy(update={"tokens_per_micro_batch": tokens})
+    return config.model_copy(update={"data": data})

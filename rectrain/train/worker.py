@@ -314,7 +314,7 @@ class _Session:
         values = validate(
             self.engine,
             self.data,
-            tokens_per_micro_batch=self.config.data.tokens_per_micro_batch,
+            tokens_per_micro_batch=self.config.data.micro_batch_tokens,
             max_rows=self.config.train.evaluate_rows,
         )
         known = {task: value for task, value in values.items() if math.isfinite(value)}

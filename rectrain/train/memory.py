@@ -1,0 +1,155 @@
+"""What a worker's memory must hold, and the most tokens of a micro-batch that it can."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.compute as pc
+
+from rectrain.data.loader import catalogues
+from rectrain.data.plan import Plan
+from rectrain.data.shards import Prepared
+from rectrain.errors import ConfigError, ResourceError
+from rectrain.train.build import Model
+from rectrain.train.config import PretrainConfig, RunConfig
+from rectrain.train.run_plan import plan_run, with_micro_batch
+from rectrain.train.step import factored_elements, model_facts
+from rectrain.train.zero import bucket_elements, state_bytes
+
+__all__ = [
+    "FEWEST_TOKENS",
+    "PROCESS_BYTES",
+    "activation_bytes",
+    "free_bytes",
+    "largest_micro_batch",
+    "worker_bytes",
+]
+
+FEWEST_TOKENS = 16  # what `data.tokens_per_micro_batch` allows
+PROCESS_BYTES = 600 << 20  # Python, torch, DeepSpeed and Ray, measured on Linux
+_LOGITS = 3  # a masked piece's logits, their softmax, and the gradient
+_USED_SHARE = 0.8  # the rest is for what no bound counts: heads, gaps, rows read ahead
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def activation_bytes(
+    *, num_tokens: int, hidden_size: int, num_layers: int, max_length: int, num_heads: int
+) -> int:
+    """An upper bound of what one forward keeps for its backward pass, in fp32 bytes.
+
+    34 values a token and hidden unit in each layer, and 5 a head and pair of tokens in attention
+    (Korthikanti et al., 2022, equation 1, with 2 bytes a value there), plus the embeddings' three.
+    Not counted: the heads, and what activation checkpointing spares.
+    """
+    per_layer = 17 * num_tokens * hidden_size + 5 * num_heads * num_tokens * max_length // 2
+    return 4 * (num_layers * per_layer + 3 * num_tokens * hidden_size)
+
+
+def worker_bytes(
+    config: RunConfig, data: Mapping[str, Prepared], *, model: Model, plan: Plan, num_workers: int
+) -> dict[str, int]:
+    """Bytes that one of the workers holds besides its process, by kind; activations at most.
+
+    Args:
+        config: of the run.
+        data: task -> its prepared data.
+        model: whole, as the run starts it.
+        plan: of the run, which knows its largest micro-batch.
+        num_workers: over which ZeRO splits.
+    """
+    train, bert = config.train, model.encoder.config
+    facts = model_facts(model, hidden_size=bert.hidden_size)
+    held = state_bytes(facts.num_parameters, zero_stage=train.zero_stage, world_size=num_workers)
+    if train.optimizer == "adafactor":
+        held["optimizer"] = 4 * factored_elements(model)
+    held["bucket"] = 4 * bucket_elements(facts) if train.zero_stage > 0 else 0
+    if train.adapter != "none":
+        frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+        held["frozen"] = 4 * frozen // (num_workers if train.zero_stage == 3 else 1)
+    num_tokens = plan.most_tokens() + _negative_tokens(data, config.data.num_negatives)
+    if train.freeze == "encoder":
+        held["frozen encoder"] = 4 * model.encoder.num_parameters()
+        held["vectors, at most"] = int(train.frozen_cache_gib * (1 << 30))
+    else:
+        held["activations, at most"] = activation_bytes(
+            num_tokens=num_tokens,
+            hidden_size=bert.hidden_size,
+            num_layers=1 if train.activation_checkpointing else bert.num_hidden_layers,
+            max_length=max(int(p.manifest["tokenizer"]["max_length"]) for p in data.values()),
+            num_heads=bert.num_attention_heads,
+        )
+    if isinstance(config, PretrainConfig):
+        held["guesses"] = int(_LOGITS * 4 * config.mask_share * num_tokens * bert.vocab_size)
+    return held
+
+
+def _negative_tokens(data: Mapping[str, Prepared], num_negatives: int) -> int:
+    """Tokens of the longest items that a micro-batch can draw."""
+    found = 0
+    for items in catalogues(data).values() if num_negatives else ():
+        texts = pc.list_flatten(items.table(columns=["item"]).column("item"))
+        found += int(np.sort(pc.list_value_length(texts).to_numpy())[-num_negatives:].sum())
+    return found
+
+
+def largest_micro_batch(
+    config: RunConfig, data: Mapping[str, Prepared], *, model: Model, memory_bytes: int
+) -> int:
+    """The most `data.tokens_per_micro_batch` of which `worker_bytes` fit into a worker's memory.
+
+    Args:
+        config: of the run; an elastic one must fit its fewest workers.
+        data: task -> its prepared data.
+        model: whole, as the run starts it.
+        memory_bytes: what a worker may take, of which a fifth is left to what isn't counted.
+
+    Raises:
+        ConfigError: the run's encoder is frozen.
+        ResourceError: the smallest micro-batch doesn't fit.
+    """
+    if config.train.freeze == "encoder":
+        raise ConfigError(
+            what="data.tokens_per_micro_batch",
+            got="auto with train.freeze=encoder",
+            rule="it counts what the encoder's layers keep, and a frozen encoder keeps nothing",
+            fix="give a number",
+        )
+
+    def needed(tokens: int) -> int:
+        trial = with_micro_batch(config, tokens)
+        plan, fewest = plan_run(trial, data).plan, config.train.min_workers
+        return sum(worker_bytes(trial, data, model=model, plan=plan, num_workers=fewest).values())
+
+    most = sum(int(prepared.splits(task)["train"]["tokens"]) for task, prepared in data.items())
+    choices = range(FEWEST_TOKENS, max(FEWEST_TOKENS, most) + 1)
+    num_fitting = bisect_right(choices, int(_USED_SHARE * memory_bytes), key=needed)
+    if num_fitting == 0:
+        raise ResourceError(
+            what="data.tokens_per_micro_batch",
+            got=f"auto with {memory_bytes >> 20:,} MiB free for a worker",
+            rule=f"a worker needs {int(needed(FEWEST_TOKENS) / _USED_SHARE) >> 20:,} MiB at least",
+            fix="free memory, take fewer workers on this machine, or a higher train.zero_stage",
+        )
+    return choices[num_fitting - 1]
+
+
+def free_bytes(*, num_workers: int, cgroup: Path = _CGROUP) -> int:
+    """Memory that one worker may take: on its GPU, or of this machine's, shared by all of them.
+
+    Args:
+        num_workers: that run on this machine if it has no GPU.
+        cgroup: of the container, whose limit can be below the machine's.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0]) - PROCESS_BYTES
+    free = psutil.virtual_memory().available
+    limit = cgroup / "memory.max"
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int((cgroup / "memory.current").read_text()))
+    return int(free) // num_workers - PROCESS_BYTES

@@ -1,0 +1,123 @@
+"""How many tokens fit into a worker's memory, and that a run keeps the number it began with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pretrain_toy import random_texts, write_texts
+
+from rectrain.config import load_config
+from rectrain.data.shards import Shards, file_entry, write_shard
+from rectrain.errors import ConfigError, ResourceError
+from rectrain.train import launch, memory
+from rectrain.train.build import new_model, open_data
+from rectrain.train.config import PretrainConfig
+from rectrain.train.memory import free_bytes, largest_micro_batch, worker_bytes
+from rectrain.train.run_plan import plan_run, with_micro_batch
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("memory") / "data", train=random_texts(900, seed=1))
+
+
+def config(data: Path, *more: str) -> PretrainConfig:
+    return launch.resolve_paths(
+        load_config(
+            PretrainConfig, file=None,
+            overrides=[
+                f"--data.paths={data}", f"--output={data.parent}", "--model.encoder=tiny",
+                "--data.tokens_per_micro_batch=auto", *more,
+            ],
+        )
+    )  # fmt: skip
+
+
+def needed(found: PretrainConfig, tokens: int, *, num_workers: int = 1) -> int:
+    trial = with_micro_batch(found, tokens)
+    opened = open_data(trial)
+    return sum(
+        worker_bytes(
+            trial,
+            opened,
+            model=new_model(trial, opened),
+            plan=plan_run(trial, opened).plan,
+            num_workers=num_workers,
+        ).values()
+    )
+
+
+def largest(found: PretrainConfig, *, memory_bytes: int) -> int:
+    opened = open_data(found)
+    model = new_model(with_micro_batch(found, 16), opened)
+    return largest_micro_batch(found, opened, model=model, memory_bytes=memory_bytes)
+
+
+@pytest.mark.parametrize("free_mib", [24, 32, 40])
+def test_one_more_token_would_not_fit(data: Path, free_mib: int) -> None:
+    found = config(data)
+    tokens = largest(found, memory_bytes=free_mib * MIB)
+    assert needed(found, tokens) <= 0.8 * free_mib * MIB
+    step = next(n for n in range(1, 9999) if needed(found, tokens + n) != needed(found, tokens))
+    assert step == 1
+    assert needed(found, tokens + 1) > 0.8 * free_mib * MIB
+
+
+def test_never_more_than_the_data_hold(data: Path) -> None:
+    found = config(data)
+    (corpus,) = open_data(found).values()
+    assert largest(found, memory_bytes=1 << 50) == corpus.splits("mlm")["train"]["tokens"]
+
+
+def test_an_elastic_run_must_fit_its_fewest_workers(data: Path) -> None:
+    one, both = config(data), config(data, "--train.num_workers=[1,8]")
+    assert needed(one, 500) > needed(one, 500, num_workers=8)  # ZeRO-2 splits its state
+    assert largest(both, memory_bytes=32 * MIB) == largest(one, memory_bytes=32 * MIB)
+
+
+def test_what_can_not_be_chosen_is_told(data: Path) -> None:
+    with pytest.raises(ResourceError, match=r"auto with 1 MiB free.*needs \d+ MiB at least"):
+        largest(config(data), memory_bytes=MIB)
+    frozen = SimpleNamespace(train=SimpleNamespace(freeze="encoder"))
+    with pytest.raises(ConfigError, match=r"auto with train\.freeze=encoder"):
+        largest_micro_batch(frozen, {}, model=None, memory_bytes=MIB)  # type: ignore[arg-type]
+
+
+def test_a_run_keeps_its_number(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(free_mib: int, *, overwrite: bool = False) -> int:
+        monkeypatch.setattr(launch, "free_bytes", lambda num_workers: free_mib * MIB)
+        settings = launch.resolve_micro_batch(config(data, "--name=kept"), overwrite=overwrite)
+        launch._begin(settings, launch.claim(settings, overwrite=overwrite))
+        assert f"micro_batch={settings.data.micro_batch_tokens})" in launch.describe(settings)
+        return settings.data.micro_batch_tokens
+
+    first = resolve(32)
+    assert resolve(24) == resolve(40) == first
+    assert resolve(24, overwrite=True) < first
+
+
+def test_drawn_items_count_by_the_longest(tmp_path: Path) -> None:
+    path = tmp_path / "items.arrow"
+    items: list[Any] = [[list(range(length))] for length in (3, 9, 5, 7)]
+    write_shard(path, pa.table({"item": pa.array(items, pa.list_(pa.list_(pa.int32())))}))
+    shards = Shards(tmp_path, [file_entry(path, root=tmp_path)])
+    held: Any = {
+        "recommendation": SimpleNamespace(has_items=lambda _: True, items=lambda _: shards)
+    }
+    assert [memory._negative_tokens(held, n) for n in (0, 2, 99)] == [0, 16, 24]
+
+
+def test_a_container_limits_what_is_free(tmp_path: Path) -> None:
+    whole = free_bytes(num_workers=1, cgroup=tmp_path)
+    (tmp_path / "memory.current").write_text(f"{MIB << 9}\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    np.testing.assert_allclose(free_bytes(num_workers=1, cgroup=tmp_path), whole, rtol=0.2)
+    (tmp_path / "memory.max").write_text(f"{MIB << 11}\n")
+    assert free_bytes(num_workers=2, cgroup=tmp_path) == (768 - 600) * MIB
