@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -40,9 +41,14 @@ from rectrain.train.zero import state_bytes
 
 __all__ = ["TIMEOUT_S", "Measurement", "Run", "measure", "run_config", "training_rows"]
 
-Variant = Literal["zero1", "zero2", "zero3", "ddp", "trainer_padded", "trainer_grouped", "ray"]
+Variant = Literal[
+    "zero1", "zero2", "zero3", "ddp", "trainer_padded", "trainer_grouped", "ray",
+    "full", "lora", "adalora",
+]  # fmt: skip
 
 TIMEOUT_S = 300.0
+_STAGES = {"zero1": 1, "zero3": 3, "full": 0, "lora": 0, "adalora": 0}
+_PLANNED_STEPS = 1000  # of the whole run, by which AdaLoRA times its phases
 
 
 @dataclass(frozen=True)
@@ -90,12 +96,14 @@ class Measurement:
         tokens_per_s: real tokens of all ranks' rows, repeats counted, over wall time.
         state_bytes: bytes of rank 0's weights, gradients and optimizer state when gradients are
             complete; 0 where not measured.
-        derived_bytes: the same by `state_bytes`.
+        derived_bytes: the same by `state_bytes`, and the weights that don't train.
+        peak_bytes: the most memory that rank 0 had resident; 0 where not measured.
     """
 
     tokens_per_s: float
     state_bytes: int = 0
     derived_bytes: int = 0
+    peak_bytes: int = 0
 
 
 def run_config(run: Run) -> RunConfig:
@@ -113,7 +121,9 @@ def run_config(run: Run) -> RunConfig:
             "model": {"encoder": run.encoder},
             "train": {
                 "num_workers": run.world_size,
-                "zero_stage": {"zero1": 1, "zero3": 3}.get(run.variant, 2),
+                "num_steps": _PLANNED_STEPS,
+                "zero_stage": _STAGES.get(run.variant, 2),
+                "adapter": run.variant if run.variant in ("lora", "adalora") else "none",
             },
         }
     )
@@ -172,13 +182,15 @@ def measure(run: Run, *, on_step: Callable[[int, float], None] | None = None) ->
     tokens_per_s = clock.tokens_per_s()
     if run.variant == "ddp":
         return Measurement(tokens_per_s)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10  # Linux counts in KiB
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     held = _state_bytes(engine, batches[0])
     derived = state_bytes(
         facts.num_parameters,
         zero_stage=engine.zero_optimization_stage(),
         world_size=run.world_size,
     )
-    return Measurement(tokens_per_s, held, sum(derived.values()))
+    return Measurement(tokens_per_s, held, sum(derived.values()) + 4 * frozen, peak)
 
 
 class _Clock:
@@ -252,7 +264,8 @@ def _state_bytes(engine: Engine, batch: MicroBatch) -> int:
     def look(_: Tensor | None = None) -> None:
         looks.append(_live_bytes([*_tensors_of(batch), *_buckets(engine)]))
 
-    embedding = max(engine.module.parameters(), key=lambda parameter: parameter.numel())
+    trained = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+    embedding = max(trained, key=lambda parameter: parameter.numel())
     hook = embedding.register_post_accumulate_grad_hook(look)
     num_shares = dist.get_world_size()
     loss, _ = engine(batch, scale=float(num_shares), num_shares=num_shares)
@@ -265,7 +278,9 @@ def _state_bytes(engine: Engine, batch: MicroBatch) -> int:
 
 
 def _buckets(engine: Engine) -> list[Tensor]:
-    """DeepSpeed's buffers for collectives: one, or a list of them, a data type."""
+    """DeepSpeed's buffers for collectives: one, or a list of them, a data type; none at stage 0."""
+    if engine.zero_optimization_stage() == 0:
+        return []
     buffers = [bucket.buffer for bucket in engine.optimizer.ipg_buckets.values()]
     return [
         buffer

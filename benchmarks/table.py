@@ -41,7 +41,7 @@ def paired_ratio(
 
     Args:
         name: the figure's id.
-        ours: one measurement a round, larger is better.
+        ours: one measurement a round.
         peer: the peer's, in the same rounds.
         unit: of the measurements.
         peer_name: what the peer is.

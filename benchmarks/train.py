@@ -22,7 +22,7 @@ from statistics import median
 from benchmarks.loop import Measurement, Run, Variant
 from benchmarks.table import Figure, paired_ratio, print_table, write_figures
 
-__all__ = ["main"]
+__all__ = ["Scale", "main", "run_variant", "simulated"]
 
 _OUTPUT = Path("runs/bench")
 _VARIANTS: dict[str, tuple[Variant, ...]] = {
@@ -46,17 +46,20 @@ Measurements = dict[Variant, list[Measurement]]
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
+    """How much is measured; a round goes on in the plan where the one before ended."""
+
     rounds: int
     num_warmup: int
     num_steps: int
     encoder: str
     tokens_per_micro_batch: int
     size: str
+    first_step: int = 0
 
 
-_FULL = _Scale(5, 4, 21, "minilm", 2048, "demo")
-_QUICK = _Scale(1, 1, 3, "tiny", 512, "tiny")
+_FULL = Scale(5, 4, 21, "minilm", 2048, "demo")
+_QUICK = Scale(1, 1, 3, "tiny", 512, "tiny")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -76,13 +79,13 @@ def main(argv: Sequence[str]) -> int:
     scale = _QUICK if options.quick else _FULL
     scale = replace(scale, rounds=options.rounds or scale.rounds)
     goals = [goal for goal in _VARIANTS if goal in options.only.split(",")]
-    data = tuple(options.data.split(",")) if options.data else _simulated(scale.size)
+    data = tuple(options.data.split(",")) if options.data else simulated(scale.size)
     variants = list(dict.fromkeys(variant for goal in goals for variant in _VARIANTS[goal]))
     found: Measurements = {variant: [] for variant in variants}
     for number in range(scale.rounds):
         # Every other round backwards, so that no variant always follows the same one.
         for variant in variants if number % 2 == 0 else reversed(variants):
-            measurement = _measure(variant, scale=scale, data=data, number=number)
+            measurement = run_variant(variant, scale=scale, data=data, number=number)
             found[variant].append(measurement)
             print(f"round {number + 1}/{scale.rounds} {variant}: {measurement}", flush=True)
     figures = _figures(found, goals=goals)
@@ -93,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _simulated(size: str) -> tuple[str, ...]:
+def simulated(size: str) -> tuple[str, ...]:
     """The simulated marketplace, prepared if it is not there."""
     data = f"data/{size}"
     if not (Path(data) / "manifest.json").exists():
@@ -102,7 +105,10 @@ def _simulated(size: str) -> tuple[str, ...]:
     return (data,)
 
 
-def _measure(variant: Variant, *, scale: _Scale, data: tuple[str, ...], number: int) -> Measurement:
+def run_variant(
+    variant: Variant, *, scale: Scale, data: tuple[str, ...], number: int
+) -> Measurement:
+    """One variant in one round, in processes of its own."""
     with tempfile.TemporaryDirectory() as directory:
         run = Run(
             variant=variant,
@@ -110,7 +116,7 @@ def _measure(variant: Variant, *, scale: _Scale, data: tuple[str, ...], number: 
             output=f"{directory}/measurement.json",
             encoder=scale.encoder,
             tokens_per_micro_batch=scale.tokens_per_micro_batch,
-            first_step=number * (scale.num_warmup + scale.num_steps),
+            first_step=scale.first_step + number * (scale.num_warmup + scale.num_steps),
             num_warmup=scale.num_warmup,
             num_steps=scale.num_steps,
         )
