@@ -37,16 +37,34 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def activation_bytes(
-    *, num_tokens: int, hidden_size: int, num_layers: int, max_length: int, num_heads: int
+    *,
+    num_tokens: int,
+    hidden_size: int,
+    num_layers: int,
+    max_length: int,
+    num_heads: int,
+    activation_checkpointing: bool = False,
 ) -> int:
-    """An upper bound of what one forward keeps for its backward pass, in fp32 bytes.
+    """An upper bound of what a forward and its backward pass hold besides weights, in fp32 bytes.
 
-    34 values a token and hidden unit in each layer, and 5 a head and pair of tokens in attention
-    (Korthikanti et al., 2022, equation 1, with 2 bytes a value there), plus the embeddings' three.
-    Not counted: the heads, and what activation checkpointing spares.
+    A layer keeps 34 bytes a token and hidden unit, and 5 a head and pair of tokens in attention
+    (Korthikanti et al., 2022, equation 1, with 2 bytes a value): 17 and 2.5 values. On a CPU it is
+    23 and 2.5, as measured at 4 and 12 layers: dropout's masks are floats there, attention copies
+    its inputs by length of text, and freed pieces are not all used again. Gradients on their way
+    take what a layer keeps, once; the embeddings keep three values. Not counted: the heads.
+
+    Args:
+        num_tokens: of all texts together.
+        hidden_size: of the encoder.
+        num_layers: of the encoder.
+        max_length: tokens of a text, at most.
+        num_heads: of attention.
+        activation_checkpointing: layers keep little but their inputs, and compute again one by
+            one; 6 values a token and hidden unit, measured likewise.
     """
-    per_layer = 17 * num_tokens * hidden_size + 5 * num_heads * num_tokens * max_length // 2
-    return 4 * (num_layers * per_layer + 3 * num_tokens * hidden_size)
+    per_layer = 23 * num_tokens * hidden_size + 5 * num_heads * num_tokens * max_length // 2
+    num_whole, kept = (1, 6 * num_layers) if activation_checkpointing else (num_layers, 0)
+    return 4 * ((num_whole + 1) * per_layer + (kept + 3) * num_tokens * hidden_size)
 
 
 def worker_bytes(
@@ -78,9 +96,10 @@ def worker_bytes(
         held["activations, at most"] = activation_bytes(
             num_tokens=num_tokens,
             hidden_size=bert.hidden_size,
-            num_layers=1 if train.activation_checkpointing else bert.num_hidden_layers,
+            num_layers=bert.num_hidden_layers,
             max_length=max(int(p.manifest["tokenizer"]["max_length"]) for p in data.values()),
             num_heads=bert.num_attention_heads,
+            activation_checkpointing=train.activation_checkpointing,
         )
     if isinstance(config, PretrainConfig):
         held["guesses"] = int(_LOGITS * 4 * config.mask_share * num_tokens * bert.vocab_size)
