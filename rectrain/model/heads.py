@@ -156,32 +156,55 @@ class BiEncoderHead(nn.Module):
 
 
 class PairHead(nn.Module):
-    """A logit from both sides fused: a network on (u, v, u∘v, |u − v|, features)."""
+    """A logit from both sides fused: `_Logit` of the texts (u, v, u∘v, |u − v|) and features."""
 
     def __init__(self, sizes: HeadSizes) -> None:
         super().__init__()
-        last = nn.Linear(sizes.hidden, 1, bias=sizes.bias)
-        self.logit = _mlp(4 * sizes.width + sizes.feature_width, last, sizes)
+        self.logit = _Logit(4 * sizes.width, sizes)
 
     def forward(self, query: Tensor, item: Tensor, features: Tensor) -> Tensor:
         """Logits float32 [B] of query [B, D] and item [B, D] with features [B, F]."""
         u, v = _unit_rms(query), _unit_rms(item)
-        inputs = torch.cat([u, v, u * v, (u - v).abs(), features], dim=1)
-        return self.logit(inputs).float().squeeze(1)  # type: ignore[no-any-return]
+        return self.logit(torch.cat([u, v, u * v, (u - v).abs()], dim=1), features)  # type: ignore[no-any-return]
 
 
 class SingleHead(nn.Module):
-    """A logit from the item side: a network on (v, features)."""
+    """A logit from the item side: `_Logit` of its vector and features."""
 
     def __init__(self, sizes: HeadSizes) -> None:
         super().__init__()
-        last = nn.Linear(sizes.hidden, 1, bias=sizes.bias)
-        self.logit = _mlp(sizes.width + sizes.feature_width, last, sizes)
+        self.logit = _Logit(sizes.width, sizes)
 
     def forward(self, item: Tensor, features: Tensor) -> Tensor:
         """Logits float32 [B] of item [B, D] with features [B, F]."""
-        logit = self.logit(torch.cat([_unit_rms(item), features], dim=1))
-        return logit.float().squeeze(1)  # type: ignore[no-any-return]
+        return self.logit(_unit_rms(item), features)  # type: ignore[no-any-return]
+
+
+class _Logit(nn.Module):
+    """deep(texts, features) + wide(features): a network of both, and one of the features alone.
+
+    Beside vectors many times as wide, a few features drown in one network; with a path of their own
+    they are learned as well as without texts (Cheng et al. 2016, "Wide & Deep Learning for
+    Recommender Systems"; here the wide part is a network too).
+
+    Args:
+        text_width: width of the texts' vectors.
+        sizes: of the head; a task without features has no wide part.
+    """
+
+    def __init__(self, text_width: int, sizes: HeadSizes) -> None:
+        super().__init__()
+        last = nn.Linear(sizes.hidden, 1, bias=sizes.bias)
+        self.deep = _mlp(text_width + sizes.feature_width, last, sizes)
+        if sizes.feature_width:
+            self.wide = _mlp(sizes.feature_width, nn.Linear(sizes.hidden, 1, bias=False), sizes)
+
+    def forward(self, texts: Tensor, features: Tensor) -> Tensor:
+        """Logits float32 [B] of texts [B, text_width] and features [B, F]."""
+        logit = self.deep(torch.cat([texts, features], dim=1)).float()
+        if features.shape[1]:
+            logit = logit + self.wide(features).float()
+        return logit.squeeze(1)  # type: ignore[no-any-return]
 
 
 _HEADS: dict[Head, type[TwoTowerHead | BiEncoderHead | PairHead | SingleHead]] = {

@@ -89,7 +89,27 @@ def test_scores_do_not_depend_on_the_size_of_the_encoders_vectors() -> None:
 
 
 @pytest.mark.parametrize("kind", ["pair", "single"])
-def test_a_score_that_is_only_compared_has_no_bias(kind: str) -> None:
+@pytest.mark.parametrize("feature_width", [0, 3])
+def test_a_score_that_is_only_compared_has_no_bias(kind: str, feature_width: int) -> None:
+    torch.manual_seed(0)
+    sides = [torch.randn(5, 6) for _ in range(2 if kind == "pair" else 1)]
     for bias in (True, False):
-        head = build_head(kind, HeadSizes(6, feature_width=0, hidden=4, dropout=0.0, bias=bias))  # type: ignore[arg-type]
-        assert (head.logit[-1].bias is not None) == bias
+        sizes = HeadSizes(6, feature_width=feature_width, hidden=4, dropout=0.0, bias=bias)
+        head = build_head(kind, sizes)  # type: ignore[arg-type]
+        with torch.no_grad():  # the same for all rows but for what the last layers add
+            for name, parameter in head.named_parameters():
+                if name.endswith("weight"):
+                    parameter.zero_()
+        assert bool(head(*sides, torch.randn(5, feature_width)).abs().sum()) == bias
+
+
+@pytest.mark.parametrize("kind", ["pair", "single"])
+def test_features_have_a_path_that_texts_do_not_pass(kind: str) -> None:
+    torch.manual_seed(0)
+    head = build_head(kind, HeadSizes(6, feature_width=3, hidden=4, dropout=0.0))  # type: ignore[arg-type]
+    sides = [torch.randn(1, 6).expand(5, 6) for _ in range(2 if kind == "pair" else 1)]
+    with torch.no_grad():
+        for parameter in head.logit.deep.parameters():  # type: ignore[union-attr, operator]
+            parameter.zero_()
+    scores = head(*sides, torch.randn(5, 3))
+    assert scores.unique().numel() == 5
