@@ -11,7 +11,7 @@ from typing import Any
 from transformers import BertConfig, BertModel
 
 from rectrain.data.encoding import FeatureEncoder
-from rectrain.data.loader import open_tasks
+from rectrain.data.loader import longest_text, open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.data.texts import MLM, TextCorpus
 from rectrain.data.tokenize import load_tokenizer, word_pieces
@@ -164,9 +164,7 @@ def _encoder(config: RunConfig, data: Data) -> BertModel:
         config.model.encoder,
         vocab_size=int(tokenizer["vocab_size"]),
         dropout=config.model.dropout,
-        max_length=max(
-            int(prepared.manifest["tokenizer"]["max_length"]) for prepared in data.values()
-        ),
+        max_length=longest_text(data),
         pad_token_id=load_tokenizer(first.tokenizer_path).pad_token_id or 0,
         seed=config.seed,
     )

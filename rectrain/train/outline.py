@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rectrain.data.loader import plan_training
+from rectrain.data.loader import catalogues, longest_text, plan_training
 from rectrain.data.plan import Plan
 from rectrain.data.shards import Prepared, Shards
 from rectrain.errors import without_credentials
@@ -44,16 +44,26 @@ def plan_run(config: RunConfig, data: Mapping[str, Prepared]) -> RunPlan:
 
 
 def activation_bytes(
-    *, num_tokens: int, hidden_size: int, num_layers: int, max_length: int, num_heads: int
+    *,
+    num_tokens: int,
+    hidden_size: int,
+    num_layers: int,
+    max_length: int,
+    num_heads: int,
+    checkpointing: bool = False,
 ) -> int:
     """An upper bound of what one forward keeps for its backward pass, in fp32 bytes.
 
-    34 values a token and hidden unit in each layer, and 5 a head and pair of tokens in attention
-    (Korthikanti et al., 2022, equation 1, with 2 bytes a value there), plus the embeddings' three.
-    Not counted: the heads, and what activation checkpointing spares.
+    18 values a token and hidden unit in each layer, and 3 a head and pair of tokens in attention
+    (Korthikanti et al., 2022, equation 1; masks of dropout have 4 bytes here, as all values), 4 a
+    token of the norms, plus the embeddings' three. Without dropout it is less.
+    With activation checkpointing the input of each layer, and all of the one that is recomputed.
+    Not counted: the heads.
     """
-    per_layer = 17 * num_tokens * hidden_size + 5 * num_heads * num_tokens * max_length // 2
-    return 4 * (num_layers * per_layer + 3 * num_tokens * hidden_size)
+    hidden = num_tokens * hidden_size
+    per_layer = 18 * hidden + 3 * num_heads * num_tokens * max_length + 4 * num_tokens
+    layers = per_layer + num_layers * hidden if checkpointing else num_layers * per_layer
+    return 4 * (layers + 3 * hidden)
 
 
 def outline(
@@ -88,10 +98,18 @@ def outline(
         f"workers: {fewest}{workers}, {places} forwards each a step, ZeRO-{train.zero_stage}, "
         f"offload {train.offload}, {resolve_precision(train, device=device)} on {device.kind}"
     )
-    return "\n".join([*lines, *_memory(config, model, workers, num_tokens=run.plan.most_tokens())])
+    return "\n".join([*lines, *_memory(config, data, model=model, run=run)])
 
 
-def _memory(config: RunConfig, model: Model, workers: int, *, num_tokens: int) -> list[str]:
+def _memory(
+    config: RunConfig, data: Mapping[str, Prepared], *, model: Model, run: RunPlan
+) -> list[str]:
+    workers = config.train.max_workers
+    num_tokens = run.plan.most_tokens(
+        item_tokens={
+            task: items.column("num_tokens").to_numpy() for task, items in catalogues(data).items()
+        }
+    )
     bert = model.encoder.config
     is_frozen = config.train.freeze == "encoder"
     facts = model_facts(model, hidden_size=bert.hidden_size)
@@ -106,9 +124,10 @@ def _memory(config: RunConfig, model: Model, workers: int, *, num_tokens: int) -
         state["activations, at most"] = activation_bytes(
             num_tokens=num_tokens,
             hidden_size=bert.hidden_size,
-            num_layers=1 if config.train.activation_checkpointing else bert.num_hidden_layers,
-            max_length=bert.max_position_embeddings,
+            num_layers=bert.num_hidden_layers,
+            max_length=longest_text(data),
             num_heads=bert.num_attention_heads,
+            checkpointing=config.train.activation_checkpointing,
         )
     if isinstance(config, PretrainConfig):
         state["guesses"] = int(_LOGITS * 4 * config.mask_share * num_tokens * bert.vocab_size)
