@@ -11,6 +11,7 @@ from rectrain.data.shards import Prepared, Shards
 from rectrain.errors import without_credentials
 from rectrain.train.build import Model
 from rectrain.train.config import PretrainConfig, RunConfig
+from rectrain.train.frozen import cached_texts
 from rectrain.train.step import model_facts, num_accumulations
 from rectrain.train.zero import DeviceFacts, bucket_elements, resolve_precision, state_bytes
 
@@ -119,7 +120,7 @@ def _memory(
     state["bucket"] = 4 * bucket_elements(facts) if config.train.zero_stage > 0 else 0
     if is_frozen:
         state["frozen encoder"] = 4 * model.encoder.num_parameters()
-        state["vectors, at most"] = int(config.train.frozen_cache_gib * (1 << 30))
+        state["vectors"] = cached_texts(config, data, hidden_size=bert.hidden_size).num_bytes
     else:
         state["activations, at most"] = activation_bytes(
             num_tokens=num_tokens,
