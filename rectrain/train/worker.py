@@ -237,6 +237,8 @@ class _Session:
         """Sends a window's means over the ranks."""
         means, num_tokens = self._means(step, window)
         norm = gradient_norm(self.engine)
+        rate = self.config.train.learning_rate * self._rate_share(step)
+        encoder: Any = self.engine.module.encoder
         weights = (window.weights / window.num_steps).tolist()  # alike on all ranks
         self.send(
             self._event("log", step + 1)
@@ -244,7 +246,7 @@ class _Session:
                 "loss": means,
                 "loss_weight": dict(zip(self.data, weights, strict=True)),
                 "tokens_per_second": num_tokens / max(window.seconds, 1e-9),
-                "learning_rate": self.config.train.learning_rate * self._rate_share(step),
+                **({"learning_rate": rate} if _learns(encoder) else {}),  # it is the encoder's
                 **({"gradient_norm": norm} if math.isfinite(norm) else {}),
             }
         )
@@ -318,6 +320,10 @@ class _Session:
             "num_steps": self.run.num_steps,
             "num_workers": torch.distributed.get_world_size(),
         }
+
+
+def _learns(module: torch.nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _agree_on_checkpoint(checkpoints: Store, send: Send) -> Store | None:
