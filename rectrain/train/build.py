@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from rectrain.data.texts import MLM, TextCorpus
 from rectrain.data.tokenize import load_tokenizer, word_pieces
 from rectrain.errors import CheckpointError, ConfigError, EncoderError, without_credentials
 from rectrain.model.balancing import check_installed
-from rectrain.model.encoder import load_encoder
+from rectrain.model.encoder import check_positions, load_encoder
 from rectrain.model.masked import MaskedLanguageModel
 from rectrain.model.multitask import MultiTaskModel
+from rectrain.model.transfer import take_over
 from rectrain.tasks import TASKS
 from rectrain.train.checkpoint import (
     MARKER,
@@ -127,12 +128,23 @@ def _check_tasks(what: str, given: Iterable[str], *, known: Collection[str], own
         )
 
 
-def new_model(config: RunConfig, data: Data) -> Model:
+def new_model(
+    config: RunConfig,
+    data: Data,
+    *,
+    say: Callable[[str], None] | None = None,
+) -> Model:
     """The model that a run starts from: pretrained or fresh weights, alike on every worker.
+
+    Args:
+        config: of the run.
+        data: its data.
+        say: is told which parts of `train.start_from` are taken over.
 
     Raises:
         EncoderError: the encoder can't be used, or doesn't fit the data's tokenizer.
         ConfigError: the balancer's packages are missing.
+        CheckpointError: see `load_model` (of `train.start_from`).
     """
     if isinstance(config, PretrainConfig):
         return _masked_model(config, data)
@@ -141,7 +153,9 @@ def new_model(config: RunConfig, data: Data) -> Model:
     if config.train.start_from is None:
         model = _assemble(_encoder(config, data), features=features, config=config)
     else:
-        model = _continued(load_model(config.train.start_from), config, data, features=features)
+        model, parts = _continued(config, data, features=features)
+        if say is not None:
+            say(f"start: {config.train.start_from} ({parts})")
     model.encoder.requires_grad_(config.train.freeze != "encoder")
     return model
 
@@ -171,40 +185,27 @@ def _encoder(config: RunConfig, data: Data) -> BertModel:
 
 
 def _continued(
-    start: LoadedModel, config: RunConfig, data: Data, *, features: Mapping[str, FeatureEncoder]
-) -> MultiTaskModel:
-    """A model with another's encoder, and of its other parts those that fit; the rest is fresh."""
+    config: RunConfig, data: Data, *, features: Mapping[str, FeatureEncoder]
+) -> tuple[MultiTaskModel, str]:
+    """A model with another's encoder and those of its other parts that fit; which these are."""
+    location = config.train.start_from
+    assert location is not None
+    start = load_model(location)
     for task, prepared in data.items():
         if prepared.tokenizer_sha256 != start.checkpoint.meta["tokenizer_sha256"]:
             raise EncoderError(
-                what=f"train.start_from {config.train.start_from}",
+                what=f"train.start_from {location}",
                 got=f"a model with another tokenizer than the data of {task}",
                 rule="token ids must mean the same",
                 fix=f"prepare the data with --encoder {start.tokenizer_path}",
             )
     described = start.model.encoder.config
+    check_positions(described, longest_text(data), where=f"train.start_from {location}")
     described.hidden_dropout_prob = config.model.dropout
     described.attention_probs_dropout_prob = config.model.dropout
     encoder = BertModel(described, add_pooling_layer=False)
     model = _assemble(encoder, features=features, config=config)
-    given, own = start.model.state_dict(), model.state_dict()
-    for prefix in _fitting_parts(start, features):
-        shapes = {name: value.shape for name, value in own.items() if name.startswith(prefix)}
-        if shapes == {name: value.shape for name, value in given.items() if name in shapes}:
-            own |= {name: given[name] for name in shapes}
-    model.load_state_dict(own)
-    return model
-
-
-def _fitting_parts(start: LoadedModel, features: Mapping[str, FeatureEncoder]) -> tuple[str, ...]:
-    """Prefixes of the parameters that mean the same in both models."""
-    tasks = tuple(
-        f"tasks.{task}."
-        for task, encoder in features.items()
-        if task in start.features and start.features[task].to_json() == encoder.to_json()
-    )
-    same_tasks = list(features) == list(start.features)  # gates and variances go by place
-    return ("encoder.", *tasks, *(("sharing.", "balancer.") if same_tasks else ()))
+    return model, take_over(model, start.model, features=features, start_features=start.features)
 
 
 def _assemble(

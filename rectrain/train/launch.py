@@ -186,13 +186,10 @@ def describe(config: RunConfig) -> str:
         RectrainError: anything that the user must mend first.
     """
     data = open_data(config)
-    return outline(
-        config,
-        data,
-        model=new_model(config, data),
-        device=device_facts(),
-        run=plan_run(config, data),
-    )
+    notes: list[str] = []
+    model = new_model(config, data, say=notes.append)
+    plan = outline(config, data, model=model, device=device_facts(), run=plan_run(config, data))
+    return "\n".join([plan, *notes])
 
 
 def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
