@@ -27,6 +27,7 @@ from rectrain.train.checkpoint import (
     Checkpoint,
     latest_complete,
     load_weights,
+    manifest_sha256,
     open_checkpoint,
 )
 from rectrain.train.config import PretrainConfig, RunConfig
@@ -39,6 +40,7 @@ __all__ = [
     "TrainedEncoder",
     "attachments",
     "check_same_data",
+    "check_start",
     "checkpoint_meta",
     "load_model",
     "load_trained_encoder",
@@ -144,7 +146,8 @@ def new_model(
     Raises:
         EncoderError: the encoder can't be used, or doesn't fit the data's tokenizer.
         ConfigError: the balancer's packages are missing.
-        CheckpointError: see `load_model` (of `train.start_from`).
+        CheckpointError: see `load_model` (of `train.start_from`), or it is not the one that the
+            run began with.
     """
     if isinstance(config, PretrainConfig):
         return _masked_model(config, data)
@@ -190,6 +193,7 @@ def _continued(
     """A model with another's encoder and those of its other parts that fit; which these are."""
     location = config.train.start_from
     assert location is not None
+    check_start(config)
     start = load_model(location)
     for task, prepared in data.items():
         if prepared.tokenizer_sha256 != start.checkpoint.meta["tokenizer_sha256"]:
@@ -206,6 +210,25 @@ def _continued(
     encoder = BertModel(described, add_pooling_layer=False)
     model = _assemble(encoder, features=features, config=config)
     return model, take_over(model, start.model, features=features, start_features=start.features)
+
+
+def check_start(config: RunConfig) -> None:
+    """Refuses a `train.start_from` whose SHA-256 is not the run's, if that has one.
+
+    Raises:
+        CheckpointError: it was trained anew since.
+    """
+    location, expected = config.train.start_from, config.train.start_from_sha256
+    if location is None or expected is None:
+        return
+    found = manifest_sha256(Store.open(location))
+    if found != expected:
+        raise CheckpointError(
+            what=f"train.start_from {location}",
+            got=f"a checkpoint with SHA-256 {found[:12]}…",
+            rule=f"the run began with another, {expected[:12]}… (train.start_from_sha256)",
+            fix="give another --name, or --overwrite, to begin anew from this one",
+        )
 
 
 def _assemble(

@@ -19,12 +19,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rectrain.config import dump_config, load_config
 from rectrain.errors import ConfigError, ResourceError, without_credentials
 from rectrain.train.build import (
+    check_start,
     load_trained_encoder,
     new_model,
     newest_checkpoint,
     open_data,
 )
-from rectrain.train.checkpoint import MARKER
+from rectrain.train.checkpoint import MARKER, manifest_sha256
 from rectrain.train.config import PretrainConfig, RunConfig
 from rectrain.train.export import export_encoder
 from rectrain.train.outline import outline, plan_run
@@ -43,8 +44,10 @@ _POLL_S = 0.5
 _MAX_DEATHS = 3
 _PRETRAIN_KEY = b"mask_share:"  # only these runs have it
 _MICRO_BATCHES = "train.num_micro_batches"
+_START = "train.start_from_sha256"
 # Settings that decide how a run goes, and not what comes out of it: they may change on resuming.
 _FREE = {
+    "start_from",  # what lies there counts, by its SHA-256
     "num_workers",
     "num_micro_batches",  # compared as resolved, below
     "zero_stage",
@@ -147,11 +150,13 @@ def _last_line(error: BaseException) -> str:
 def resolve_paths(config: RunConfig) -> RunConfig:
     """The same run with absolute local paths: workers have other working directories.
 
-    A run to start from becomes the checkpoint that it has now: workers must not see a newer one.
+    A run to start from becomes the checkpoint that it has now, and its SHA-256: workers must see
+    no other one.
 
     Raises:
         ConfigError: a relative output in a job that was submitted to a cluster.
-        CheckpointError: the run to start from has no complete checkpoint.
+        CheckpointError: the run to start from has no complete checkpoint, or another one than
+            `train.start_from_sha256` says.
     """
     if _SUBMITTED in os.environ and "://" not in config.output and config.output[:1] not in "/~":
         raise ConfigError(
@@ -172,11 +177,19 @@ def resolve_paths(config: RunConfig) -> RunConfig:
         update["model"] = config.model.model_copy(
             update={"encoder": absolute(config.model.encoder)}
         )
-    if config.train.start_from is not None:
-        update["train"] = config.train.model_copy(
-            update={"start_from": newest_checkpoint(absolute(config.train.start_from))}
-        )
-    return config.model_copy(update=update)
+    found = config.model_copy(update=update)
+    if config.train.start_from is None:
+        return found
+    return _with_start(found, absolute(config.train.start_from))
+
+
+def _with_start(config: RunConfig, start: str) -> RunConfig:
+    location = newest_checkpoint(start)
+    sha256 = config.train.start_from_sha256 or manifest_sha256(Store.open(location))
+    update = {"start_from": location, "start_from_sha256": sha256}
+    found = config.model_copy(update={"train": config.train.model_copy(update=update)})
+    check_start(found)
+    return found
 
 
 def describe(config: RunConfig) -> str:
@@ -226,9 +239,17 @@ def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
     return RunPlace(store, f"{store.root}/{last}", is_finished, overwrite)
 
 
-def _check_same(config: RunConfig, store: Store) -> None:
+def _stored(config: RunConfig) -> RunConfig:
+    """The settings that the run of this name began with."""
     import tempfile
 
+    with tempfile.NamedTemporaryFile(suffix=".yaml") as copy:
+        copy.write(Store.open(f"{config.output}/{config.name}").read(_CONFIG))
+        copy.flush()
+        return load_config(type(config), file=copy.name, overrides=[])
+
+
+def _check_same(config: RunConfig, store: Store) -> None:
     is_pretraining = isinstance(config, PretrainConfig)
     if (_PRETRAIN_KEY in store.read(_CONFIG)) != is_pretraining:
         raise ConfigError(
@@ -237,16 +258,16 @@ def _check_same(config: RunConfig, store: Store) -> None:
             rule="pre-training and training are two runs",
             fix="give another --name, or --overwrite to begin anew",
         )
-    with tempfile.NamedTemporaryFile(suffix=".yaml") as copy:
-        copy.write(store.read(_CONFIG))
-        copy.flush()
-        before = load_config(type(config), file=copy.name, overrides=[])
+    before = _stored(config)
     old, new = _identity(before), _identity(config)
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if changed:
         fix = "give another --name, or --overwrite to begin anew"
         if changed == [_MICRO_BATCHES]:  # another num_workers does that, and may change
             fix = f"add --{_MICRO_BATCHES}={old[_MICRO_BATCHES]}, or {fix}"
+        begun_from = before.train.start_from
+        if changed == [_START] and begun_from != without_credentials(config.train.start_from or ""):
+            fix = f"add --train.start_from={begun_from}, or {fix}"  # it may be gone by now
         raise ConfigError(
             what=f"run {store.root}",
             got=f"a run with another {', '.join(changed[:5])}",
@@ -260,7 +281,6 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     train = {key: value for key, value in tree["train"].items() if key not in _FREE}
     train["num_micro_batches"] = config.train.micro_batches
-    train["start_from"] = without_credentials(config.train.start_from or "")  # as it is stored
     data = {key: value for key, value in tree["data"].items() if key != "prefetch"}
     return {
         "seed": config.seed,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ from prepared_toy import PRICE, write_encoder, write_prepared
 from untrained import write_run
 
 from rectrain.data.encoding import FeatureEncoder
-from rectrain.errors import EncoderError
+from rectrain.errors import CheckpointError, ConfigError, EncoderError
 from rectrain.train.build import Model, load_model, new_model, open_data
 from rectrain.train.config import RunConfig
-from rectrain.train.launch import describe, resolve_paths
+from rectrain.train.launch import RunPlace, _begin, claim, describe, resolve_paths
+from rectrain.train.storage import Store
 
 BOTH = {"search_ranking": PRICE, "risk": PRICE}
 OTHER_BINS = FeatureEncoder({"price": (0.0, 5.0)}, {}, {})
@@ -144,3 +147,61 @@ def test_a_start_that_can_not_read_the_data_is_refused_in_one_line(
     with pytest.raises(EncoderError, match=message) as caught:
         describe(resolve_paths(config(root, data="other")))
     assert "train.start_from" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def begun(root: Path) -> RunConfig:
+    """A run that has begun from another and has a checkpoint."""
+    write_start(root)
+    own = resolve_paths(config(root))
+    store = Store.open(f"{own.output}/{own.name}")
+    _begin(own, RunPlace(store, "", False, False))
+    write_run(root / "runs" / "heads", root / "data", seed=9, model=model_section(root))
+    return own
+
+
+def move(root: Path) -> None:
+    shutil.move(root / "runs" / "joint", root / "moved")
+
+
+def retrain(root: Path) -> None:
+    shutil.rmtree(root / "runs" / "joint")
+    write_start(root, seed=8)  # the same step
+
+
+def go_on(root: Path) -> None:
+    checkpoints = root / "runs" / "joint" / "checkpoints"
+    write_start(root, seed=8, name="other")
+    shutil.move(root / "runs/other/checkpoints/step-00000001", checkpoints / "step-00000002")
+
+
+def test_a_run_goes_on_from_the_weights_that_it_began_with(root: Path, begun: RunConfig) -> None:
+    assert not claim(resolve_paths(config(root)), overwrite=False).is_finished
+    move(root)
+    assert not claim(resolve_paths(config(root, start="moved")), overwrite=False).is_finished
+
+
+@pytest.mark.parametrize(
+    ("change", "fix"),
+    [
+        (retrain, "fix: give another --name"),
+        (go_on, r"fix: add --train\.start_from=\S+step-00000001,"),
+    ],
+)
+def test_other_weights_at_the_same_path_are_noticed(
+    root: Path, begun: RunConfig, change: Callable[[Path], None], fix: str
+) -> None:
+    change(root)
+    with pytest.raises(ConfigError, match=r"a run with another train\.start_from_sha256") as caught:
+        claim(resolve_paths(config(root)), overwrite=False)
+    caught.match(fix)
+    assert "\n" not in str(caught.value)
+    assert claim(resolve_paths(config(root)), overwrite=True)
+
+
+def test_a_worker_that_would_begin_from_other_weights_is_stopped(
+    root: Path, begun: RunConfig
+) -> None:
+    retrain(root)
+    with pytest.raises(CheckpointError, match="the run began with another"):
+        new_model(begun, open_data(begun))
