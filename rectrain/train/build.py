@@ -134,6 +134,7 @@ def new_model(
     config: RunConfig,
     data: Data,
     *,
+    checkpoint: Checkpoint | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Model:
     """The model that a run starts from: pretrained or fresh weights, alike on every worker.
@@ -141,6 +142,8 @@ def new_model(
     Args:
         config: of the run.
         data: its data.
+        checkpoint: one of the run's own, whose weights will be loaded: then nothing else is read,
+            neither the encoder's directory nor `train.start_from`.
         say: is told which parts of `train.start_from` are taken over.
 
     Raises:
@@ -150,11 +153,12 @@ def new_model(
             run began with.
     """
     if isinstance(config, PretrainConfig):
-        return _masked_model(config, data)
+        return _masked_model(config, data, checkpoint)
     check_installed(config.train.balancer)
     features = {task: prepared.features(task) for task, prepared in data.items()}
-    if config.train.start_from is None:
-        model = _assemble(_encoder(config, data), features=features, config=config)
+    if config.train.start_from is None or checkpoint is not None:
+        encoder = _encoder(config, data, checkpoint)
+        model = _assemble(encoder, features=features, config=config)
     else:
         model, parts = _continued(config, data, features=features)
         if say is not None:
@@ -163,10 +167,12 @@ def new_model(
     return model
 
 
-def _masked_model(config: PretrainConfig, data: Data) -> MaskedLanguageModel:
+def _masked_model(
+    config: PretrainConfig, data: Data, checkpoint: Checkpoint | None
+) -> MaskedLanguageModel:
     (corpus,) = data.values()
     return MaskedLanguageModel(
-        _encoder(config, data),
+        _encoder(config, data, checkpoint),
         pieces=word_pieces(load_tokenizer(corpus.tokenizer_path)),
         share=config.mask_share,
         activation_checkpointing=config.train.activation_checkpointing,
@@ -174,7 +180,9 @@ def _masked_model(config: PretrainConfig, data: Data) -> MaskedLanguageModel:
     )
 
 
-def _encoder(config: RunConfig, data: Data) -> BertModel:
+def _encoder(config: RunConfig, data: Data, checkpoint: Checkpoint | None) -> BertModel:
+    if checkpoint is not None:
+        return _empty_encoder(checkpoint)
     first = next(iter(data.values()))
     tokenizer = first.manifest["tokenizer"]
     return load_encoder(

@@ -17,7 +17,7 @@ from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rectrain.config import dump_config, load_config
-from rectrain.errors import ConfigError, ResourceError, without_credentials
+from rectrain.errors import CheckpointError, ConfigError, ResourceError, without_credentials
 from rectrain.train.build import (
     check_start,
     load_trained_encoder,
@@ -25,7 +25,7 @@ from rectrain.train.build import (
     newest_checkpoint,
     open_data,
 )
-from rectrain.train.checkpoint import MARKER, manifest_sha256
+from rectrain.train.checkpoint import MARKER, latest_complete, manifest_sha256, open_checkpoint
 from rectrain.train.config import PretrainConfig, RunConfig
 from rectrain.train.export import export_encoder
 from rectrain.train.outline import outline, plan_run
@@ -147,11 +147,15 @@ def _last_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
-def resolve_paths(config: RunConfig) -> RunConfig:
+def resolve_paths(config: RunConfig, *, overwrite: bool = False) -> RunConfig:
     """The same run with absolute local paths: workers have other working directories.
 
     A run to start from becomes the checkpoint that it has now, and its SHA-256: workers must see
-    no other one.
+    no other one. A run that goes on does without it, where it is gone.
+
+    Args:
+        config: as the user gave it.
+        overwrite: the run begins anew.
 
     Raises:
         ConfigError: a relative output in a job that was submitted to a cluster.
@@ -180,27 +184,53 @@ def resolve_paths(config: RunConfig) -> RunConfig:
     found = config.model_copy(update=update)
     if config.train.start_from is None:
         return found
-    return _with_start(found, absolute(config.train.start_from))
+    return _with_start(found, absolute(config.train.start_from), overwrite=overwrite)
 
 
-def _with_start(config: RunConfig, start: str) -> RunConfig:
-    location = newest_checkpoint(start)
+def _with_start(config: RunConfig, start: str, *, overwrite: bool) -> RunConfig:
+    def changed(location: str | None, sha256: str | None) -> RunConfig:
+        update = {"start_from": location, "start_from_sha256": sha256}
+        return config.model_copy(update={"train": config.train.model_copy(update=update)})
+
+    try:
+        location = newest_checkpoint(start)
+    except CheckpointError:
+        if overwrite or _own_checkpoint(config) is None:
+            raise
+        before = _stored(config).train
+        if not f"{before.start_from}/".startswith(f"{without_credentials(start)}/"):
+            raise
+        return changed(before.start_from, before.start_from_sha256)
     sha256 = config.train.start_from_sha256 or manifest_sha256(Store.open(location))
-    update = {"start_from": location, "start_from_sha256": sha256}
-    found = config.model_copy(update={"train": config.train.model_copy(update=update)})
+    found = changed(location, sha256)
     check_start(found)
     return found
 
 
-def describe(config: RunConfig) -> str:
+def _own_checkpoint(config: RunConfig) -> Store | None:
+    """What a run would go on from."""
+    return latest_complete(Store.open(f"{config.output}/{config.name}/checkpoints"))
+
+
+def describe(config: RunConfig, *, overwrite: bool = False) -> str:
     """The plan of a run as text; checks data, encoder and precision, and writes nothing.
+
+    Args:
+        config: with absolute paths.
+        overwrite: the run begins anew.
 
     Raises:
         RectrainError: anything that the user must mend first.
     """
     data = open_data(config)
+    own = None if overwrite or config.train.start_from is None else _own_checkpoint(config)
     notes: list[str] = []
-    model = new_model(config, data, say=notes.append)
+    if own is None:
+        model = new_model(config, data, say=notes.append)
+    else:
+        checkpoint = open_checkpoint(own)
+        model = new_model(config, data, checkpoint=checkpoint)
+        notes.append(f"start: step {checkpoint.step} of this run, not {config.train.start_from}")
     plan = outline(config, data, model=model, device=device_facts(), run=plan_run(config, data))
     return "\n".join([plan, *notes])
 

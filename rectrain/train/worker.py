@@ -136,9 +136,9 @@ class _Session:
     def open(cls, config: RunConfig, data: Data, *, run: RunPlan, send: Send) -> _Session:
         checkpoints = Store.open(f"{config.output}/{config.name}/checkpoints")
         found = _agree_on_checkpoint(checkpoints, send)
-        model = new_model(config, data)
-        if found is not None:
-            checkpoint = open_checkpoint(found)
+        checkpoint = None if found is None else open_checkpoint(found)
+        model = new_model(config, data, checkpoint=checkpoint)
+        if checkpoint is not None:
             check_same_data(checkpoint, config, data)
             load_weights(model, checkpoint)
         if config.train.freeze == "encoder":
@@ -152,7 +152,7 @@ class _Session:
                 config.train.micro_batches, world_size=torch.distributed.get_world_size()
             ),
         )
-        if found is not None:
+        if checkpoint is not None:
             restore_optimizer(engine, checkpoint)
         return cls(
             config=config,
@@ -162,7 +162,7 @@ class _Session:
             engine=engine,
             checkpoints=checkpoints,
             files=attachments(model, data),
-            start_step=0 if found is None else checkpoint.step,
+            start_step=0 if checkpoint is None else checkpoint.step,
         )
 
     def finish(self) -> None:

@@ -15,6 +15,7 @@ from untrained import write_run
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.errors import CheckpointError, ConfigError, EncoderError
 from rectrain.train.build import Model, load_model, new_model, open_data
+from rectrain.train.checkpoint import load_weights, open_checkpoint
 from rectrain.train.config import RunConfig
 from rectrain.train.launch import RunPlace, _begin, claim, describe, resolve_paths
 from rectrain.train.storage import Store
@@ -196,7 +197,7 @@ def test_other_weights_at_the_same_path_are_noticed(
         claim(resolve_paths(config(root)), overwrite=False)
     caught.match(fix)
     assert "\n" not in str(caught.value)
-    assert claim(resolve_paths(config(root)), overwrite=True)
+    assert claim(resolve_paths(config(root), overwrite=True), overwrite=True)
 
 
 def test_a_worker_that_would_begin_from_other_weights_is_stopped(
@@ -205,3 +206,28 @@ def test_a_worker_that_would_begin_from_other_weights_is_stopped(
     retrain(root)
     with pytest.raises(CheckpointError, match="the run began with another"):
         new_model(begun, open_data(begun))
+
+
+def test_a_run_goes_on_where_its_start_is_gone(root: Path, begun: RunConfig) -> None:
+    shutil.rmtree(root / "runs" / "joint")
+    shutil.rmtree(root / "bert")
+    for given in ("runs/joint", "runs/joint/checkpoints/step-00000001"):
+        assert resolve_paths(config(root, start=given)) == begun
+    assert not claim(begun, overwrite=False).is_finished
+    assert start_line(begun).startswith("start: step 1 of this run, not ")
+
+    folder = Store.open(f"{begun.output}/{begun.name}/checkpoints/step-00000001")
+    checkpoint = open_checkpoint(folder)
+    model = new_model(begun, open_data(begun), checkpoint=checkpoint)
+    load_weights(model, checkpoint)
+    assert model.encoder.config.hidden_size == 16
+
+
+@pytest.mark.parametrize("start", ["runs/joint", "runs/absent"])
+def test_a_run_that_begins_needs_its_start(root: Path, begun: RunConfig, start: str) -> None:
+    shutil.rmtree(root / "runs" / "joint")
+    again = config(root, start=start)
+    with pytest.raises(CheckpointError, match="without one that is complete"):
+        resolve_paths(again, overwrite=start == "runs/joint")
+    with pytest.raises(CheckpointError, match="without one that is complete"):
+        resolve_paths(again.model_copy(update={"name": "new"}))
