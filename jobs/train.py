@@ -39,8 +39,8 @@ def run_training(cls: type[RunConfig], argv: Sequence[str], *, doc: str | None) 
     from rectrain.train.build import load_trained_encoder
     from rectrain.train.export import export_encoder
 
-    config = launch.resolve_paths(config)
-    _say(launch.describe(config))
+    config = launch.resolve_paths(config, overwrite=options.overwrite)
+    _say(launch.describe(config, overwrite=options.overwrite))
     if options.dry_run:
         return 0
     place = launch.claim(config, overwrite=options.overwrite)

@@ -53,6 +53,11 @@ class TrainConfig(Section):
         description="a run or checkpoint whose weights this run starts from: its encoder, and its "
         "heads of tasks with the same features",
     )
+    start_from_sha256: str | None = Field(
+        default=None,
+        description="of manifest.json in that checkpoint; noted when the run begins, so that it "
+        "goes on from the same weights alone",
+    )
     freeze: Literal["none", "encoder"] = Field(
         default="none",
         description="encoder: train all but the encoder, on vectors that are computed once",

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rectrain.data.loader import plan_training
+from rectrain.data.loader import catalogues, longest_text, plan_training
 from rectrain.data.plan import Plan
 from rectrain.data.shards import Prepared, Shards
 from rectrain.errors import without_credentials
 from rectrain.train.build import Model
 from rectrain.train.config import PretrainConfig, RunConfig
+from rectrain.train.frozen import cached_texts
 from rectrain.train.step import model_facts, num_accumulations
 from rectrain.train.zero import DeviceFacts, bucket_elements, resolve_precision, state_bytes
 
@@ -44,16 +45,26 @@ def plan_run(config: RunConfig, data: Mapping[str, Prepared]) -> RunPlan:
 
 
 def activation_bytes(
-    *, num_tokens: int, hidden_size: int, num_layers: int, max_length: int, num_heads: int
+    *,
+    num_tokens: int,
+    hidden_size: int,
+    num_layers: int,
+    max_length: int,
+    num_heads: int,
+    checkpointing: bool = False,
 ) -> int:
     """An upper bound of what one forward keeps for its backward pass, in fp32 bytes.
 
-    34 values a token and hidden unit in each layer, and 5 a head and pair of tokens in attention
-    (Korthikanti et al., 2022, equation 1, with 2 bytes a value there), plus the embeddings' three.
-    Not counted: the heads, and what activation checkpointing spares.
+    18 values a token and hidden unit in each layer, and 3 a head and pair of tokens in attention
+    (Korthikanti et al., 2022, equation 1; masks of dropout have 4 bytes here, as all values), 4 a
+    token of the norms, plus the embeddings' three. Without dropout it is less.
+    With activation checkpointing the input of each layer, and all of the one that is recomputed.
+    Not counted: the heads.
     """
-    per_layer = 17 * num_tokens * hidden_size + 5 * num_heads * num_tokens * max_length // 2
-    return 4 * (num_layers * per_layer + 3 * num_tokens * hidden_size)
+    hidden = num_tokens * hidden_size
+    per_layer = 18 * hidden + 3 * num_heads * num_tokens * max_length + 4 * num_tokens
+    layers = per_layer + num_layers * hidden if checkpointing else num_layers * per_layer
+    return 4 * (layers + 3 * hidden)
 
 
 def outline(
@@ -88,10 +99,18 @@ def outline(
         f"workers: {fewest}{workers}, {places} forwards each a step, ZeRO-{train.zero_stage}, "
         f"offload {train.offload}, {resolve_precision(train, device=device)} on {device.kind}"
     )
-    return "\n".join([*lines, *_memory(config, model, workers, num_tokens=run.plan.most_tokens())])
+    return "\n".join([*lines, *_memory(config, data, model=model, run=run)])
 
 
-def _memory(config: RunConfig, model: Model, workers: int, *, num_tokens: int) -> list[str]:
+def _memory(
+    config: RunConfig, data: Mapping[str, Prepared], *, model: Model, run: RunPlan
+) -> list[str]:
+    workers = config.train.max_workers
+    num_tokens = run.plan.most_tokens(
+        item_tokens={
+            task: items.column("num_tokens").to_numpy() for task, items in catalogues(data).items()
+        }
+    )
     bert = model.encoder.config
     is_frozen = config.train.freeze == "encoder"
     facts = model_facts(model, hidden_size=bert.hidden_size)
@@ -101,14 +120,15 @@ def _memory(config: RunConfig, model: Model, workers: int, *, num_tokens: int) -
     state["bucket"] = 4 * bucket_elements(facts) if config.train.zero_stage > 0 else 0
     if is_frozen:
         state["frozen encoder"] = 4 * model.encoder.num_parameters()
-        state["vectors, at most"] = int(config.train.frozen_cache_gib * (1 << 30))
+        state["vectors"] = cached_texts(config, data, hidden_size=bert.hidden_size).num_bytes
     else:
         state["activations, at most"] = activation_bytes(
             num_tokens=num_tokens,
             hidden_size=bert.hidden_size,
-            num_layers=1 if config.train.activation_checkpointing else bert.num_hidden_layers,
-            max_length=bert.max_position_embeddings,
+            num_layers=bert.num_hidden_layers,
+            max_length=longest_text(data),
             num_heads=bert.num_attention_heads,
+            checkpointing=config.train.activation_checkpointing,
         )
     if isinstance(config, PretrainConfig):
         state["guesses"] = int(_LOGITS * 4 * config.mask_share * num_tokens * bert.vocab_size)

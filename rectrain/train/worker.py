@@ -136,9 +136,9 @@ class _Session:
     def open(cls, config: RunConfig, data: Data, *, run: RunPlan, send: Send) -> _Session:
         checkpoints = Store.open(f"{config.output}/{config.name}/checkpoints")
         found = _agree_on_checkpoint(checkpoints, send)
-        model = new_model(config, data)
-        if found is not None:
-            checkpoint = open_checkpoint(found)
+        checkpoint = None if found is None else open_checkpoint(found)
+        model = new_model(config, data, checkpoint=checkpoint)
+        if checkpoint is not None:
             check_same_data(checkpoint, config, data)
             load_weights(model, checkpoint)
         if config.train.freeze == "encoder":
@@ -152,7 +152,7 @@ class _Session:
                 config.train.micro_batches, world_size=torch.distributed.get_world_size()
             ),
         )
-        if found is not None:
+        if checkpoint is not None:
             restore_optimizer(engine, checkpoint)
         return cls(
             config=config,
@@ -162,7 +162,7 @@ class _Session:
             engine=engine,
             checkpoints=checkpoints,
             files=attachments(model, data),
-            start_step=0 if found is None else checkpoint.step,
+            start_step=0 if checkpoint is None else checkpoint.step,
         )
 
     def finish(self) -> None:
@@ -237,6 +237,8 @@ class _Session:
         """Sends a window's means over the ranks."""
         means, num_tokens = self._means(step, window)
         norm = gradient_norm(self.engine)
+        rate = self.config.train.learning_rate * self._rate_share(step)
+        encoder: Any = self.engine.module.encoder
         weights = (window.weights / window.num_steps).tolist()  # alike on all ranks
         self.send(
             self._event("log", step + 1)
@@ -244,7 +246,7 @@ class _Session:
                 "loss": means,
                 "loss_weight": dict(zip(self.data, weights, strict=True)),
                 "tokens_per_second": num_tokens / max(window.seconds, 1e-9),
-                "learning_rate": self.config.train.learning_rate * self._rate_share(step),
+                **({"learning_rate": rate} if _learns(encoder) else {}),  # it is the encoder's
                 **({"gradient_norm": norm} if math.isfinite(norm) else {}),
             }
         )
@@ -318,6 +320,10 @@ class _Session:
             "num_steps": self.run.num_steps,
             "num_workers": torch.distributed.get_world_size(),
         }
+
+
+def _learns(module: torch.nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _agree_on_checkpoint(checkpoints: Store, send: Send) -> Store | None:
