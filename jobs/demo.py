@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from jobs import evaluate, prepare, train
-from jobs.cli import JobParser, run
+from jobs.cli import JobParser, lasting, run
 from rectrain.report.evaluation import write_summary
 
 __all__ = ["main"]
@@ -38,10 +38,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", default="data", help="where prepared data lies (default: data)")
     parser.add_argument("--overwrite", action="store_true", help="begin anew")
     options = parser.parse_args(argv)
-    data, directory = f"{options.data}/{options.preset}", Path(options.output) / options.preset
+    data = f"{lasting(options.data, what='--data')}/{options.preset}"
+    output = lasting(options.output)
+    directory = Path(output) / options.preset
     dry_run = ["--dry-run"] if options.dry_run else []
     overwrite = ["--overwrite"] if options.overwrite else []
-    common = [f"--data.paths={data}", f"--output={options.output}", *overwrite, *dry_run]
+    common = [f"--data.paths={data}", f"--output={output}", *overwrite, *dry_run]
     joint, heads = (CONFIGS / f"{options.preset}-{part}.yaml" for part in ("joint", "heads"))
     summary = directory / "summary.json"
     if summary.exists() and not overwrite and not dry_run:

@@ -26,11 +26,11 @@ __all__ = ["main"]
 def main(argv: list[str]) -> int:
     """Run the job; see the module's docstring."""
     options = _parser().parse_args(argv)
+    output = output_folder(options.output, checkpoint=options.checkpoint)
     predictor = Predictor.from_checkpoint(options.checkpoint, device=options.device)
     meta = predictor.checkpoint.meta
     paths = options.data or meta["config"]["data"]["paths"]
     data = open_prepared(predictor, paths, tasks=options.tasks or predictor.tasks)
-    output = output_folder(options.output, checkpoint=options.checkpoint)
     for task, prepared in data.items():
         rows = prepared.shards(task, options.split).num_rows
         print(f"evaluate: {task}: {rows:,} rows of {options.split} in {prepared.root}")

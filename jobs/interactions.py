@@ -37,6 +37,7 @@ _EVALUATION = "evaluation.json"
 def main(argv: list[str]) -> int:
     """Run the job; see the module's docstring."""
     options = _parser().parse_args(argv)
+    output = output_folder(options.output, checkpoint=options.checkpoint)
     import matplotlib  # noqa: F401 - missing, it must be told before the work
 
     predictor = Predictor.from_checkpoint(options.checkpoint, device=options.device)
@@ -44,7 +45,6 @@ def main(argv: list[str]) -> int:
     config = RunConfig.model_validate(checkpoint.meta["config"])
     paths = options.data or config.data.paths
     data = open_prepared(predictor, paths, tasks=predictor.tasks)
-    output = output_folder(options.output, checkpoint=options.checkpoint)
     singles = {folder: _evaluation(folder) for folder in map(run_folder, options.single or ())}
     gains = compare_runs(_evaluation(run_folder(options.checkpoint)), singles) if singles else []
     print(f"interactions: {', '.join(data)}: {options.micro_batches} of {options.split}")

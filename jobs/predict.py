@@ -40,7 +40,7 @@ import ray
 import ray.data
 import torch
 
-from jobs.cli import JobParser, count, run
+from jobs.cli import JobParser, count, lasting, run
 from rectrain.cluster import connect
 from rectrain.data.loader import open_tasks
 from rectrain.errors import ConfigError, RectrainError, without_credentials
@@ -115,6 +115,7 @@ class _Scorer:
 def main(argv: list[str]) -> int:
     """Run the job; see the module's docstring."""
     options = _parser().parse_args(argv)
+    output = _absolute(lasting(options.output))
     predictor = Predictor.from_checkpoint(options.checkpoint)
     task = _task(options.task, predictor.tasks)
     fields = predictor.fields(task)
@@ -127,7 +128,7 @@ def main(argv: list[str]) -> int:
     job = _Job(
         checkpoint=_resolved(options.checkpoint, predictor),
         task=task,
-        output=_absolute(options.output),
+        output=output,
         columns=fields.names(),
         ids=tuple(name for name in fields.names("id", "group") if name in present),
         catalogue=tuple(map(_absolute, options.data or _paths(predictor))) if ranks else (),
@@ -142,7 +143,7 @@ def main(argv: list[str]) -> int:
     }
     print(
         f"predict: {sum(file.rows for file in files):,} rows of {task} in {len(parts)} parts "
-        f"-> {without_credentials(options.output)}"
+        f"-> {without_credentials(output)}"
     )
     for what, names in (
         ("columns not given", [name for name in fields.names() if name not in present]),
@@ -152,7 +153,7 @@ def main(argv: list[str]) -> int:
             print(f"predict: {what}: {', '.join(names)}")
     if options.dry_run:
         return 0
-    sink = Sink(options.output)
+    sink = Sink(output)
     if options.overwrite:
         sink.clear()
     sink.claim({"task": task, **facts}, files)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -38,7 +37,6 @@ __all__ = ["Channel", "Deaths", "RunPlace", "claim", "describe", "launch", "reso
 Say = Callable[[str], None]
 
 _CONFIG = "config.yaml"
-_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit` for its entry point
 _POLL_S = 0.5
 _MAX_DEATHS = 3
 _PRETRAIN_KEY = b"mask_share:"  # only these runs have it
@@ -150,16 +148,8 @@ def resolve_paths(config: RunConfig) -> RunConfig:
     A run to start from becomes the checkpoint that it has now: workers must not see a newer one.
 
     Raises:
-        ConfigError: a relative output in a job that was submitted to a cluster.
         CheckpointError: the run to start from has no complete checkpoint.
     """
-    if _SUBMITTED in os.environ and "://" not in config.output and config.output[:1] not in "/~":
-        raise ConfigError(
-            what="output",
-            got=config.output,
-            rule="a submitted job runs in a copy of its working directory, which Ray removes",
-            fix="give the absolute path of a folder that all nodes share, or a URI",
-        )
 
     def absolute(path: str) -> str:
         return path if "://" in path else str(Path(path).expanduser().absolute())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import Field
@@ -11,7 +13,7 @@ from ray import cloudpickle
 from ray.exceptions import RayTaskError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from jobs.cli import JobParser, count, exit_status, parse_config
+from jobs.cli import JobParser, count, exit_status, lasting, output_folder, parse_config
 from rectrain.config import Section
 from rectrain.errors import ConfigError, DataError
 
@@ -149,3 +151,47 @@ def test_help_lists_every_key_with_its_default(capsys):
     shown = capsys.readouterr().out
     assert "    python -m jobs.x" in shown
     assert "--train.zero_stage" in shown and "the ZeRO stage" in shown and "demo" in shown
+
+
+OF_A_CHECKPOINT = ["--checkpoint=/absent", "--output=mine"]
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "what"),
+    [
+        ("train", ["--data.paths=/absent", "--output=mine"], "output"),
+        ("pretrain", ["--data.paths=/absent", "--output=mine"], "output"),
+        ("prepare", ["--source=simulated", "--output=mine"], "output"),
+        ("predict", ["--input=/absent", *OF_A_CHECKPOINT], "--output"),
+        ("evaluate", OF_A_CHECKPOINT, "--output"),
+        ("interactions", OF_A_CHECKPOINT, "--output"),
+        ("demo", ["--output=mine", "--data=/absent"], "--output"),
+        ("demo", ["--output=/absent", "--data=mine"], "--data"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_a_submitted_job_refuses_an_output_that_would_vanish(
+    job, arguments, what, dry_run, monkeypatch, capsys
+):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    main = importlib.import_module(f"jobs.{job}").main
+    assert exit_status(main, [*arguments, *dry_run]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {what}: got mine; a submitted job runs in a copy"), line
+    assert line.count("\n") == 1
+
+
+def test_an_output_that_lasts_is_taken_as_it_is(monkeypatch):
+    assert lasting("mine") == "mine"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for output in ("/mnt/runs", "s3://bucket/runs"):
+        assert lasting(output) == output
+    assert lasting("~/runs") == str(Path.home() / "runs")
+
+
+def test_files_about_a_run_elsewhere_need_a_folder_here():
+    assert output_folder(None, checkpoint="/runs/a/checkpoints/step-00000002") == Path("/runs/a")
+    assert output_folder("here", checkpoint="s3://bucket/a") == Path("here")
+    for given, checkpoint in ((None, "s3://bucket/a"), ("s3://bucket/b", "/runs/a")):
+        with pytest.raises(ConfigError, match="go into a folder of this machine"):
+            output_folder(given, checkpoint=checkpoint)
