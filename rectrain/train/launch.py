@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rectrain.config import dump_config, load_config
+from rectrain.config import dump_config, parse_yaml
 from rectrain.errors import ConfigError, ResourceError, without_credentials
 from rectrain.train.build import (
     load_trained_encoder,
@@ -220,8 +220,6 @@ def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
 
 
 def _check_same(config: RunConfig, store: Store) -> None:
-    import tempfile
-
     is_pretraining = isinstance(config, PretrainConfig)
     if (_PRETRAIN_KEY in store.read(_CONFIG)) != is_pretraining:
         raise ConfigError(
@@ -230,10 +228,8 @@ def _check_same(config: RunConfig, store: Store) -> None:
             rule="pre-training and training are two runs",
             fix="give another --name, or --overwrite to begin anew",
         )
-    with tempfile.NamedTemporaryFile(suffix=".yaml") as copy:
-        copy.write(store.read(_CONFIG))
-        copy.flush()
-        before = load_config(type(config), file=copy.name, overrides=[])
+    name = f"{config.output}/{config.name}/{_CONFIG}"
+    before = parse_yaml(type(config), store.read(_CONFIG), name=name)
     old, new = _identity(before), _identity(config)
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if changed:

@@ -39,6 +39,16 @@ def test_another_number_of_workers_is_told_how_to_go_on(tmp_path: Path) -> None:
         claim(run(tmp_path, train=TrainConfig(num_workers=4)), overwrite=False)
 
 
+def test_a_stored_setting_that_is_no_more_is_named_with_the_runs_own_file(tmp_path: Path) -> None:
+    _begin(run(tmp_path), place(tmp_path))
+    stored = tmp_path / "Documents" / "config.yaml"
+    for text in ("train: {old_setting: 1}", "train: [", "- 1"):
+        stored.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            claim(run(tmp_path), overwrite=False)
+        assert str(stored) in str(caught.value)
+
+
 def test_a_run_is_written_without_passwords(tmp_path: Path) -> None:
     tracking = TrackingConfig(mlflow="http://me:secret@host")
     _begin(run(tmp_path, tracking=tracking), place(tmp_path))
