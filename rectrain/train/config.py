@@ -30,7 +30,8 @@ class TrainConfig(Section):
     )
     num_epochs: PositiveFloat | None = Field(
         default=None,
-        description="passes over the longest task (default 1 when num_steps is not given)",
+        description="passes over the longest task, so more over the others (--dry-run shows them); "
+        "1 by default when num_steps is not given",
     )
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         default=1, description="processes, or [fewest, most] for an elastic run"
