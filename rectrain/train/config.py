@@ -90,7 +90,11 @@ class TrainConfig(Section):
         description="where pcgrad, cagrad and upgrad compare the tasks' gradients: the encoder's "
         "last output block, or all of it (exact; one more backward pass a task)",
     )
-    log_interval: PositiveInt = Field(default=10, description="steps between logged losses")
+    log_interval: PositiveInt = Field(
+        default=10,
+        description="steps between logged losses; the first and the last step's are logged, too, "
+        "and shown; between them the console shows one line in 3 seconds at most",
+    )
     checkpoint_interval: PositiveInt = Field(default=100, description="steps between checkpoints")
     keep_last: PositiveInt = Field(
         default=2, description="newest checkpoints kept beside the best one"

@@ -92,6 +92,7 @@ class Tracker:
 
     def _start(self, event: Event) -> None:
         self._began = (time.monotonic(), event["step"])
+        self._last_line = -float("inf")  # the first line of each life is shown
         origin = f"from step {event['step']}" if event["step"] else "from the beginning"
         workers = event["num_workers"]
         self._say(f"training {origin} on {workers} worker{'s' if workers != 1 else ''}")

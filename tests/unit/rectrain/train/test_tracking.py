@@ -60,6 +60,28 @@ def test_notes_are_said_and_not_recorded(tmp_path: Path) -> None:
     assert read_records(tmp_path / "metrics.jsonl") == []
 
 
+def test_the_console_shows_first_and_last_losses_validations_and_warnings_of_a_burst(
+    tmp_path: Path,
+) -> None:
+    start = {"kind": "start", "step": 0, "num_steps": 4, "num_workers": 2}
+    validation = {"kind": "validation", "step": 2, "num_steps": 4, "validation": {"risk": 0.5}}
+    burst = [
+        start, log(1, 0.9), log(2, 0.8), validation, log(3, 0.7),
+        {"kind": "note", "step": 3, "text": "worker 1 ended"},
+        start | {"step": 2}, log(3, 0.7), log(4, 0.6),
+    ]  # fmt: skip
+    lines = record(tmp_path, burst)
+    assert [line.split("  ")[:2] for line in lines] == [
+        ["training from the beginning on 2 workers"],
+        ["step 1/4", "loss: risk 0.9000"],
+        ["step 2/4", "validation: risk 0.5000"],
+        ["warning: worker 1 ended"],
+        ["training from step 2 on 2 workers"],
+        ["step 3/4", "loss: risk 0.7000"],
+        ["step 4/4", "loss: risk 0.6000"],
+    ]
+
+
 def test_progress_lines() -> None:
     line = progress_line(log(3, 0.25), left_s=65.2)
     assert line == "step 3/4  loss: risk 0.2500  1,234 tokens/s  1:05 left"
