@@ -40,8 +40,19 @@ _EXTRAS = {
 }
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """The docstring as it stands, and each option's default behind what it says."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS):
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
 class JobParser(argparse.ArgumentParser):
     """argparse with `--dry-run`, no abbreviations, and a ConfigError instead of its own exit.
+
+    `--help` shows the defaults; the help of an option without one says what happens then.
 
     Args:
         doc: the job module's docstring, shown by `--help` as it stands.
@@ -50,7 +61,7 @@ class JobParser(argparse.ArgumentParser):
     def __init__(self, doc: str | None) -> None:
         super().__init__(
             description=doc,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Help,
             allow_abbrev=False,
         )
         self.add_argument(

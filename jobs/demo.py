@@ -33,9 +33,9 @@ CONFIGS = Path(__file__).parent / "configs"
 def main(argv: list[str]) -> int:
     """Runs the jobs in turn, in this process and on one local cluster."""
     parser = JobParser(__doc__)
-    parser.add_argument("--preset", choices=PRESETS, default="demo", help="size (default: demo)")
-    parser.add_argument("--output", default="runs", help="where runs lie (default: runs)")
-    parser.add_argument("--data", default="data", help="where prepared data lies (default: data)")
+    parser.add_argument("--preset", choices=PRESETS, default="demo", help="size")
+    parser.add_argument("--output", default="runs", help="where runs lie")
+    parser.add_argument("--data", default="data", help="where prepared data lies")
     parser.add_argument("--overwrite", action="store_true", help="begin anew")
     options = parser.parse_args(argv)
     data = f"{lasting(options.data, what='--data')}/{options.preset}"

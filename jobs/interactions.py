@@ -111,15 +111,20 @@ def _parser() -> JobParser:
     parser = JobParser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a run's folder, or one checkpoint")
     parser.add_argument(
-        "--single", nargs="+", metavar="RUN", help="folders of evaluated runs of single tasks"
+        "--single",
+        nargs="+",
+        metavar="RUN",
+        help="folders of evaluated runs of single tasks (default: none)",
     )
     parser.add_argument("--data", nargs="+", help="prepared directories (default: the run's)")
-    parser.add_argument("--split", default="train", choices=("train", "validation"))
     parser.add_argument(
-        "--micro-batches", type=count, default=20, help="to look at (default: %(default)s)"
+        "--split", default="train", choices=("train", "validation"), help="rows to look at"
     )
+    parser.add_argument("--micro-batches", type=count, default=20, help="how many to look at")
     parser.add_argument("--output", help="folder of the files (default: the run's folder)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: a GPU if there is"
+    )
     return parser
 
 

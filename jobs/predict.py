@@ -183,13 +183,17 @@ def _parser() -> JobParser:
     parser.add_argument("--checkpoint", required=True, help="a run's folder, or one checkpoint")
     parser.add_argument("--input", required=True, nargs="+", help="Parquet to score")
     parser.add_argument("--output", required=True, help="folder of the scores; path or URI")
-    parser.add_argument("--task", help="needed where the model has several")
+    parser.add_argument("--task", help="one of the model's tasks (default: its only one)")
     parser.add_argument("--data", nargs="+", help="recommendation: prepared data with the catalogue"
                         " (default: what the model was trained on)")  # fmt: skip
-    parser.add_argument("--k", type=count, default=10, help="recommendation: items of a list (10)")
+    parser.add_argument("--k", type=count, default=10, help="recommendation: items of a list")
     parser.add_argument("--rows-per-part", type=count, default=20_000, help="rows between saves")
-    parser.add_argument("--num-workers", type=count, help="models side by side (one a CPU or GPU)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--num-workers", type=count, help="models side by side (default: one a CPU or GPU)"
+    )
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: a GPU if there is"
+    )
     parser.add_argument("--overwrite", action="store_true", help="remove earlier output first")
     return parser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,10 @@ from ray.exceptions import RayTaskError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from jobs.cli import JobParser, count, exit_status, lasting, output_folder, parse_config
-from rectrain.config import Section
+from rectrain.config import Section, help_text
+from rectrain.data.config import PrepareConfig
 from rectrain.errors import ConfigError, DataError
+from rectrain.train.config import PretrainConfig, RunConfig
 
 
 class Train(Section):
@@ -195,3 +198,27 @@ def test_files_about_a_run_elsewhere_need_a_folder_here():
     for given, checkpoint in ((None, "s3://bucket/a"), ("s3://bucket/b", "/runs/a")):
         with pytest.raises(ConfigError, match="go into a folder of this machine"):
             output_folder(given, checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("job", ["evaluate", "predict", "interactions", "demo"])
+def test_help_says_what_each_option_does_and_its_default(job, capsys):
+    module = importlib.import_module(f"jobs.{job}")
+    with pytest.raises(SystemExit):
+        module.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    options = shown.partition("options: ")[2].split(" --")[1:]
+    assert len(options) > 5
+    for option in options:
+        name, _, rest = f"--{option}".partition(" ")
+        if name in ("--help", "--dry-run", "--overwrite", "--checkpoint", "--input"):
+            continue  # a switch, or without a default
+        if (job, name) == ("predict", "--output"):
+            continue
+        assert "(default: " in rest, option
+
+
+@pytest.mark.parametrize("section", [RunConfig, PretrainConfig, PrepareConfig])
+def test_every_setting_is_described(section):
+    lines = help_text(section).splitlines()
+    described = re.compile(r"  --\S+ +\S.*?  +\S.*?  +\S.*")
+    assert not [line for line in lines if not described.fullmatch(line)]
