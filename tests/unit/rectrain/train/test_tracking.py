@@ -16,6 +16,7 @@ from rectrain.train.storage import Store
 from rectrain.train.tracking import (
     Tracker,
     _experiment,
+    curves,
     progress_line,
     public_settings,
     read_records,
@@ -87,6 +88,29 @@ def test_progress_lines() -> None:
     assert line == "step 3/4  loss: risk 0.2500  1,234 tokens/s  1:05 left"
     validation = {"kind": "validation", "step": 4, "num_steps": 4, "validation": {"risk": 0.5}}
     assert progress_line(validation, left_s=0) == "step 4/4  validation: risk 0.5000"
+
+
+def test_the_curves_have_a_panel_for_each_task_and_say_quantity_and_unit() -> None:
+    records = [
+        log(1, 0.9) | {"loss": {"risk": 0.9, "search_ranking": 3.0}},
+        log(4, 0.5) | {"loss": {"risk": 0.5, "search_ranking": 2.0}},
+        {"kind": "validation", "step": 4, "validation": {"risk": 0.6}},
+    ]
+    panels = {(axis.get_title(), axis.get_ylabel()): axis for axis in curves(records).axes}
+    assert panels.keys() == {
+        ("risk", "training loss (nats)"),
+        ("search_ranking", "training loss (nats)"),
+        ("risk", "validation auc"),
+    }
+    assert all(axis.get_xlabel() == "step (update)" for axis in panels.values())
+    (line,) = panels["search_ranking", "training loss (nats)"].lines
+    assert line.get_xydata().tolist() == [[1, 3.0], [4, 2.0]]
+
+
+def test_curves_of_pre_training_keep_loss_and_perplexity_apart() -> None:
+    validation = {"kind": "validation", "step": 4, "validation": {"loss": 6.0, "perplexity": 403.4}}
+    labels = [axis.get_ylabel() for axis in curves([validation]).axes]
+    assert labels == ["validation loss (nats)", "validation perplexity"]
 
 
 def test_passwords_in_uris_are_not_logged() -> None:
