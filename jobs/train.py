@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.cli import JobParser, lasting, parse_config, run
-from rectrain.cluster import connect
+from rectrain.cluster import connect, resources
 from rectrain.errors import without_credentials
 from rectrain.train.config import RunConfig
 
@@ -43,6 +43,9 @@ def run_training(cls: type[RunConfig], argv: Sequence[str], *, doc: str | None) 
     config = launch.resolve_paths(config)
     _say(launch.describe(config))
     if options.dry_run:
+        where, have = resources()
+        _say(f"cluster: {where}: {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs")
+        launch.check_resources(config, have)
         return 0
     place = launch.claim(config, overwrite=options.overwrite)
     if place.is_finished:

@@ -32,7 +32,16 @@ from rectrain.train.tracking import Tracker
 from rectrain.train.worker import train_worker
 from rectrain.train.zero import device_facts
 
-__all__ = ["Channel", "Deaths", "RunPlace", "claim", "describe", "launch", "resolve_paths"]
+__all__ = [
+    "Channel",
+    "Deaths",
+    "RunPlace",
+    "check_resources",
+    "claim",
+    "describe",
+    "launch",
+    "resolve_paths",
+]
 
 Say = Callable[[str], None]
 
@@ -273,7 +282,7 @@ def launch(config: RunConfig, place: RunPlace, *, say: Say) -> None:
         RectrainError: a mistake that a worker met.
         RuntimeError: an error of our own in a worker, with its traceback.
     """
-    use_gpu = _check_resources(config)
+    use_gpu = check_resources(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
     with place.store.locked():
         _begin(config, place)
         _run(config, place, use_gpu=use_gpu, say=say)
@@ -332,9 +341,17 @@ def _trainer(config: RunConfig, channel: Any, *, use_gpu: bool) -> TorchTrainer:
     )
 
 
-def _check_resources(config: RunConfig) -> bool:
-    """Whether to use GPUs; refuses what could only wait for ever."""
-    train, have = config.train, ray.cluster_resources()  # type: ignore[no-untyped-call]
+def check_resources(config: RunConfig, have: Mapping[str, float]) -> bool:
+    """Whether to use GPUs; refuses what could only wait for ever.
+
+    Args:
+        config: the run.
+        have: the cluster's "CPU" and "GPU".
+
+    Raises:
+        ResourceError: too few of them for the fewest workers.
+    """
+    train = config.train
     need = train.min_workers * train.threads_per_worker
     if need > have.get("CPU", 0):
         raise ResourceError(
