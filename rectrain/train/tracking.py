@@ -352,14 +352,17 @@ def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
 def curves(records: list[dict[str, Any]]) -> Any:
     """The figure of `draw_curves`; at least one record."""
     from matplotlib import pyplot
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     rows = [(key, _points(records, key)) for key in ("loss", "validation")]
     rows = [(key, found) for key, found in rows if found]
     size = len(rows), max(len(found) for _, found in rows)
     figure, axes = pyplot.subplots(
-        *size, figsize=(3.4 * size[1], 2.8 * size[0]), squeeze=False, layout="constrained"
+        *size,
+        figsize=(3.4 * size[1], 2.8 * size[0]),
+        squeeze=False,
+        layout=ConstrainedLayoutEngine(w_pad=0.08),
     )
-    figure.get_layout_engine().set(w_pad=0.08)
     last = max(record["step"] for record in records)
     for (key, found), places in zip(rows, axes, strict=True):
         for name, axis in zip(found, places, strict=False):
