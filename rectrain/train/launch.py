@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rectrain.config import dump_config, load_config
+from rectrain.config import dump_config, parse_yaml
 from rectrain.errors import CheckpointError, ConfigError, ResourceError, without_credentials
 from rectrain.train.build import (
     check_start,
@@ -34,12 +33,20 @@ from rectrain.train.tracking import Tracker
 from rectrain.train.worker import train_worker
 from rectrain.train.zero import device_facts
 
-__all__ = ["Channel", "Deaths", "RunPlace", "claim", "describe", "launch", "resolve_paths"]
+__all__ = [
+    "Channel",
+    "Deaths",
+    "RunPlace",
+    "check_resources",
+    "claim",
+    "describe",
+    "launch",
+    "resolve_paths",
+]
 
 Say = Callable[[str], None]
 
 _CONFIG = "config.yaml"
-_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit` for its entry point
 _POLL_S = 0.5
 _MAX_DEATHS = 3
 _PRETRAIN_KEY = b"mask_share:"  # only these runs have it
@@ -158,17 +165,9 @@ def resolve_paths(config: RunConfig, *, overwrite: bool = False) -> RunConfig:
         overwrite: the run begins anew.
 
     Raises:
-        ConfigError: a relative output in a job that was submitted to a cluster.
         CheckpointError: the run to start from has no complete checkpoint, or another one than
             `train.start_from_sha256` says.
     """
-    if _SUBMITTED in os.environ and "://" not in config.output and config.output[:1] not in "/~":
-        raise ConfigError(
-            what="output",
-            got=config.output,
-            rule="a submitted job runs in a copy of its working directory, which Ray removes",
-            fix="give the absolute path of a folder that all nodes share, or a URI",
-        )
 
     def absolute(path: str) -> str:
         return path if "://" in path else str(Path(path).expanduser().absolute())
@@ -271,12 +270,8 @@ def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
 
 def _stored(config: RunConfig) -> RunConfig:
     """The settings that the run of this name began with."""
-    import tempfile
-
-    with tempfile.NamedTemporaryFile(suffix=".yaml") as copy:
-        copy.write(Store.open(f"{config.output}/{config.name}").read(_CONFIG))
-        copy.flush()
-        return load_config(type(config), file=copy.name, overrides=[])
+    root = f"{config.output}/{config.name}"
+    return parse_yaml(type(config), Store.open(root).read(_CONFIG), name=f"{root}/{_CONFIG}")
 
 
 def _check_same(config: RunConfig, store: Store) -> None:
@@ -334,7 +329,7 @@ def launch(config: RunConfig, place: RunPlace, *, say: Say) -> None:
         RectrainError: a mistake that a worker met.
         RuntimeError: an error of our own in a worker, with its traceback.
     """
-    use_gpu = _check_resources(config)
+    use_gpu = check_resources(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
     with place.store.locked():
         _begin(config, place)
         _run(config, place, use_gpu=use_gpu, say=say)
@@ -393,9 +388,17 @@ def _trainer(config: RunConfig, channel: Any, *, use_gpu: bool) -> TorchTrainer:
     )
 
 
-def _check_resources(config: RunConfig) -> bool:
-    """Whether to use GPUs; refuses what could only wait for ever."""
-    train, have = config.train, ray.cluster_resources()  # type: ignore[no-untyped-call]
+def check_resources(config: RunConfig, have: Mapping[str, float]) -> bool:
+    """Whether to use GPUs; refuses what could only wait for ever.
+
+    Args:
+        config: the run.
+        have: the cluster's "CPU" and "GPU".
+
+    Raises:
+        ResourceError: too few of them for the fewest workers.
+    """
+    train = config.train
     need = train.min_workers * train.threads_per_worker
     if need > have.get("CPU", 0):
         raise ResourceError(

@@ -189,6 +189,8 @@ class _Session:
                 if self._due(step + 1, self.config.train.log_interval):
                     self._log(step, window)
                     window = self._window()
+                elif step == 0:  # a first sign of life; the next line's mean holds it, too
+                    self._log(step, window)
                 elif self._saves(step + 1):
                     self._means(step, window)  # a loss that isn't finite must not be saved
                 if self._between_steps(step + 1):

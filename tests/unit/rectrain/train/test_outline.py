@@ -1,4 +1,4 @@
-"""The plan's bound of memory: it holds, also with negatives and activation checkpointing."""
+"""What the plan of a run warns of, and its bound of memory: it holds, whatever is recomputed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rectrain.data.batch import PackedTexts
 from rectrain.model.encoder import encode, load_encoder
 from rectrain.train.config import RunConfig
 from rectrain.train.launch import describe
-from rectrain.train.outline import activation_bytes
+from rectrain.train.outline import activation_bytes, repetitions
 
 
 def kept_bytes(texts: PackedTexts, *, checkpointing: bool) -> int:
@@ -77,3 +77,17 @@ def test_the_plan_counts_texts_as_long_as_the_data_has_them(tmp_path: Path) -> N
     few = activations(tmp_path)
     write_encoder(tmp_path / "bert", num_positions=4096)
     assert 0 < activations(tmp_path) == few
+
+
+def test_a_task_that_repeats_very_often_is_told_with_the_fix() -> None:
+    assert repetitions({"recommendation": 3.0, "risk": 312.4, "ad_ctr": 50.0}) == [
+        "warning: many epochs: risk 312; lower data.temperature (1: by rows), or give fewer "
+        "train.num_steps"
+    ]
+    assert repetitions({"recommendation": 3.0, "risk": 50.0}) == []
+
+
+def test_one_task_alone_has_no_share_to_change() -> None:
+    assert repetitions({"risk": 60.0}) == [
+        "warning: many epochs: risk 60; give fewer train.num_steps"
+    ]
