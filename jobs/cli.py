@@ -6,6 +6,7 @@ Exit status: 0 done, 1 failed (a traceback), 2 a mistake the user can mend (one 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ __all__ = [
     "JobParser",
     "count",
     "exit_status",
+    "lasting",
     "output_folder",
     "parse_config",
     "run",
@@ -26,6 +28,8 @@ __all__ = [
 
 T = TypeVar("T", bound=Section)
 Main = Callable[[list[str]], int | None]
+
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit` for its entry point
 
 # Packages that are not in the core, and the extra that brings them.
 _EXTRAS = {
@@ -36,8 +40,19 @@ _EXTRAS = {
 }
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """The docstring as it stands, and each option's default behind what it says."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS):
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
 class JobParser(argparse.ArgumentParser):
     """argparse with `--dry-run`, no abbreviations, and a ConfigError instead of its own exit.
+
+    `--help` shows the defaults; the help of an option without one says what happens then.
 
     Args:
         doc: the job module's docstring, shown by `--help` as it stands.
@@ -46,7 +61,7 @@ class JobParser(argparse.ArgumentParser):
     def __init__(self, doc: str | None) -> None:
         super().__init__(
             description=doc,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Help,
             allow_abbrev=False,
         )
         self.add_argument(
@@ -97,20 +112,41 @@ def run_folder(location: str) -> str:
     return parent.removesuffix("/checkpoints") if parent else location.rstrip("/")
 
 
+def lasting(output: str, *, what: str = "--output") -> str:
+    """The path or URI of a job's output, `~` expanded, if what is written there outlasts the job.
+
+    Args:
+        output: as the user gave it.
+        what: the setting that says it.
+
+    Raises:
+        ConfigError: a relative path in a job that was submitted to a cluster.
+    """
+    output = output if "://" in output else str(Path(output).expanduser())
+    if _SUBMITTED in os.environ and "://" not in output and not Path(output).is_absolute():
+        raise ConfigError(
+            what=what,
+            got=output,
+            rule="a submitted job runs in a copy of its working directory, which Ray removes",
+            fix="give the absolute path of a folder that all nodes share, or a URI",
+        )
+    return output
+
+
 def output_folder(given: str | None, *, checkpoint: str) -> Path:
     """Where a job's files about a checkpoint go: where the user says, or into the run's folder.
 
     Raises:
-        ConfigError: neither, because the run is not on this machine.
+        ConfigError: a URI, or nothing where the run is not on this machine; see also `lasting`.
     """
-    if given is None and "://" in checkpoint:
+    if "://" in (given or checkpoint):
         raise ConfigError(
             what="--output",
-            got="nothing",
-            rule="a run that is not on this machine needs a folder for the files",
-            fix="--output evaluation",
+            got=given or f"nothing, and the run is {checkpoint}",
+            rule="the files go into a folder of this machine",
+            fix="--output /path/of/a/folder",
         )
-    return Path(given or run_folder(checkpoint))
+    return Path(lasting(given or run_folder(checkpoint)))
 
 
 def run(main: Main) -> NoReturn:

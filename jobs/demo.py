@@ -5,84 +5,143 @@ alone on the vectors of that encoder (OUTPUT/NAME), which takes rows about a hun
 
     python -m jobs.demo [--preset demo|tiny] [--output runs] [--overwrite] [--dry-run]
 
-Interrupted and run again, it goes on where it was. It ends with OUTPUT/NAME/summary.json.
+Interrupted and run again, it goes on where it was. It ends with OUTPUT/NAME/summary.json: `wall_s`
+counts all calls that it took, `peak_rss_bytes` is the most that its processes held at one time.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
 from jobs import evaluate, prepare, train
-from jobs.cli import JobParser, run
+from jobs.cli import JobParser, lasting, run
+from rectrain.data.shards import MANIFEST
 from rectrain.report.evaluation import write_summary
+from rectrain.train.storage import Store
 
 __all__ = ["main"]
 
 #: Each has simulated data of its name and two configurations, NAME-joint and NAME-heads.
 PRESETS = ("demo", "tiny")
 CONFIGS = Path(__file__).parent / "configs"
+_RUN = "config.yaml"  # what a run's folder has
 
 
 def main(argv: list[str]) -> int:
     """Runs the jobs in turn, in this process and on one local cluster."""
-    parser = JobParser(__doc__)
-    parser.add_argument("--preset", choices=PRESETS, default="demo", help="size (default: demo)")
-    parser.add_argument("--output", default="runs", help="where runs lie (default: runs)")
-    parser.add_argument("--data", default="data", help="where prepared data lies (default: data)")
-    parser.add_argument("--overwrite", action="store_true", help="begin anew")
-    options = parser.parse_args(argv)
-    data, directory = f"{options.data}/{options.preset}", Path(options.output) / options.preset
-    dry_run = ["--dry-run"] if options.dry_run else []
-    overwrite = ["--overwrite"] if options.overwrite else []
-    common = [f"--data.paths={data}", f"--output={options.output}", *overwrite, *dry_run]
-    joint, heads = (CONFIGS / f"{options.preset}-{part}.yaml" for part in ("joint", "heads"))
+    options = _parser().parse_args(argv)
+    data = Path(lasting(options.data, what="--data")) / options.preset
+    directory = Path(lasting(options.output)) / options.preset
     summary = directory / "summary.json"
-    if summary.exists() and not overwrite and not dry_run:
+    if options.dry_run:
+        _run_jobs(options, data=data, directory=directory)
+        return 0
+    account = directory.with_name(f"{directory.name}-spent.json")
+    if options.overwrite:
+        _discard({directory: _RUN, _joint(directory): _RUN, data: MANIFEST})
+        account.unlink(missing_ok=True)
+    elif summary.exists():
         print((directory / "evaluation.md").read_text(encoding="utf-8").partition("\n## ")[0])
         _say(f"already done: {summary} (--overwrite begins anew)")
         return 0
-    if overwrite and not dry_run and (directory / "config.yaml").exists():
-        shutil.rmtree(directory)  # or it would count as done if the run before it is interrupted
-    began = time.monotonic()
-    with _peak_memory() as peak:
-        if overwrite or not (Path(data) / "manifest.json").exists():
-            _say(f"1/4 prepare {data}")
-            source = ["--source=simulated", f"--size={options.preset}", f"--output={data}"]
-            prepare.main([*source, *overwrite, *dry_run])
-            if dry_run:
-                return 0  # the rest needs the data
-        _say(f"2/4 train encoder and heads {directory}-joint")
-        train.main(["--config", str(joint), *common])
-        if dry_run:
-            return 0  # the rest needs the encoder
-        _say(f"3/4 train heads {directory}")
-        train.main(["--config", str(heads), f"--train.start_from={directory}-joint", *common])
-        _say(f"4/4 evaluate {directory}")
-        evaluate.main(["--checkpoint", str(directory)])
-    wall_s = time.monotonic() - began
-    write_summary(directory, wall_s=wall_s, peak_rss_bytes=peak.rss_bytes)
-    _say(f"{wall_s / 60:.1f} minutes, {peak.rss_bytes / 2**30:.1f} GiB at most; see {summary}")
+    with _counted(_Spent(account)) as spent:
+        _run_jobs(options, data=data, directory=directory)
+    write_summary(directory, wall_s=spent.wall_s, peak_rss_bytes=spent.peak_rss_bytes)
+    account.unlink()
+    gib = spent.peak_rss_bytes / 2**30
+    _say(f"{spent.wall_s / 60:.1f} minutes, {gib:.1f} GiB at most; see {summary}")
     return 0
+
+
+def _parser() -> JobParser:
+    parser = JobParser(__doc__)
+    parser.add_argument("--preset", choices=PRESETS, default="demo", help="size")
+    parser.add_argument("--output", default="runs", help="where runs lie")
+    parser.add_argument("--data", default="data", help="where prepared data lies")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew")
+    return parser
+
+
+def _run_jobs(options: argparse.Namespace, *, data: Path, directory: Path) -> None:
+    """All four parts, each of which goes on where it was; of a dry run the first that has work."""
+    dry_run = ["--dry-run"] if options.dry_run else []
+    common = [f"--data.paths={data}", f"--output={directory.parent}", *dry_run]
+    joint, heads = (CONFIGS / f"{options.preset}-{part}.yaml" for part in ("joint", "heads"))
+    if options.overwrite or not (data / MANIFEST).exists():
+        _say(f"1/4 prepare {data}")
+        source = ["--source=simulated", f"--size={options.preset}", f"--output={data}"]
+        prepare.main([*source, *dry_run])
+        if dry_run:
+            return  # the rest needs the data
+    _say(f"2/4 train encoder and heads {_joint(directory)}")
+    train.main(["--config", str(joint), *common])
+    if dry_run:
+        return  # the rest needs the encoder
+    _say(f"3/4 train heads {directory}")
+    train.main(["--config", str(heads), f"--train.start_from={_joint(directory)}", *common])
+    _say(f"4/4 evaluate {directory}")
+    evaluate.main(["--checkpoint", str(directory)])
+
+
+def _joint(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}-joint")
+
+
+def _discard(marks: Mapping[Path, str]) -> None:
+    """Removes what an earlier demo made, all at once: what a kill left would be gone on with.
+
+    Args:
+        marks: folder -> the file that it has if it is ours.
+
+    Raises:
+        ResourceError: another process writes one of them.
+    """
+    aside = {folder: folder.with_name(f".{folder.name}.old") for folder in marks}
+    for folder in marks:
+        if aside[folder].exists():  # a kill came before its removal
+            shutil.rmtree(aside[folder])
+    with ExitStack() as locks:
+        ours = [folder for folder, mark in marks.items() if (folder / mark).exists()]
+        for folder in ours:
+            locks.enter_context(Store.open(str(folder)).locked())
+        for folder in ours:
+            folder.rename(aside[folder])
+    for folder in ours:
+        shutil.rmtree(aside[folder])
 
 
 def _say(text: str) -> None:
     print(f"── {text}", flush=True)
 
 
-class _Peak:
-    """The most memory that this process and all below it held at one time."""
+class _Spent:
+    """What all calls of a demo took, this one included; kept in a file, so that a kill loses none.
 
-    rss_bytes = 0
+    Args:
+        account: the file, which holds what earlier calls took, if there were any.
+    """
+
+    def __init__(self, account: Path) -> None:
+        self._account, self._began = account, time.monotonic()
+        before = json.loads(account.read_text()) if account.exists() else {}
+        self._before_s: float = before.get("wall_s", 0.0)
+        self.wall_s = self._before_s
+        self.peak_rss_bytes: int = before.get("peak_rss_bytes", 0)
 
     def sample(self) -> None:
-        """Adds up what each process holds alone, and the largest shared part once."""
+        """Looks at the clock and at the memory of this process and of all below it.
+
+        Of memory it adds up what each process holds alone, and the largest shared part once.
+        """
         private, shared = 0, 0
         processes = psutil.Process().children(recursive=True)
         for process in [psutil.Process(), *processes]:
@@ -90,24 +149,33 @@ class _Peak:
                 memory = process.memory_info()
                 private += memory.rss - memory.shared
                 shared = max(shared, memory.shared)
-        self.rss_bytes = max(self.rss_bytes, private + shared)
+        self.peak_rss_bytes = max(self.peak_rss_bytes, private + shared)
+        self.wall_s = self._before_s + time.monotonic() - self._began
+        self._save()
+
+    def _save(self) -> None:
+        self._account.parent.mkdir(parents=True, exist_ok=True)
+        draft = self._account.with_name(f".{self._account.name}.tmp")
+        draft.write_text(json.dumps({"wall_s": self.wall_s, "peak_rss_bytes": self.peak_rss_bytes}))
+        draft.replace(self._account)
 
 
 @contextmanager
-def _peak_memory(interval_s: float = 1.0) -> Iterator[_Peak]:
-    peak, done = _Peak(), threading.Event()
+def _counted(spent: _Spent, *, interval_s: float = 1.0) -> Iterator[_Spent]:
+    done = threading.Event()
 
     def watch() -> None:
         while not done.wait(interval_s):
-            peak.sample()
+            spent.sample()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield peak
+        yield spent
     finally:
         done.set()
         thread.join()
+        spent.sample()
 
 
 if __name__ == "__main__":

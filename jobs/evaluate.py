@@ -28,11 +28,11 @@ __all__ = ["main"]
 def main(argv: list[str]) -> int:
     """Run the job; see the module's docstring."""
     options = _parser().parse_args(argv)
+    output = output_folder(options.output, checkpoint=options.checkpoint)
     predictor = Predictor.from_checkpoint(options.checkpoint, device=options.device)
     meta = predictor.checkpoint.meta
     paths = options.data or meta["config"]["data"]["paths"]
     data = open_prepared(predictor, paths, tasks=options.tasks or predictor.tasks)
-    output = output_folder(options.output, checkpoint=options.checkpoint)
     for task, prepared in data.items():
         rows = prepared.shards(task, options.split).num_rows
         print(f"evaluate: {task}: {rows:,} rows of {options.split} in {prepared.root}")
@@ -81,13 +81,17 @@ def _parser() -> JobParser:
     parser = JobParser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a run's folder, or one checkpoint")
     parser.add_argument("--data", nargs="+", help="prepared directories (default: the run's)")
-    parser.add_argument("--split", default="test", choices=("validation", "test"))
+    parser.add_argument(
+        "--split", default="test", choices=("validation", "test"), help="rows to judge by"
+    )
     parser.add_argument("--tasks", nargs="+", help="only these (default: all of the model)")
     parser.add_argument("--output", help="folder of the files (default: the run's folder)")
     parser.add_argument(
-        "--num-resamples", type=count, default=1000, help="of the bootstrap, at most"
+        "--num-resamples", type=count, default=1000, help="resamples of the bootstrap, at most"
     )
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: a GPU if there is"
+    )
     return parser
 
 

@@ -37,6 +37,7 @@ _EVALUATION = "evaluation.json"
 def main(argv: list[str]) -> int:
     """Run the job; see the module's docstring."""
     options = _parser().parse_args(argv)
+    output = output_folder(options.output, checkpoint=options.checkpoint)
     import matplotlib  # noqa: F401 - missing, it must be told before the work
 
     predictor = Predictor.from_checkpoint(options.checkpoint, device=options.device)
@@ -44,7 +45,6 @@ def main(argv: list[str]) -> int:
     config = RunConfig.model_validate(checkpoint.meta["config"])
     paths = options.data or config.data.paths
     data = open_prepared(predictor, paths, tasks=predictor.tasks)
-    output = output_folder(options.output, checkpoint=options.checkpoint)
     singles = {folder: _evaluation(folder) for folder in map(run_folder, options.single or ())}
     gains = compare_runs(_evaluation(run_folder(options.checkpoint)), singles) if singles else []
     print(f"interactions: {', '.join(data)}: {options.micro_batches} of {options.split}")
@@ -111,15 +111,20 @@ def _parser() -> JobParser:
     parser = JobParser(__doc__)
     parser.add_argument("--checkpoint", required=True, help="a run's folder, or one checkpoint")
     parser.add_argument(
-        "--single", nargs="+", metavar="RUN", help="folders of evaluated runs of single tasks"
+        "--single",
+        nargs="+",
+        metavar="RUN",
+        help="folders of evaluated runs of single tasks (default: none)",
     )
     parser.add_argument("--data", nargs="+", help="prepared directories (default: the run's)")
-    parser.add_argument("--split", default="train", choices=("train", "validation"))
     parser.add_argument(
-        "--micro-batches", type=count, default=20, help="to look at (default: %(default)s)"
+        "--split", default="train", choices=("train", "validation"), help="rows to look at"
     )
+    parser.add_argument("--micro-batches", type=count, default=20, help="how many to look at")
     parser.add_argument("--output", help="folder of the files (default: the run's folder)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: a GPU if there is"
+    )
     return parser
 
 

@@ -40,14 +40,15 @@ import ray
 import ray.data
 import torch
 
-from jobs.cli import JobParser, count, run
+from jobs.cli import JobParser, count, lasting, run
 from rectrain.cluster import connect
 from rectrain.data.loader import open_tasks
-from rectrain.errors import ConfigError, RectrainError, without_credentials
+from rectrain.errors import CheckpointError, ConfigError, RectrainError, without_credentials
 from rectrain.inference.parts import Part, Sink, open_inputs, plan_parts, read_part
 from rectrain.inference.predictor import Predictor, open_prepared, pick_device
 from rectrain.inference.recommend import Catalogue, Shoppers
 from rectrain.inference.rows import EXCLUDE, EncodedRows
+from rectrain.train.build import newest_checkpoint
 
 __all__ = ["main"]
 
@@ -57,6 +58,7 @@ class _Job:
     """What an actor must know to score any part."""
 
     checkpoint: str
+    sha256: str  # of the model, see Predictor.sha256
     task: str
     output: str
     columns: tuple[str, ...]
@@ -74,6 +76,7 @@ class _Scorer:
         self._job = job
         self._sink = Sink(job.output)
         self._predictor = Predictor.from_checkpoint(job.checkpoint, device=job.device)
+        self._replaced = self._predictor.sha256 != job.sha256
         if job.catalogue:
             items = open_tasks(job.catalogue, tasks=[job.task])[job.task].items(job.task).table()
             self._item_ids = items.column("item_id").to_pylist()
@@ -89,6 +92,13 @@ class _Scorer:
         return {"rows": [good], "rejects": [bad], "mistake": [b""]}
 
     def _score(self, part: Part) -> tuple[int, int]:
+        if self._replaced:
+            raise CheckpointError(
+                what=f"checkpoint {self._job.checkpoint}",
+                got="other weights than when the job began",
+                rule="one output holds the scores of one model",
+                fix="run it again with --overwrite",
+            )
         rows = read_part(part, columns=self._job.columns)
         encoded = self._predictor.encode(self._job.task, rows, first=part.before + part.start)
         ids = {name: encoded.given[name] for name in self._job.ids}
@@ -115,7 +125,10 @@ class _Scorer:
 def main(argv: list[str]) -> int:
     """Run the job; see the module's docstring."""
     options = _parser().parse_args(argv)
-    predictor = Predictor.from_checkpoint(options.checkpoint)
+    output = _absolute(lasting(options.output))
+    # The one that a run has now: while it trains, it soon has a newer one.
+    checkpoint = newest_checkpoint(_absolute(options.checkpoint))
+    predictor = Predictor.from_checkpoint(checkpoint)
     task = _task(options.task, predictor.tasks)
     fields = predictor.fields(task)
     found = open_inputs(options.input)
@@ -125,9 +138,10 @@ def main(argv: list[str]) -> int:
     present = set.intersection(*(set(schema.names) for _, schema in found))
     ranks = predictor.spec(task).has_catalogue
     job = _Job(
-        checkpoint=_resolved(options.checkpoint, predictor),
+        checkpoint=checkpoint,
+        sha256=predictor.sha256,
         task=task,
-        output=_absolute(options.output),
+        output=output,
         columns=fields.names(),
         ids=tuple(name for name in fields.names("id", "group") if name in present),
         catalogue=tuple(map(_absolute, options.data or _paths(predictor))) if ranks else (),
@@ -136,13 +150,13 @@ def main(argv: list[str]) -> int:
     )
     parts = plan_parts(files, rows_per_part=options.rows_per_part)
     facts = {
-        "checkpoint": predictor.sha256,
+        "checkpoint": job.sha256,
         "rows_per_part": options.rows_per_part,
         **_ranking_facts(job, predictor),
     }
     print(
         f"predict: {sum(file.rows for file in files):,} rows of {task} in {len(parts)} parts "
-        f"-> {without_credentials(options.output)}"
+        f"-> {without_credentials(output)}"
     )
     for what, names in (
         ("columns not given", [name for name in fields.names() if name not in present]),
@@ -152,7 +166,7 @@ def main(argv: list[str]) -> int:
             print(f"predict: {what}: {', '.join(names)}")
     if options.dry_run:
         return 0
-    sink = Sink(options.output)
+    sink = Sink(output)
     if options.overwrite:
         sink.clear()
     sink.claim({"task": task, **facts}, files)
@@ -169,13 +183,17 @@ def _parser() -> JobParser:
     parser.add_argument("--checkpoint", required=True, help="a run's folder, or one checkpoint")
     parser.add_argument("--input", required=True, nargs="+", help="Parquet to score")
     parser.add_argument("--output", required=True, help="folder of the scores; path or URI")
-    parser.add_argument("--task", help="needed where the model has several")
+    parser.add_argument("--task", help="one of the model's tasks (default: its only one)")
     parser.add_argument("--data", nargs="+", help="recommendation: prepared data with the catalogue"
                         " (default: what the model was trained on)")  # fmt: skip
-    parser.add_argument("--k", type=count, default=10, help="recommendation: items of a list (10)")
+    parser.add_argument("--k", type=count, default=10, help="recommendation: items of a list")
     parser.add_argument("--rows-per-part", type=count, default=20_000, help="rows between saves")
-    parser.add_argument("--num-workers", type=count, help="models side by side (one a CPU or GPU)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument(
+        "--num-workers", type=count, help="models side by side (default: one a CPU or GPU)"
+    )
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto: a GPU if there is"
+    )
     parser.add_argument("--overwrite", action="store_true", help="remove earlier output first")
     return parser
 
@@ -194,11 +212,6 @@ def _task(name: str | None, tasks: Sequence[str]) -> str:
 def _absolute(location: str) -> str:
     """Actors may run in another folder."""
     return location if "://" in location else str(Path(location).absolute())
-
-
-def _resolved(location: str, predictor: Predictor) -> str:
-    """The one checkpoint that was opened: a run that still trains soon has a newer one."""
-    return location if "://" in location else str(predictor.checkpoint.path)
 
 
 def _paths(predictor: Predictor) -> list[str]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jobs.cli import JobParser, parse_config, run
-from rectrain.cluster import connect
+from jobs.cli import JobParser, lasting, parse_config, run
+from rectrain.cluster import connect, resources
 from rectrain.errors import without_credentials
 from rectrain.train.config import RunConfig
 
@@ -34,15 +34,19 @@ def run_training(cls: type[RunConfig], argv: Sequence[str], *, doc: str | None) 
     parser = JobParser(doc)
     parser.add_argument("--overwrite", action="store_true", help="remove the run's folder first")
     config, options = parse_config(cls, argv, parser=parser)
+    lasting(config.output, what="output")
 
     from rectrain.train import launch  # after --help: it imports torch and Ray
     from rectrain.train.build import load_trained_encoder
     from rectrain.train.export import export_encoder
 
-    config = launch.resolve_paths(config)
+    config = launch.resolve_paths(config, overwrite=options.overwrite)
     config = launch.resolve_micro_batch(config, overwrite=options.overwrite)
-    _say(launch.describe(config))
+    _say(launch.describe(config, overwrite=options.overwrite))
     if options.dry_run:
+        where, have = resources()
+        _say(f"cluster: {where}: {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs")
+        launch.check_resources(config, have)
         return 0
     place = launch.claim(config, overwrite=options.overwrite)
     if place.result is not None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 
-__all__ = ["connect"]
+from rectrain.errors import ResourceError, without_credentials
+
+__all__ = ["connect", "resources"]
+
+_ADDRESS = "RAY_ADDRESS"
 
 
 def connect() -> None:
@@ -13,14 +18,53 @@ def connect() -> None:
 
     Without RAY_ADDRESS Ray would join any cluster that happens to run on this machine. Does
     nothing where Ray already runs in this process.
+
+    Raises:
+        ResourceError: nobody answers at RAY_ADDRESS.
     """
     import ray
 
     if ray.is_initialized():
         return
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS", "local"),
-        include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-    )
+    try:
+        ray.init(
+            address=os.environ.get(_ADDRESS, "local"),
+            include_dashboard=None if _ADDRESS in os.environ else False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except ConnectionError as error:
+        raise ResourceError(
+            what=_ADDRESS,
+            got=f"{os.environ.get(_ADDRESS)} ({error})",
+            rule="must be the address of a Ray cluster that runs",
+            fix="start the cluster, correct the address, or unset it to start one here",
+        ) from error
+
+
+def resources() -> tuple[str, Mapping[str, float]]:
+    """Where `connect` would run a job, in words, and what is there; starts nothing.
+
+    Joins the cluster that RAY_ADDRESS names; else counts this machine as Ray does.
+
+    Returns:
+        The place, and the number of its CPUs ("CPU") and GPUs ("GPU", missing where none is).
+
+    Raises:
+        ResourceError: see `connect`.
+    """
+    import ray
+
+    address = os.environ.get(_ADDRESS, "local")
+    if not ray.is_initialized() and address == "local":
+        import torch
+        from ray._private.utils import get_num_cpus  # minds the limits of a container
+
+        gpus = torch.cuda.device_count()
+        return "one started on this machine", {
+            "CPU": float(get_num_cpus(override_docker_cpu_warning=True)),
+            **({"GPU": float(gpus)} if gpus else {}),
+        }
+    connect()
+    place = "the one joined" if address == "local" else without_credentials(address)
+    return place, ray.cluster_resources()  # type: ignore[no-untyped-call]

@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from rectrain.errors import ConfigError
 
-__all__ = ["Section", "dump_config", "help_text", "load_config"]
+__all__ = ["Section", "dump_config", "help_text", "load_config", "parse_yaml"]
 
 
 class Section(BaseModel):
@@ -48,11 +48,33 @@ def load_config(cls: type[T], *, file: str | None, overrides: Sequence[str]) -> 
         ConfigError: anything wrong, as one line with the dotted key, the value, the rule, the fix.
     """
     given = dict(_parse_overrides(cls, overrides))
+    content = _parse_yaml(_read(file), name=file) if file else {}
+    return _validated(cls, content, file=file, given=given)
+
+
+def parse_yaml(cls: type[T], text: bytes, *, name: str) -> T:
+    """What `dump_config` wrote, back as an object.
+
+    Args:
+        cls: the section class at the root.
+        text: YAML in UTF-8.
+        name: where the text lies, for errors: the path or URI that a user can open.
+
+    Raises:
+        ConfigError: as of `load_config`.
+    """
+    return _validated(cls, _parse_yaml(text, name=name), file=name, given={})
+
+
+def _validated(
+    cls: type[T], content: Mapping[str, Any], *, file: str | None, given: Mapping[str, Any]
+) -> T:
+    """The object of a file's content under what is given by dotted key."""
     tree: dict[str, Any] = {}
     for key, value in given.items():
         _assign(tree, key, value)
     try:
-        return _settle(cls, command_line=tree, from_file=_read_yaml(file) if file else {})
+        return _settle(cls, command_line=tree, from_file=content)
     except ValidationError as error:
         raise _as_config_error(cls, error, file=file, overridden=given) from None
 
@@ -120,28 +142,33 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(file: str) -> dict[str, Any]:
+def _read(file: str) -> bytes:
     try:
-        content = yaml.load(Path(file).read_text(encoding="utf-8"), _StrictLoader)
-    except (OSError, UnicodeDecodeError) as error:
+        return Path(file).read_bytes()
+    except OSError as error:
         raise ConfigError(
             what="--config",
             got=file,
-            rule=f"must be a readable UTF-8 file ({error})",
+            rule=f"must be a readable file ({error})",
             fix="give the path of a YAML file",
         ) from None
-    except yaml.YAMLError as error:
+
+
+def _parse_yaml(text: bytes, *, name: str) -> dict[str, Any]:
+    try:
+        content = yaml.load(text.decode("utf-8"), _StrictLoader)
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(
-            what=f"configuration file {file}",
+            what=f"configuration file {name}",
             got=str(error),
-            rule="must be valid YAML, each key once",
+            rule="must be valid YAML in UTF-8, each key once",
             fix="mend the line it names",
         ) from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ConfigError(
-            what=f"configuration file {file}",
+            what=f"configuration file {name}",
             got=f"a {type(content).__name__} at the top",
             rule="must hold `key: value` lines with text keys",
             fix="see --help for the keys",
@@ -331,7 +358,8 @@ def _as_config_error(
         return _unknown_key(cls, key, where=where)
     if kind == "missing":
         leaf = next(_leaves(section, f"{key}."))[0] if section else key
-        return ConfigError(what=key, got="nothing", rule="is required", fix=f"add --{leaf}=VALUE")
+        what = f"{key} in {file}" if file else key
+        return ConfigError(what=what, got="nothing", rule="is required", fix=f"add --{leaf}=VALUE")
     if kind == "model_type" and section is not None:
         return _not_a_section(key, section, got=first[0]["input"], where=where)
     # The whole value of a union is the input of the problem that lies least deep.

@@ -16,11 +16,17 @@ __all__ = [
 ]
 
 _MAX_GOT = 200
+# What stands before the @ of a URI. A password may hold slashes (AWS secrets do) and @; a name may
+# not, or the @ of a path such as s3://bucket/a@b would be taken for the end of a password.
+_CREDENTIALS = re.compile(r"(?<=://)(?:[^/@\s':,]*:[^@\s']*@|[^/@\s']*@)+")
 
 
 def without_credentials(text: str) -> str:
-    """The text without the user names and passwords that URIs in it hold."""
-    return re.sub(r"(?<=://)[^/@\s']*@", "", text)
+    """The text without the user names and passwords that URIs in it hold.
+
+    Rather too much is left out than too little: of http://host:80/a@b what precedes the @, too.
+    """
+    return _CREDENTIALS.sub("", text)
 
 
 class RectrainError(Exception):

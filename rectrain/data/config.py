@@ -144,7 +144,7 @@ class PrepareConfig(Section):
     max_list_size: int = Field(default=32, ge=2, description="rows of one search list")
     split: SplitConfig = SplitConfig()
     augment: AugmentConfig = AugmentConfig()
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of splits, simulated rows and altered copies")
     max_reject_share: float = Field(
         default=0.05, ge=0, le=1, description="more bad rows stop the job"
     )

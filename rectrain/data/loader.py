@@ -29,6 +29,7 @@ __all__ = [
     "Loader",
     "catalogues",
     "empty_tables",
+    "longest_text",
     "micro_batches_in_order",
     "open_tasks",
     "plan_training",
@@ -106,6 +107,11 @@ def catalogues(data: Mapping[str, Prepared]) -> dict[str, Shards]:
     return {
         task: prepared.items(task) for task, prepared in data.items() if prepared.has_items(task)
     }
+
+
+def longest_text(data: Mapping[str, Prepared]) -> int:
+    """Tokens that a text has at most, over the run's data."""
+    return max(int(prepared.manifest["tokenizer"]["max_length"]) for prepared in data.values())
 
 
 class Loader:

@@ -182,13 +182,23 @@ class Plan:
         )
         return float(sum(slot_tokens)) * self.num_micro_batches
 
-    def most_tokens(self) -> int:
-        """Real tokens of a micro-batch, at most: of each task a mean slot and its longest unit."""
-        return sum(
+    def most_tokens(self, *, item_tokens: Mapping[str, Integers] | None = None) -> int:
+        """Real tokens of a micro-batch, at most.
+
+        Of each task a mean slot, its longest unit, and the longest items as its drawn negatives.
+
+        Args:
+            item_tokens: task -> int [C], real tokens of its catalogue's items.
+        """
+        rows = sum(
             -(-int(_unit_tokens(units).sum(dtype=np.int64)) // self._num_slots[task])
             + int(_unit_tokens(units).max())
             for task, units in self._units.items()
         )
+        drawn = (
+            np.sort(tokens)[::-1][: self._num_negatives] for tokens in (item_tokens or {}).values()
+        )
+        return rows + sum(int(tokens.sum(dtype=np.int64)) for tokens in drawn)
 
     def _bounds(self, position: int, task: str) -> tuple[_Epoch, int, int]:
         """The epoch of slot `position` of the run, and where the slot is in it."""

@@ -31,7 +31,7 @@ import ray.data
 from rectrain.cluster import connect
 from rectrain.data.assemble import Spec
 from rectrain.data.augment import SHOP, Augmenter, load_synonyms
-from rectrain.data.config import PrepareConfig
+from rectrain.data.config import PrepareConfig, SplitConfig
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.layout import (
     TaskSplit,
@@ -60,7 +60,7 @@ from rectrain.data.staging import build_directory
 from rectrain.data.tokenize import load_tokenizer, tokenizer_hash
 from rectrain.errors import DataError, RectrainError
 
-__all__ = ["plan", "prepare"]
+__all__ = ["empty_splits", "plan", "prepare"]
 
 _HOW = {"output", "overwrite", "num_workers"}  # settings that don't change what is made
 
@@ -88,7 +88,25 @@ def prepare(config: PrepareConfig, *, specs: Mapping[str, Spec]) -> Prepared:
         manifest = _build(temporary, config, source=source, specs=specs)
         text = json.dumps({"format": FORMAT, **manifest, **what, "seed": config.seed}, indent=1)
         (temporary / MANIFEST).write_text(text)
-    return Prepared.open(str(output))
+    prepared = Prepared.open(str(output))
+    for line in empty_splits(prepared.manifest):
+        _say(f"warning: {line}")
+    return prepared
+
+
+def empty_splits(manifest: Mapping[str, Any]) -> list[str]:
+    """What the held-out splits without a row mean, in words for the user: one line each.
+
+    Args:
+        manifest: of prepared data.
+    """
+    uses = {"validation": "training can't judge it", "test": "jobs.evaluate can't judge it"}
+    return [
+        f"{task}: no row in {split}, so {use}; give more rows, or set --split.{split}_share"
+        for task, facts in manifest["tasks"].items()
+        for split, use in uses.items()
+        if facts["splits"][split]["rows"] == 0
+    ]
 
 
 def _own_files(config: PrepareConfig) -> list[str]:
@@ -396,13 +414,42 @@ def plan(config: PrepareConfig, *, specs: Mapping[str, Spec]) -> str:
     for task, table in parts[0]().items():
         if config.tasks is not None and task not in config.tasks:
             continue
-        fields = find_spec(task, specs).fields
+        spec = find_spec(task, specs)
+        fields = spec.fields
         fields.check_columns(table.schema)
         missing = [name for name in fields.names() if name not in table.column_names]
         split = settle_split(config.split, defaults=source.splits.get(task, {}))
         lines += [
             f"{task}: {table.num_rows:,} rows in the first part",
             f"  not given: {', '.join(missing) or 'none'}",
-            f"  split: {split.model_dump_json(exclude_defaults=True)}",
+            f"  split: {_describe_split(spec, table, split)}",
         ]
     return "\n".join(lines)
+
+
+def _describe_split(spec: Spec, table: pa.Table, split: SplitConfig) -> str:
+    """How a task's rows will be split and why, as far as its first part tells."""
+    keys = pa.table(
+        {
+            name: table[name] if name in table.column_names else pa.nulls(table.num_rows)
+            for name in key_columns(spec)
+        }
+    )
+    by, reason = choose_split(spec, keys, config=split)
+    return f"by {by}: {reason}{'' if spec.has_catalogue else _held_out(split, by=by)}"
+
+
+def _held_out(split: SplitConfig, *, by: str) -> str:
+    if by == "rows":
+        return ""
+    if by == "group" and split.fold is not None:
+        return f"; part {split.fold} of {split.num_folds} is test, the next one validation"
+    held = [
+        f"{name} from {start:%Y-%m-%d %H:%M} UTC" if by == "time" and start else f"{name} {share:g}"
+        for name, start, share in (
+            ("validation", split.validation_start, split.validation_share),
+            ("test", split.test_start, split.test_share),
+        )
+    ]
+    gap = [f"a gap of {split.gap_days:g} days"] if by == "time" and split.gap_days else []
+    return f"; {', '.join([*held, *gap])}"

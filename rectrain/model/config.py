@@ -29,31 +29,32 @@ GRADIENT_BALANCERS: tuple[GradientBalancer, ...] = get_args(GradientBalancer)
 
 
 class ModelConfig(Section):
-    """Which encoder, how the tasks share it, and how large the heads are.
+    """Which encoder, how the tasks share it, and how large the heads are."""
 
-    Attributes:
-        encoder: "minilm" (pretrained, an installed package), the fresh presets "tiny", "small"
-            and "base", or a directory with a Hugging Face BERT.
-        dropout: probability of the encoder's and the heads' dropout.
-        sharing: "shared_bottom" gives every task the encoder's vector itself; "gated_experts"
-            mixes linear experts by one gate a task, "mmoe" small networks, "ple" those of the
-            task and shared ones, in levels.
-        num_experts: experts that all tasks share (not of "shared_bottom").
-        num_task_experts: experts that each task has to itself in "ple".
-        num_levels: levels of "ple"; 1 is CGC of the same paper.
-        expert_width: hidden width of an expert of "mmoe" and "ple".
-        expert_activation: the function f around the mixed experts of "gated_experts".
-        feature_width: width of the encoded features of a row.
-        head_width: hidden width of the heads.
-    """
-
-    encoder: str = "minilm"
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    sharing: Literal["shared_bottom", "gated_experts", "mmoe", "ple"] = "shared_bottom"
-    num_experts: int = Field(default=4, ge=1)
-    num_task_experts: int = Field(default=1, ge=1)
-    num_levels: int = Field(default=2, ge=1)
-    expert_width: int = Field(default=128, ge=1)
-    expert_activation: Literal["identity", "tanh", "gelu"] = "identity"
-    feature_width: int = Field(default=128, ge=1)
-    head_width: int = Field(default=256, ge=1)
+    encoder: str = Field(
+        default="minilm",
+        description="minilm (pretrained, an installed package), the fresh presets tiny, small and "
+        "base, or a directory with a Hugging Face BERT",
+    )
+    dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="probability, in the encoder and the heads"
+    )
+    sharing: Literal["shared_bottom", "gated_experts", "mmoe", "ple"] = Field(
+        default="shared_bottom",
+        description="what a task gets of the encoder's vector: itself, or a mixture by a gate of "
+        "its own: of linear experts (gated_experts), small networks (mmoe), or its own and shared "
+        "networks in levels (ple)",
+    )
+    num_experts: int = Field(
+        default=4, ge=1, description="experts that all tasks share (not of shared_bottom)"
+    )
+    num_task_experts: int = Field(
+        default=1, ge=1, description="ple: experts that each task has to itself"
+    )
+    num_levels: int = Field(default=2, ge=1, description="ple: levels; 1 is CGC (Tang et al. 2020)")
+    expert_width: int = Field(default=128, ge=1, description="mmoe, ple: hidden width of an expert")
+    expert_activation: Literal["identity", "tanh", "gelu"] = Field(
+        default="identity", description="gated_experts: the function around the mixed experts"
+    )
+    feature_width: int = Field(default=128, ge=1, description="width of a row's encoded features")
+    head_width: int = Field(default=256, ge=1, description="hidden width of the heads")

@@ -24,7 +24,14 @@ from transformers.utils import logging as hf_logging
 from rectrain.data.batch import PackedTexts
 from rectrain.errors import EncoderError
 
-__all__ = ["PRESETS", "encode", "encoder_directory", "load_encoder", "token_states"]
+__all__ = [
+    "PRESETS",
+    "check_positions",
+    "encode",
+    "encoder_directory",
+    "load_encoder",
+    "token_states",
+]
 
 #: Name -> (layers, hidden size, heads) of the fresh encoders; the inner size is four times hidden.
 PRESETS = {"tiny": (2, 128, 2), "small": (4, 256, 4), "base": (12, 768, 12)}
@@ -81,14 +88,28 @@ def load_encoder(
             rule=f"must fit the data's tokenizer with {vocab_size} entries",
             fix="prepare the data with this encoder's tokenizer (--encoder), or name the other one",
         )
+    check_positions(config, max_length, where=f"encoder {name_or_dir}")
+    return _pretrained(directory, config=config)
+
+
+def check_positions(config: BertConfig, max_length: int, *, where: str) -> None:
+    """Refuses an encoder that is too short for the data's texts.
+
+    Args:
+        config: of the encoder.
+        max_length: the longest text in tokens that will be encoded.
+        where: what the encoder is called.
+
+    Raises:
+        EncoderError: it has fewer positions.
+    """
     if config.max_position_embeddings < max_length:
         raise EncoderError(
-            what=f"positions of encoder {name_or_dir}",
+            what=f"positions of {where}",
             got=config.max_position_embeddings,
             rule=f"must hold the data's longest text of {max_length} tokens",
             fix="prepare the data with a smaller --max_length",
         )
-    return _pretrained(directory, config=config)
 
 
 def encoder_directory(name_or_dir: str) -> Path:

@@ -127,7 +127,7 @@ def write_summary(directory: Path, *, wall_s: float, peak_rss_bytes: int) -> Pat
 
     Args:
         directory: of the run; holds evaluation.json with the facts `checkpoint` and `config`.
-        wall_s: seconds of the whole run.
+        wall_s: seconds of the whole run, over all calls that it took.
         peak_rss_bytes: largest resident memory of all its processes together.
 
     Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,17 @@ from typing import Any
 from transformers import BertConfig, BertModel
 
 from rectrain.data.encoding import FeatureEncoder
-from rectrain.data.loader import open_tasks
+from rectrain.data.loader import longest_text, open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.data.texts import MLM, TextCorpus
 from rectrain.data.tokenize import load_tokenizer, word_pieces
 from rectrain.errors import CheckpointError, ConfigError, EncoderError, without_credentials
 from rectrain.model.adapters import RankBudget, add_adapters, merge_adapters
 from rectrain.model.balancing import check_installed
-from rectrain.model.encoder import load_encoder
+from rectrain.model.encoder import check_positions, load_encoder
 from rectrain.model.masked import MaskedLanguageModel
 from rectrain.model.multitask import MultiTaskModel
+from rectrain.model.transfer import take_over
 from rectrain.tasks import TASKS
 from rectrain.train.checkpoint import (
     MARKER,
@@ -28,6 +29,7 @@ from rectrain.train.checkpoint import (
     best_complete,
     latest_complete,
     load_weights,
+    manifest_sha256,
     open_checkpoint,
 )
 from rectrain.train.config import PretrainConfig, RunConfig, TrainConfig
@@ -42,6 +44,7 @@ __all__ = [
     "TrainedEncoder",
     "attachments",
     "check_same_data",
+    "check_start",
     "checkpoint_meta",
     "finished_checkpoint",
     "load_model",
@@ -134,21 +137,39 @@ def _check_tasks(what: str, given: Iterable[str], *, known: Collection[str], own
         )
 
 
-def new_model(config: RunConfig, data: Data) -> Model:
+def new_model(
+    config: RunConfig,
+    data: Data,
+    *,
+    checkpoint: Checkpoint | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Model:
     """The model that a run starts from: pretrained or fresh weights, alike on every worker.
+
+    Args:
+        config: of the run.
+        data: its data.
+        checkpoint: one of the run's own, whose weights will be loaded: then nothing else is read,
+            neither the encoder's directory nor `train.start_from`.
+        say: is told which parts of `train.start_from` are taken over.
 
     Raises:
         EncoderError: the encoder can't be used, or doesn't fit the data's tokenizer.
         ConfigError: the balancer's packages are missing.
+        CheckpointError: see `load_model` (of `train.start_from`), or it is not the one that the
+            run began with.
     """
     if isinstance(config, PretrainConfig):
-        return _masked_model(config, data)
+        return _masked_model(config, data, checkpoint)
     check_installed(config.train.balancer)
     features = {task: prepared.features(task) for task, prepared in data.items()}
-    if config.train.start_from is None:
-        model = _assemble(_encoder(config, data), features=features, config=config)
+    if config.train.start_from is None or checkpoint is not None:
+        encoder = _encoder(config, data, checkpoint)
+        model = _assemble(encoder, features=features, config=config)
     else:
-        model = _continued(load_model(config.train.start_from), config, data, features=features)
+        model, parts = _continued(config, data, features=features)
+        if say is not None:
+            say(f"start: {config.train.start_from} ({parts})")
     model.encoder.requires_grad_(config.train.freeze != "encoder")
     is_ranked = config.train.adapter == "adalora"
     num_steps = plan_run(config, data).num_steps if is_ranked else None
@@ -174,10 +195,12 @@ def _adapt(
     )
 
 
-def _masked_model(config: PretrainConfig, data: Data) -> MaskedLanguageModel:
+def _masked_model(
+    config: PretrainConfig, data: Data, checkpoint: Checkpoint | None
+) -> MaskedLanguageModel:
     (corpus,) = data.values()
     return MaskedLanguageModel(
-        _encoder(config, data),
+        _encoder(config, data, checkpoint),
         pieces=word_pieces(load_tokenizer(corpus.tokenizer_path)),
         share=config.mask_share,
         activation_checkpointing=config.train.activation_checkpointing,
@@ -185,56 +208,63 @@ def _masked_model(config: PretrainConfig, data: Data) -> MaskedLanguageModel:
     )
 
 
-def _encoder(config: RunConfig, data: Data) -> BertModel:
+def _encoder(config: RunConfig, data: Data, checkpoint: Checkpoint | None) -> BertModel:
+    if checkpoint is not None:
+        return _empty_encoder(checkpoint)
     first = next(iter(data.values()))
     tokenizer = first.manifest["tokenizer"]
     return load_encoder(
         config.model.encoder,
         vocab_size=int(tokenizer["vocab_size"]),
         dropout=config.model.dropout,
-        max_length=max(
-            int(prepared.manifest["tokenizer"]["max_length"]) for prepared in data.values()
-        ),
+        max_length=longest_text(data),
         pad_token_id=load_tokenizer(first.tokenizer_path).pad_token_id or 0,
         seed=config.seed,
     )
 
 
 def _continued(
-    start: LoadedModel, config: RunConfig, data: Data, *, features: Mapping[str, FeatureEncoder]
-) -> MultiTaskModel:
-    """A model with another's encoder, and of its other parts those that fit; the rest is fresh."""
+    config: RunConfig, data: Data, *, features: Mapping[str, FeatureEncoder]
+) -> tuple[MultiTaskModel, str]:
+    """A model with another's encoder and those of its other parts that fit; which these are."""
+    location = config.train.start_from
+    assert location is not None
+    check_start(config)
+    start = load_model(location)
     for task, prepared in data.items():
         if prepared.tokenizer_sha256 != start.checkpoint.meta["tokenizer_sha256"]:
             raise EncoderError(
-                what=f"train.start_from {config.train.start_from}",
+                what=f"train.start_from {location}",
                 got=f"a model with another tokenizer than the data of {task}",
                 rule="token ids must mean the same",
                 fix=f"prepare the data with --encoder {start.tokenizer_path}",
             )
     described = start.model.encoder.config
+    check_positions(described, longest_text(data), where=f"train.start_from {location}")
     described.hidden_dropout_prob = config.model.dropout
     described.attention_probs_dropout_prob = config.model.dropout
     encoder = BertModel(described, add_pooling_layer=False)
     model = _assemble(encoder, features=features, config=config)
-    given, own = start.model.state_dict(), model.state_dict()
-    for prefix in _fitting_parts(start, features):
-        shapes = {name: value.shape for name, value in own.items() if name.startswith(prefix)}
-        if shapes == {name: value.shape for name, value in given.items() if name in shapes}:
-            own |= {name: given[name] for name in shapes}
-    model.load_state_dict(own)
-    return model
+    return model, take_over(model, start.model, features=features, start_features=start.features)
 
 
-def _fitting_parts(start: LoadedModel, features: Mapping[str, FeatureEncoder]) -> tuple[str, ...]:
-    """Prefixes of the parameters that mean the same in both models."""
-    tasks = tuple(
-        f"tasks.{task}."
-        for task, encoder in features.items()
-        if task in start.features and start.features[task].to_json() == encoder.to_json()
-    )
-    same_tasks = list(features) == list(start.features)  # gates and variances go by place
-    return ("encoder.", *tasks, *(("sharing.", "balancer.") if same_tasks else ()))
+def check_start(config: RunConfig) -> None:
+    """Refuses a `train.start_from` whose SHA-256 is not the run's, if that has one.
+
+    Raises:
+        CheckpointError: it was trained anew since.
+    """
+    location, expected = config.train.start_from, config.train.start_from_sha256
+    if location is None or expected is None:
+        return
+    found = manifest_sha256(Store.open(location))
+    if found != expected:
+        raise CheckpointError(
+            what=f"train.start_from {location}",
+            got=f"a checkpoint with SHA-256 {found[:12]}…",
+            rule=f"the run began with another, {expected[:12]}… (train.start_from_sha256)",
+            fix="give another --name, or --overwrite, to begin anew from this one",
+        )
 
 
 def _assemble(

@@ -45,6 +45,7 @@ __all__ = [
     "checkpoint_steps",
     "latest_complete",
     "load_weights",
+    "manifest_sha256",
     "open_checkpoint",
     "prune",
     "restore_optimizer",
@@ -280,6 +281,17 @@ def verify(folder: Store) -> tuple[str, ...]:
     for file, facts in listed["files"].items():
         _verify_file(folder, file, facts)
     return tuple(listed["files"])
+
+
+def manifest_sha256(folder: Store) -> str:
+    """SHA-256 of a checkpoint's manifest, and so of all that is in it.
+
+    Raises:
+        CheckpointError: there is no manifest.
+    """
+    if not folder.exists(_MANIFEST):
+        raise _damaged(folder, "no manifest.json", rule="a checkpoint has a manifest and a marker")
+    return hashlib.sha256(folder.read(_MANIFEST)).hexdigest()
 
 
 def _verify_file(folder: Store, file: str, facts: Mapping[str, Any]) -> None:

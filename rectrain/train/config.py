@@ -38,7 +38,8 @@ class TrainConfig(Section):
     )
     num_epochs: PositiveFloat | None = Field(
         default=None,
-        description="passes over the longest task (default 1 when num_steps is not given)",
+        description="passes over the longest task, so more over the others (--dry-run shows them); "
+        "1 by default when num_steps is not given",
     )
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         default=1, description="processes, or [fewest, most] for an elastic run"
@@ -60,6 +61,11 @@ class TrainConfig(Section):
         default=None,
         description="a run or checkpoint whose weights this run starts from: its encoder, and its "
         "heads of tasks with the same features",
+    )
+    start_from_sha256: str | None = Field(
+        default=None,
+        description="of manifest.json in that checkpoint; noted when the run begins, so that it "
+        "goes on from the same weights alone",
     )
     freeze: Literal["none", "encoder"] = Field(
         default="none",
@@ -152,7 +158,11 @@ class TrainConfig(Section):
         description="where pcgrad, cagrad and upgrad compare the tasks' gradients: the encoder's "
         "last output block, or all of it (exact; one more backward pass a task)",
     )
-    log_interval: PositiveInt = Field(default=10, description="steps between logged losses")
+    log_interval: PositiveInt = Field(
+        default=10,
+        description="steps between logged losses; the first and the last step's are logged, too, "
+        "and shown; between them the console shows one line in 3 seconds at most",
+    )
     checkpoint_interval: PositiveInt = Field(default=100, description="steps between checkpoints")
     keep_last: PositiveInt = Field(
         default=2, description="newest checkpoints kept beside the best one"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
@@ -17,18 +18,53 @@ from rectrain.model.known import TextVectors
 from rectrain.model.multitask import MultiTaskModel
 from rectrain.train.config import RunConfig
 
-__all__ = ["freeze_encoder"]
+__all__ = ["CachedTexts", "cached_texts", "freeze_encoder"]
 
 _GIB = 1 << 30
+_KEY_BYTES = 140  # at most, besides its tokens: bytes, integer, place in a dictionary (CPython)
 _ROWS = 1 << 16  # looked at together
+
+
+@dataclass(frozen=True)
+class CachedTexts:
+    """All texts that a frozen encoder runs over, and the bytes that each worker holds of them."""
+
+    texts: PackedTexts
+    num_bytes: int
+
+
+def cached_texts(
+    config: RunConfig, data: Mapping[str, Prepared], *, hidden_size: int
+) -> CachedTexts:
+    """The different texts of all training rows and of the catalogues; others come too rarely.
+
+    Args:
+        config: of the run.
+        data: task -> its prepared data.
+        hidden_size: of the encoder, the width of a vector.
+
+    Raises:
+        ConfigError: vectors and keys need more than `train.frozen_cache_gib`.
+    """
+    texts = distinct_texts(_tables(data))
+    num_texts, num_tokens = len(texts.lengths), len(texts.input_ids)
+    size = num_texts * (4 * hidden_size + _KEY_BYTES) + 4 * num_tokens
+    if size > config.train.frozen_cache_gib * _GIB:
+        raise ConfigError(
+            what="train.freeze",
+            got=f"{num_texts:,} different texts, {size / _GIB:,.2g} GiB of vectors and keys",
+            rule=f"each worker holds train.frozen_cache_gib = {config.train.frozen_cache_gib:g}",
+            fix="raise it, or train the encoder too (train.freeze=none)",
+        )
+    return CachedTexts(texts, size)
 
 
 def freeze_encoder(model: MultiTaskModel, config: RunConfig, data: Mapping[str, Prepared]) -> None:
     """Freezes a model's encoder and gives it the vectors of all texts; every rank must call it.
 
-    The texts of all training rows and of the catalogues; others are encoded when they come. They
-    are cut into slices that depend on nothing but the data and `tokens_per_micro_batch`, and the
-    ranks share the slices. So a vector has the same bits in every life of a run.
+    Texts that are not among `cached_texts` are encoded when they come. The texts are cut into
+    slices that depend on nothing but the data and `tokens_per_micro_batch`, and the ranks share the
+    slices. So a vector has the same bits in every life of a run.
 
     Args:
         model: on the device where it will train, not split.
@@ -36,17 +72,10 @@ def freeze_encoder(model: MultiTaskModel, config: RunConfig, data: Mapping[str, 
         data: task -> its prepared data.
 
     Raises:
-        ConfigError: the vectors need more than `train.frozen_cache_gib`.
+        ConfigError: see `cached_texts`.
     """
-    texts = distinct_texts(_tables(data))
-    size = len(texts.lengths) * int(model.encoder.config.hidden_size) * 4 / _GIB
-    if size > config.train.frozen_cache_gib:
-        raise ConfigError(
-            what="train.freeze",
-            got=f"{len(texts.lengths):,} different texts, {size:,.1f} GiB of vectors",
-            rule=f"each worker holds train.frozen_cache_gib = {config.train.frozen_cache_gib:g}",
-            fix="raise it, or train the encoder too (train.freeze=none)",
-        )
+    hidden_size = int(model.encoder.config.hidden_size)
+    texts = cached_texts(config, data, hidden_size=hidden_size).texts
     model.encoder.train(False)
     vectors = _encode_all(model.encoder, texts, budget=config.data.micro_batch_tokens)
     model.freeze_encoder(TextVectors(texts, vectors))

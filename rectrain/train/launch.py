@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,15 +15,17 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rectrain.config import dump_config, load_config
-from rectrain.errors import ConfigError, ResourceError, without_credentials
+from rectrain.config import dump_config, parse_yaml
+from rectrain.errors import CheckpointError, ConfigError, ResourceError, without_credentials
 from rectrain.train.build import (
+    check_start,
     finished_checkpoint,
     load_trained_encoder,
     new_model,
     newest_checkpoint,
     open_data,
 )
+from rectrain.train.checkpoint import latest_complete, manifest_sha256, open_checkpoint
 from rectrain.train.config import PretrainConfig, RunConfig
 from rectrain.train.export import export_encoder
 from rectrain.train.memory import FEWEST_TOKENS, free_bytes, largest_micro_batch
@@ -39,6 +40,7 @@ __all__ = [
     "Channel",
     "Deaths",
     "RunPlace",
+    "check_resources",
     "claim",
     "describe",
     "launch",
@@ -49,13 +51,14 @@ __all__ = [
 Say = Callable[[str], None]
 
 _CONFIG = "config.yaml"
-_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit` for its entry point
 _POLL_S = 0.5
 _MAX_DEATHS = 3
 _PRETRAIN_KEY = b"mask_share:"  # only these runs have it
 _MICRO_BATCHES = "train.num_micro_batches"
+_START = "train.start_from_sha256"
 # Settings that decide how a run goes, and not what comes out of it: they may change on resuming.
 _FREE = {
+    "start_from",  # what lies there counts, by its SHA-256
     "num_workers",
     "num_micro_batches",  # compared as resolved, below
     "zero_stage",
@@ -155,22 +158,20 @@ def _last_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
-def resolve_paths(config: RunConfig) -> RunConfig:
+def resolve_paths(config: RunConfig, *, overwrite: bool = False) -> RunConfig:
     """The same run with absolute local paths: workers have other working directories.
 
-    A run to start from becomes the checkpoint that it has now: workers must not see a newer one.
+    A run to start from becomes the checkpoint that it has now, and its SHA-256: workers must see
+    no other one. A run that goes on does without it, where it is gone.
+
+    Args:
+        config: as the user gave it.
+        overwrite: the run begins anew.
 
     Raises:
-        ConfigError: a relative output in a job that was submitted to a cluster.
-        CheckpointError: the run to start from has no complete checkpoint.
+        CheckpointError: the run to start from has no complete checkpoint, or another one than
+            `train.start_from_sha256` says.
     """
-    if _SUBMITTED in os.environ and "://" not in config.output and config.output[:1] not in "/~":
-        raise ConfigError(
-            what="output",
-            got=config.output,
-            rule="a submitted job runs in a copy of its working directory, which Ray removes",
-            fix="give the absolute path of a folder that all nodes share, or a URI",
-        )
 
     def absolute(path: str) -> str:
         return path if "://" in path else str(Path(path).expanduser().absolute())
@@ -183,11 +184,10 @@ def resolve_paths(config: RunConfig) -> RunConfig:
         update["model"] = config.model.model_copy(
             update={"encoder": absolute(config.model.encoder)}
         )
-    if config.train.start_from is not None:
-        update["train"] = config.train.model_copy(
-            update={"start_from": newest_checkpoint(absolute(config.train.start_from))}
-        )
-    return config.model_copy(update=update)
+    found = config.model_copy(update=update)
+    if config.train.start_from is None:
+        return found
+    return _with_start(found, absolute(config.train.start_from), overwrite=overwrite)
 
 
 def resolve_micro_batch(config: RunConfig, *, overwrite: bool) -> RunConfig:
@@ -206,7 +206,7 @@ def resolve_micro_batch(config: RunConfig, *, overwrite: bool) -> RunConfig:
         return config
     store = Store.open(f"{config.output}/{config.name}")
     if store.exists(_CONFIG) and not overwrite:
-        return with_micro_batch(config, _stored_config(config, store).data.micro_batch_tokens)
+        return with_micro_batch(config, _stored(config).data.micro_batch_tokens)
     data = open_data(config)
     model = new_model(with_micro_batch(config, FEWEST_TOKENS), data)
     memory = free_bytes(num_workers=config.train.max_workers)
@@ -215,20 +215,52 @@ def resolve_micro_batch(config: RunConfig, *, overwrite: bool) -> RunConfig:
     )
 
 
-def describe(config: RunConfig) -> str:
+def _with_start(config: RunConfig, start: str, *, overwrite: bool) -> RunConfig:
+    def changed(location: str | None, sha256: str | None) -> RunConfig:
+        update = {"start_from": location, "start_from_sha256": sha256}
+        return config.model_copy(update={"train": config.train.model_copy(update=update)})
+
+    try:
+        location = newest_checkpoint(start)
+    except CheckpointError:
+        if overwrite or _own_checkpoint(config) is None:
+            raise
+        before = _stored(config).train
+        if not f"{before.start_from}/".startswith(f"{without_credentials(start)}/"):
+            raise
+        return changed(before.start_from, before.start_from_sha256)
+    sha256 = config.train.start_from_sha256 or manifest_sha256(Store.open(location))
+    found = changed(location, sha256)
+    check_start(found)
+    return found
+
+
+def _own_checkpoint(config: RunConfig) -> Store | None:
+    """What a run would go on from."""
+    return latest_complete(Store.open(f"{config.output}/{config.name}/checkpoints"))
+
+
+def describe(config: RunConfig, *, overwrite: bool = False) -> str:
     """The plan of a run as text; checks data, encoder and precision, and writes nothing.
+
+    Args:
+        config: with absolute paths.
+        overwrite: the run begins anew.
 
     Raises:
         RectrainError: anything that the user must mend first.
     """
     data = open_data(config)
-    return outline(
-        config,
-        data,
-        model=new_model(config, data),
-        device=device_facts(),
-        run=plan_run(config, data),
-    )
+    own = None if overwrite or config.train.start_from is None else _own_checkpoint(config)
+    notes: list[str] = []
+    if own is None:
+        model = new_model(config, data, say=notes.append)
+    else:
+        checkpoint = open_checkpoint(own)
+        model = new_model(config, data, checkpoint=checkpoint)
+        notes.append(f"start: step {checkpoint.step} of this run, not {config.train.start_from}")
+    plan = outline(config, data, model=model, device=device_facts(), run=plan_run(config, data))
+    return "\n".join([plan, *notes])
 
 
 def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
@@ -267,10 +299,13 @@ def _result(config: RunConfig, store: Store) -> Store | None:
     return finished_checkpoint(store, train=config.train, num_steps=num_steps)
 
 
-def _stored_config(config: RunConfig, store: Store) -> RunConfig:
-    """The settings that a run began with, of the same kind as these."""
-    import tempfile
+def _stored(config: RunConfig) -> RunConfig:
+    """The settings that the run of this name began with."""
+    root = f"{config.output}/{config.name}"
+    return parse_yaml(type(config), Store.open(root).read(_CONFIG), name=f"{root}/{_CONFIG}")
 
+
+def _check_same(config: RunConfig, store: Store) -> None:
     is_pretraining = isinstance(config, PretrainConfig)
     if (_PRETRAIN_KEY in store.read(_CONFIG)) != is_pretraining:
         raise ConfigError(
@@ -279,20 +314,16 @@ def _stored_config(config: RunConfig, store: Store) -> RunConfig:
             rule="pre-training and training are two runs",
             fix="give another --name, or --overwrite to begin anew",
         )
-    with tempfile.NamedTemporaryFile(suffix=".yaml") as copy:
-        copy.write(store.read(_CONFIG))
-        copy.flush()
-        return load_config(type(config), file=copy.name, overrides=[])
-
-
-def _check_same(config: RunConfig, store: Store) -> None:
-    before = _stored_config(config, store)
+    before = _stored(config)
     old, new = _identity(before), _identity(config)
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if changed:
         fix = "give another --name, or --overwrite to begin anew"
         if changed == [_MICRO_BATCHES]:  # another num_workers does that, and may change
             fix = f"add --{_MICRO_BATCHES}={old[_MICRO_BATCHES]}, or {fix}"
+        begun_from = before.train.start_from
+        if changed == [_START] and begun_from != without_credentials(config.train.start_from or ""):
+            fix = f"add --train.start_from={begun_from}, or {fix}"  # it may be gone by now
         raise ConfigError(
             what=f"run {store.root}",
             got=f"a run with another {', '.join(changed[:5])}",
@@ -307,7 +338,6 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     free = _FREE - (_VALIDATION if config.train.follows_validation else set())
     train = {key: value for key, value in tree["train"].items() if key not in free}
     train["num_micro_batches"] = config.train.micro_batches
-    train["start_from"] = without_credentials(config.train.start_from or "")  # as it is stored
     data = {key: value for key, value in tree["data"].items() if key != "prefetch"}
     return {
         "seed": config.seed,
@@ -334,7 +364,7 @@ def launch(config: RunConfig, place: RunPlace, *, say: Say) -> Store:
         RectrainError: a mistake that a worker met.
         RuntimeError: an error of our own in a worker, with its traceback.
     """
-    use_gpu = _check_resources(config)
+    use_gpu = check_resources(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
     with place.store.locked():
         _begin(config, place)
         _run(config, place, use_gpu=use_gpu, say=say)
@@ -396,9 +426,17 @@ def _trainer(config: RunConfig, channel: Any, *, use_gpu: bool) -> TorchTrainer:
     )
 
 
-def _check_resources(config: RunConfig) -> bool:
-    """Whether to use GPUs; refuses what could only wait for ever."""
-    train, have = config.train, ray.cluster_resources()  # type: ignore[no-untyped-call]
+def check_resources(config: RunConfig, have: Mapping[str, float]) -> bool:
+    """Whether to use GPUs; refuses what could only wait for ever.
+
+    Args:
+        config: the run.
+        have: the cluster's "CPU" and "GPU".
+
+    Raises:
+        ResourceError: too few of them for the fewest workers.
+    """
+    train = config.train
     need = train.min_workers * train.threads_per_worker
     if need > have.get("CPU", 0):
         raise ResourceError(

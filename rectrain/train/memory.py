@@ -6,16 +6,15 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import psutil
-import pyarrow.compute as pc
 
-from rectrain.data.loader import catalogues
+from rectrain.data.loader import catalogues, longest_text
 from rectrain.data.plan import Plan
 from rectrain.data.shards import Prepared
 from rectrain.errors import ConfigError, ResourceError
 from rectrain.train.build import Model
 from rectrain.train.config import PretrainConfig, RunConfig
+from rectrain.train.frozen import cached_texts
 from rectrain.train.run_plan import plan_run, with_micro_batch
 from rectrain.train.step import factored_elements, model_facts
 from rectrain.train.zero import bucket_elements, state_bytes
@@ -88,31 +87,25 @@ def worker_bytes(
     if train.adapter != "none":
         frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         held["frozen"] = 4 * frozen // (num_workers if train.zero_stage == 3 else 1)
-    num_tokens = plan.most_tokens() + _negative_tokens(data, config.data.num_negatives)
+    items = {
+        task: table.column("num_tokens").to_numpy() for task, table in catalogues(data).items()
+    }
+    num_tokens = plan.most_tokens(item_tokens=items)
     if train.freeze == "encoder":
         held["frozen encoder"] = 4 * model.encoder.num_parameters()
-        held["vectors, at most"] = int(train.frozen_cache_gib * (1 << 30))
+        held["vectors"] = cached_texts(config, data, hidden_size=bert.hidden_size).num_bytes
     else:
         held["activations, at most"] = activation_bytes(
             num_tokens=num_tokens,
             hidden_size=bert.hidden_size,
             num_layers=bert.num_hidden_layers,
-            max_length=max(int(p.manifest["tokenizer"]["max_length"]) for p in data.values()),
+            max_length=longest_text(data),
             num_heads=bert.num_attention_heads,
             activation_checkpointing=train.activation_checkpointing,
         )
     if isinstance(config, PretrainConfig):
         held["guesses"] = int(_LOGITS * 4 * config.mask_share * num_tokens * bert.vocab_size)
     return held
-
-
-def _negative_tokens(data: Mapping[str, Prepared], num_negatives: int) -> int:
-    """Tokens of the longest items that a micro-batch can draw."""
-    found = 0
-    for items in catalogues(data).values() if num_negatives else ():
-        texts = pc.list_flatten(items.table(columns=["item"]).column("item"))
-        found += int(np.sort(pc.list_value_length(texts).to_numpy())[-num_negatives:].sum())
-    return found
 
 
 def largest_micro_batch(

@@ -13,9 +13,10 @@ from rectrain.train.run_plan import RunPlan
 from rectrain.train.step import num_accumulations
 from rectrain.train.zero import DeviceFacts, resolve_precision
 
-__all__ = ["outline"]
+__all__ = ["outline", "repetitions"]
 
 _MIB = 1 << 20
+_MANY_EPOCHS = 50  # rows that come again more often are learned by heart
 
 
 def outline(
@@ -31,13 +32,14 @@ def outline(
     output = without_credentials(f"{config.output}/{config.name}")
     lines = [f"run {config.name}: {run.num_steps:,} steps, output {output}"]
     lines.append(f"{'task':<16} {'rows':>10} {'tokens':>12} {'steps an epoch':>15} {'epochs':>7}")
+    epochs: dict[str, float] = {}
     for task, prepared in data.items():
         facts = prepared.splits(task)["train"]
-        epochs = run.num_steps * train.micro_batches / run.plan.num_slots(task)
+        epochs[task] = run.num_steps * train.micro_batches / run.plan.num_slots(task)
         steps = run.plan.steps_per_epoch(task)
-        lines.append(
-            f"{task:<16} {facts['rows']:>10,} {facts['tokens']:>12,} {steps:>15,} {epochs:>7.2f}"
-        )
+        sizes = f"{facts['rows']:>10,} {facts['tokens']:>12,} {steps:>15,}"
+        lines.append(f"{task:<16} {sizes} {epochs[task]:>7.2f}")
+    lines += repetitions(epochs)
     tokens = run.plan.tokens_per_step()
     lines.append(
         f"tokens: {tokens:,.0f} a step ({train.micro_batches} micro-batches of "
@@ -60,3 +62,16 @@ def outline(
         f"{PROCESS_BYTES // _MIB} of the process",
     ]
     return "\n".join(lines)
+
+
+def repetitions(epochs: Mapping[str, float]) -> list[str]:
+    """A warning of one line where tasks repeat very often; empty where none does.
+
+    Args:
+        epochs: passes over each task's rows in the whole run.
+    """
+    many = [f"{task} {passes:,.0f}" for task, passes in epochs.items() if passes > _MANY_EPOCHS]
+    if not many:
+        return []
+    shares = "lower data.temperature (1: by rows), or " if len(epochs) > 1 else ""
+    return [f"warning: many epochs: {', '.join(many)}; {shares}give fewer train.num_steps"]

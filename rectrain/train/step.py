@@ -233,6 +233,8 @@ def build_engine(
     )
     if device.backend == "gloo":
         _gather_in_pieces(train.zero_stage < 3)
+    if train.zero_stage == 0:
+        _keep_gradient_norm(engine)
     engine.train()  # pretrained encoders come in evaluation mode
     return engine  # type: ignore[no-any-return]
 
@@ -246,6 +248,18 @@ def _gather_in_pieces(wanted: bool) -> None:
     import deepspeed.comm.comm
 
     deepspeed.comm.comm.cdb.has_all_gather_into_tensor = lambda: not wanted
+
+
+def _keep_gradient_norm(engine: Any) -> None:
+    """Stage 0 computes the norm to clip by it, and forgets it; the other stages keep it."""
+    from deepspeed.runtime.utils import clip_grad_norm_
+
+    def clip() -> None:
+        engine._global_grad_norm = clip_grad_norm_(
+            engine.module.parameters(), max_norm=engine.gradient_clipping(), mpu=engine.mpu
+        )
+
+    engine.clip_fp32_gradients = clip
 
 
 def _optimizer(
@@ -332,6 +346,6 @@ def _in_order(parts: Mapping[str, Tensor], *, tasks: Sequence[str]) -> Tensor:
 
 
 def gradient_norm(engine: Engine) -> float:
-    """Global gradient norm of the last update, before clipping."""
+    """Global gradient norm of the last update, before clipping; NaN at stage 0 without clipping."""
     norm = engine.get_global_grad_norm()
     return float(norm) if norm is not None else math.nan

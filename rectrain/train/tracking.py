@@ -19,11 +19,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from rectrain.errors import ConfigError, StorageError, without_credentials
+from rectrain.tasks import TASKS
 from rectrain.train.config import RunConfig
 from rectrain.train.storage import Store
 
 __all__ = [
     "Tracker",
+    "curves",
     "draw_curves",
     "mlflow_uri",
     "progress_line",
@@ -94,6 +96,7 @@ class Tracker:
 
     def _start(self, event: Event) -> None:
         self._began = (time.monotonic(), event["step"])
+        self._last_line = -float("inf")  # the first line of each life is shown
         origin = f"from step {event['step']}" if event["step"] else "from the beginning"
         workers = event["num_workers"]
         self._say(f"training {origin} on {workers} worker{'s' if workers != 1 else ''}")
@@ -334,21 +337,58 @@ def _experiment(client: Any, name: str) -> str:
 
 
 def draw_curves(records: list[dict[str, Any]], path: Path) -> None:
-    """A picture of each task's loss and validation metric over the steps."""
+    """A picture of each task's loss and, below, of each validation metric, over the steps.
+
+    Each has a panel with a scale of its own: losses of other kinds can't be compared.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    kinds = [(kind, key) for kind, key in (("log", "loss"), ("validation", "validation"))]
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for (kind, key), axis in zip(kinds, axes, strict=True):
-        chosen = [record for record in records if record["kind"] == kind]
-        for task in dict.fromkeys(task for record in chosen for task in record[key]):
-            points = [(r["step"], r[key][task]) for r in chosen if task in r[key]]
-            axis.plot(*zip(*points, strict=True), label=task, marker="." if kind != "log" else "")
-        axis.set(xlabel="step", title=key)
-        if chosen:
-            axis.legend()
+    figure = curves(records)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def curves(records: list[dict[str, Any]]) -> Any:
+    """The figure of `draw_curves`; at least one record."""
+    from matplotlib import pyplot
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    rows = [(key, _points(records, key)) for key in ("loss", "validation")]
+    rows = [(key, found) for key, found in rows if found]
+    size = len(rows), max(len(found) for _, found in rows)
+    figure, axes = pyplot.subplots(
+        *size,
+        figsize=(3.4 * size[1], 2.8 * size[0]),
+        squeeze=False,
+        layout=ConstrainedLayoutEngine(w_pad=0.08),
+    )
+    last = max(record["step"] for record in records)
+    for (key, found), places in zip(rows, axes, strict=True):
+        for name, axis in zip(found, places, strict=False):
+            axis.plot(*zip(*found[name], strict=True), marker="." if len(found[name]) < 30 else "")
+            axis.set(title=name, ylabel=_quantity(key, name), xlabel="step (update)")
+            axis.set_xlim(0, last * 1.03)
+            axis.grid(alpha=0.3)
+        for axis in places[len(found) :]:
+            axis.remove()
+    return figure
+
+
+def _points(records: Iterable[Event], key: str) -> dict[str, list[tuple[int, float]]]:
+    """Name of a task or metric -> (step, value) of each record that has it."""
+    points: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        for name, value in record.get(key, {}).items():
+            points.setdefault(name, []).append((record["step"], value))
+    return points
+
+
+def _quantity(key: str, name: str) -> str:
+    """What a panel shows, with its unit: losses are negative log-likelihoods."""
+    if key == "loss":
+        return "training loss (nats)"
+    metric = TASKS[name].primary if name in TASKS else name
+    return f"validation {metric}{' (nats)' if metric == 'loss' else ''}"

@@ -144,9 +144,9 @@ class _Session:
     def open(cls, config: RunConfig, data: Data, *, run: RunPlan, send: Send) -> _Session:
         checkpoints = Store.open(f"{config.output}/{config.name}/checkpoints")
         found = _agree_on_checkpoint(checkpoints, send)
-        model = new_model(config, data)
-        if found is not None:
-            checkpoint = open_checkpoint(found)
+        checkpoint = None if found is None else open_checkpoint(found)
+        model = new_model(config, data, checkpoint=checkpoint)
+        if checkpoint is not None:
             check_same_data(checkpoint, config, data)
             load_weights(model, checkpoint)
         if config.train.freeze == "encoder":
@@ -160,7 +160,7 @@ class _Session:
                 config.train.micro_batches, world_size=torch.distributed.get_world_size()
             ),
         )
-        if found is not None:
+        if checkpoint is not None:
             restore_optimizer(engine, checkpoint)
         return cls(
             config=config,
@@ -170,8 +170,8 @@ class _Session:
             engine=engine,
             checkpoints=checkpoints,
             files=attachments(model, data),
-            start_step=0 if found is None else checkpoint.step,
-            history=() if found is None else read_history(checkpoint.meta),
+            start_step=0 if checkpoint is None else checkpoint.step,
+            history=() if checkpoint is None else read_history(checkpoint.meta),
         )
 
     def finish(self) -> None:
@@ -200,6 +200,8 @@ class _Session:
                 if self._due(step + 1, self.config.train.log_interval):
                     self._log(step, window)
                     window = self._window()
+                elif step == 0:  # a first sign of life; the next line's mean holds it, too
+                    self._log(step, window)
                 elif self._saves(step + 1):
                     self._means(step, window)  # a loss that isn't finite must not be saved
                 if self._between_steps(step + 1):
@@ -275,6 +277,8 @@ class _Session:
         """Sends a window's means over the ranks."""
         means, num_tokens = self._means(step, window)
         norm = gradient_norm(self.engine)
+        rate = self.config.train.learning_rate * self._rate_share(step)
+        encoder: Any = self.engine.module.encoder
         weights = (window.weights / window.num_steps).tolist()  # alike on all ranks
         self.send(
             self._event("log", step + 1)
@@ -282,7 +286,7 @@ class _Session:
                 "loss": means,
                 "loss_weight": dict(zip(self.data, weights, strict=True)),
                 "tokens_per_second": num_tokens / max(window.seconds, 1e-9),
-                "learning_rate": self.config.train.learning_rate * self._rate_share(step),
+                **({"learning_rate": rate} if _learns(encoder) else {}),  # it is the encoder's
                 **({"gradient_norm": norm} if math.isfinite(norm) else {}),
             }
         )
@@ -367,6 +371,10 @@ class _Session:
             "num_steps": self.run.num_steps,
             "num_workers": torch.distributed.get_world_size(),
         }
+
+
+def _learns(module: torch.nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _agree_on_checkpoint(checkpoints: Store, send: Send) -> Store | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import ray
+from untrained import write_run
 
 from jobs import predict
 from jobs.cli import exit_status
@@ -84,6 +86,30 @@ def test_a_killed_job_goes_on_and_ends_with_the_scores_of_an_undisturbed_one(
     assert numbers == list(range(given.num_rows))
     assert set(rejects["reason"].to_pylist()) == {"price: out of range, must be 0 or more"}
     assert first["user_id"].to_pylist() == given["user_id"].take(first["row"]).to_pylist()
+
+
+def test_a_checkpoint_that_a_run_writes_meanwhile_is_not_read(
+    untrained_run: Path, marketplace: Path, rows: Path, tmp_path: Path, cluster: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    run, newer = tmp_path / "run", write_run(tmp_path / "newer", marketplace, seed=1)
+    shutil.copytree(untrained_run, run)
+    score = predict._score
+
+    def score_later(*given, **more) -> None:
+        steps = newer / "checkpoints" / "step-00000001", run / "checkpoints" / "step-00000002"
+        shutil.copytree(*steps)
+        score(*given, **more)
+
+    monkeypatch.setattr(predict, "_score", score_later)
+    outputs = tmp_path / "by_uri", tmp_path / "still"
+    sources = run.as_uri(), str(untrained_run)
+    for source, output in zip(sources, outputs, strict=True):
+        arguments = ["--task=risk", f"--input={rows}", f"--output={output}"]
+        assert exit_status(predict.main, [f"--checkpoint={source}", *arguments]) == 0
+        monkeypatch.setattr(predict, "_score", score)
+    assert (run / "checkpoints" / "step-00000002").exists()
+    assert pq.read_table(outputs[0]).equals(pq.read_table(outputs[1]))
 
 
 def test_scores_are_those_of_the_prepared_rows(

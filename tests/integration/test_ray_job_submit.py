@@ -140,6 +140,7 @@ def test_a_tiny_run_trains_as_a_job(cluster, marketplace, tmp_path):
         environment=cluster.with_token,
     )  # fmt: skip
     assert code == 0, printed
+    assert "step 1/2  loss: " in printed and "step 2/2  loss: " in printed
     run = tmp_path / "runs" / "tiny"
     assert (run / "checkpoints" / "step-00000002" / "COMPLETE").is_file()
     assert yaml.safe_load((run / "config.yaml").read_text())["train"]["zero_stage"] == 1

@@ -90,6 +90,7 @@ def _train_model(
     from rectrain.train.checkpoint import _owned_tensors
     from rectrain.train.step import (
         build_engine,
+        gradient_norm,
         learning_rate_share,
         num_accumulations,
         train_step,
@@ -113,7 +114,8 @@ def _train_model(
             gradient_place=train.balancer_gradients,
         )
         torch.distributed.all_reduce(result.losses)
-        curve.append([*result.losses.tolist(), *result.weights.tolist()])
+        norm = gradient_norm(engine)
+        curve.append([*result.losses.tolist(), *result.weights.tolist(), norm])
     state = {
         f"{kind}/{name}": t.detach().numpy().copy() for _, kind, name, t in _owned_tensors(engine)
     }
@@ -164,8 +166,27 @@ def _train_real(
     return kept, curve
 
 
+def _train_in_pieces(rank: int, stage: int) -> tuple[tuple[Weights, Any], int]:
+    """The same, but ZeRO gathers few weights at a time; also the number of gathers."""
+    import deepspeed.comm
+
+    from rectrain.train import zero
+
+    gather, num_gathers = deepspeed.comm.all_gather, 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal num_gathers
+        num_gathers += 1
+        return gather(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zero, "_GLOO_GATHER_ELEMENTS", 64)
+        patch.setattr(deepspeed.comm, "all_gather", counted)
+        return _train(rank, _settings(stage), "static"), num_gathers
+
+
 def _all_cases(rank: int) -> dict[Any, Any]:
-    results = {}
+    results: dict[Any, Any] = {}
     for stage, balancer in CASES:
         results[stage, balancer] = _train(rank, _settings(stage), balancer)
     for stage, offload in OFFLOADED:
@@ -175,6 +196,8 @@ def _all_cases(rank: int) -> dict[Any, Any]:
     for name, changes in CRAFT.items():
         results[name] = _train(rank, _settings(2).model_copy(update=changes), "static")
     results["layers"] = _train_real(rank, 2, "static", "shared_bottom", layer_decay=0.7)
+    for stage in (1, 2):
+        results["pieces", stage] = _train_in_pieces(rank, stage)
     results["dropout"] = _train(rank, _settings(2), "static", 0.3)
     whole = _settings(2).model_copy(update={"balancer_gradients": "encoder"})
     results["whole encoder"] = _train(rank, whole, "upgrad", 0.3, num_micro_batches=3)
@@ -276,10 +299,10 @@ def _plain_torch(balancer: str, **changes: Any) -> tuple[Weights, list[list[floa
                 parameter.grad = gradient
         if balancer == "dwa":
             model.balancer.observe(losses.detach())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        curve.append([*losses.tolist(), *weights.tolist()])
+        curve.append([*losses.tolist(), *weights.tolist(), norm.item()])
     return {f"model/{name}": p.detach().numpy() for name, p in model.named_parameters()}, curve
 
 
@@ -334,7 +357,7 @@ def test_gradients_of_the_whole_encoder_and_an_empty_micro_batch(
 
 @pytest.mark.parametrize("balancer", ["dwa", "pcgrad", "cagrad", "upgrad"])
 def test_weights_follow_the_step(one_worker: Any, balancer: str) -> None:
-    weights = np.array(one_worker[2, balancer][1])[:, len(TASKS) :]
+    weights = np.array(one_worker[2, balancer][1])[:, len(TASKS) : -1]
     assert (np.abs(weights - [1.0, 2.0, 1.0]).max(1) > 1e-3).sum() >= 3
 
 
@@ -344,6 +367,16 @@ def test_offload_changes_nothing(
 ) -> None:
     for results in (one_worker, two_workers):
         _assert_close(results[stage, offload], one_worker[stage, "static"])
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_gathering_in_pieces_gives_the_same_bits(two_workers: Any, stage: int) -> None:
+    """Of the encoder's matrices, 1850 elements, 28 pieces a step; and of each other group some."""
+    (weights, curve), num_gathers = two_workers["pieces", stage]
+    expected, expected_curve = two_workers[stage, "static"]
+    assert num_gathers >= 28 * NUM_STEPS
+    assert curve == expected_curve
+    assert not [name for name in expected if not np.array_equal(weights[name], expected[name])]
 
 
 def test_dropout_is_the_same_at_every_world_size(one_worker: Any, two_workers: Any) -> None:

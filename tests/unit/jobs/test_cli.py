@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import Field
@@ -11,9 +14,11 @@ from ray import cloudpickle
 from ray.exceptions import RayTaskError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from jobs.cli import JobParser, count, exit_status, parse_config
-from rectrain.config import Section
+from jobs.cli import JobParser, count, exit_status, lasting, output_folder, parse_config
+from rectrain.config import Section, help_text
+from rectrain.data.config import PrepareConfig
 from rectrain.errors import ConfigError, DataError
+from rectrain.train.config import PretrainConfig, RunConfig
 
 
 class Train(Section):
@@ -149,3 +154,71 @@ def test_help_lists_every_key_with_its_default(capsys):
     shown = capsys.readouterr().out
     assert "    python -m jobs.x" in shown
     assert "--train.zero_stage" in shown and "the ZeRO stage" in shown and "demo" in shown
+
+
+OF_A_CHECKPOINT = ["--checkpoint=/absent", "--output=mine"]
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "what"),
+    [
+        ("train", ["--data.paths=/absent", "--output=mine"], "output"),
+        ("pretrain", ["--data.paths=/absent", "--output=mine"], "output"),
+        ("prepare", ["--source=simulated", "--output=mine"], "output"),
+        ("predict", ["--input=/absent", *OF_A_CHECKPOINT], "--output"),
+        ("evaluate", OF_A_CHECKPOINT, "--output"),
+        ("interactions", OF_A_CHECKPOINT, "--output"),
+        ("demo", ["--output=mine", "--data=/absent"], "--output"),
+        ("demo", ["--output=/absent", "--data=mine"], "--data"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]], ids=["run", "dry run"])
+def test_a_submitted_job_refuses_an_output_that_would_vanish(
+    job, arguments, what, dry_run, monkeypatch, capsys
+):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    main = importlib.import_module(f"jobs.{job}").main
+    assert exit_status(main, [*arguments, *dry_run]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {what}: got mine; a submitted job runs in a copy"), line
+    assert line.count("\n") == 1
+
+
+def test_an_output_that_lasts_is_taken_as_it_is(monkeypatch):
+    assert lasting("mine") == "mine"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    for output in ("/mnt/runs", "s3://bucket/runs"):
+        assert lasting(output) == output
+    assert lasting("~/runs") == str(Path.home() / "runs")
+
+
+def test_files_about_a_run_elsewhere_need_a_folder_here():
+    assert output_folder(None, checkpoint="/runs/a/checkpoints/step-00000002") == Path("/runs/a")
+    assert output_folder("here", checkpoint="s3://bucket/a") == Path("here")
+    for given, checkpoint in ((None, "s3://bucket/a"), ("s3://bucket/b", "/runs/a")):
+        with pytest.raises(ConfigError, match="go into a folder of this machine"):
+            output_folder(given, checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("job", ["evaluate", "predict", "interactions", "demo"])
+def test_help_says_what_each_option_does_and_its_default(job, capsys):
+    module = importlib.import_module(f"jobs.{job}")
+    with pytest.raises(SystemExit):
+        module.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    options = shown.partition("options: ")[2].split(" --")[1:]
+    assert len(options) > 5
+    for option in options:
+        name, _, rest = f"--{option}".partition(" ")
+        if name in ("--help", "--dry-run", "--overwrite", "--checkpoint", "--input"):
+            continue  # a switch, or without a default
+        if (job, name) == ("predict", "--output"):
+            continue
+        assert "(default: " in rest, option
+
+
+@pytest.mark.parametrize("section", [RunConfig, PretrainConfig, PrepareConfig])
+def test_every_setting_is_described(section):
+    lines = help_text(section).splitlines()
+    described = re.compile(r"  --\S+ +\S.*?  +\S.*?  +\S.*")
+    assert not [line for line in lines if not described.fullmatch(line)]

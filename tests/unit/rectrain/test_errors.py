@@ -5,9 +5,11 @@ from __future__ import annotations
 import pickle
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import rectrain.errors
-from rectrain.errors import DataError, RectrainError
+from rectrain.errors import DataError, RectrainError, without_credentials
 
 PUBLIC = [getattr(rectrain.errors, name) for name in rectrain.errors.__all__]
 TREE = [thing for thing in PUBLIC if isinstance(thing, type)]
@@ -46,3 +48,30 @@ def test_passwords_in_uris_are_not_shown():
     assert str(error) == "input s3://bucket/runs: got no s3://bucket/runs; r; fix: f"
     long = DataError(what="input", got="x" * 190 + uri, rule="r", fix="f")
     assert "secret" not in str(long) and "key" not in str(long)
+
+
+# AWS secrets are 40 characters of base64.
+BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+
+
+@given(st.text(BASE64, max_size=40))
+def test_no_secret_is_shown_whatever_its_characters(secret):
+    error = DataError(what="output", got=f"s3://AKIA:{secret}@bucket/a", rule="r", fix="f")
+    assert str(error) == "output: got s3://bucket/a; r; fix: f"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://AKIA:a/b+c/d=@bucket/x@2/y", "s3://bucket/x@2/y"),
+        ("http://me:p@ss@host", "http://host"),
+        ("s3://token@bucket", "s3://bucket"),
+        ("('s3://a', 's3://k:s/e@b')", "('s3://a', 's3://b')"),
+        ("s3://a,s3://k:s/e@b", "s3://a,s3://b"),
+        ("s3://bucket/a@b:c@d", "s3://bucket/a@b:c@d"),
+        ("http://host:5000/x and me@host", "http://host:5000/x and me@host"),
+        ("file:///a:b@c", "file:///a:b@c"),
+    ],
+)
+def test_only_credentials_are_left_out(text, shown):
+    assert without_credentials(text) == shown

@@ -104,6 +104,21 @@ def test_no_micro_batch_holds_more_than_it_says(
         assert held <= made.most_tokens() + 1e-6
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(0, 25))
+def test_drawn_negatives_count_among_the_tokens_of_a_micro_batch(
+    item_tokens: list[int], num_negatives: int
+) -> None:
+    made = plan({"a": units([(1, 5)] * 9)}, num_negatives=num_negatives)
+    tokens = np.array(item_tokens, dtype=np.int32)
+    with_items = made.most_tokens(item_tokens={"a": tokens})
+    for step in range(12):
+        drawn = made.negatives(step, task="a", micro_batch=0, num_items=tokens.size)
+        assert made.most_tokens() + tokens[drawn].sum() <= with_items
+    if num_negatives >= tokens.size:  # all are drawn: the bound is reached
+        assert with_items == made.most_tokens() + tokens.sum()
+
+
 def test_equal_units_fill_slots_evenly() -> None:
     made = plan({"a": units([(1, 10)] * 100)}, tokens_per_micro_batch=50, num_micro_batches=1)
     assert made.num_slots("a") == 20

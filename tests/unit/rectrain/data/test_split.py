@@ -144,6 +144,7 @@ def test_what_one_task_holds_out_no_other_trains_on() -> None:
     assert only_a["b"].tolist() == [TRAIN, HELD_OUT, HELD_OUT, TRAIN]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 4), max_size=60), st.integers(1, 7))
 def test_lists_hold_one_group_and_are_even(groups: list[int], size: int) -> None:
     numbers = int32(np.unique(groups, return_inverse=True)[1].tolist() if groups else [])

@@ -9,7 +9,7 @@ import pytest
 from rectrain.data.config import DataConfig
 from rectrain.errors import ConfigError, ResourceError
 from rectrain.train.config import RunConfig, TrackingConfig, TrainConfig
-from rectrain.train.launch import RunPlace, _begin, claim
+from rectrain.train.launch import RunPlace, _begin, check_resources, claim
 from rectrain.train.storage import Store
 
 
@@ -39,11 +39,42 @@ def test_another_number_of_workers_is_told_how_to_go_on(tmp_path: Path) -> None:
         claim(run(tmp_path, train=TrainConfig(num_workers=4)), overwrite=False)
 
 
+def test_a_stored_setting_that_is_no_more_is_named_with_the_runs_own_file(tmp_path: Path) -> None:
+    _begin(run(tmp_path), place(tmp_path))
+    stored = tmp_path / "Documents" / "config.yaml"
+    for text in ("train: {old_setting: 1}", "train: [", "- 1"):
+        stored.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            claim(run(tmp_path), overwrite=False)
+        assert str(stored) in str(caught.value)
+
+
 def test_a_run_is_written_without_passwords(tmp_path: Path) -> None:
     tracking = TrackingConfig(mlflow="http://me:secret@host")
     _begin(run(tmp_path, tracking=tracking), place(tmp_path))
     text = (tmp_path / "Documents" / "config.yaml").read_text()
     assert "http://host" in text and "secret" not in text
+
+
+@pytest.mark.parametrize(
+    ("have", "problem"),
+    [
+        ({"CPU": 4.0}, None),
+        ({"CPU": 3.0}, "2 workers of 2 CPUs; the cluster has 3 CPUs"),
+        ({}, "the cluster has 0 CPUs"),
+        ({"CPU": 4.0, "GPU": 1.0}, "the cluster has 1 GPUs, one a worker"),
+        ({"CPU": 4.0, "GPU": 2.0}, None),
+    ],
+)
+def test_a_cluster_too_small_for_the_fewest_workers_is_refused(
+    tmp_path: Path, have: dict[str, float], problem: str | None
+) -> None:
+    config = run(tmp_path, train=TrainConfig(num_workers=(2, 8), threads_per_worker=2))
+    if problem is None:
+        assert check_resources(config, have) is ("GPU" in have)
+    else:
+        with pytest.raises(ResourceError, match=problem):
+            check_resources(config, have)
 
 
 def test_one_process_at_a_time_holds_a_run(tmp_path: Path) -> None:

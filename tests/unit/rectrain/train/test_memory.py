@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
+import torch
 from pretrain_toy import random_texts, write_texts
 
 from rectrain.config import load_config
-from rectrain.data.shards import Shards, file_entry, write_shard
+from rectrain.data.batch import PackedTexts
 from rectrain.errors import ConfigError, ResourceError
-from rectrain.train import launch, memory
+from rectrain.model.encoder import encode, load_encoder
+from rectrain.train import launch
 from rectrain.train.build import new_model, open_data
 from rectrain.train.config import PretrainConfig
-from rectrain.train.memory import free_bytes, largest_micro_batch, worker_bytes
+from rectrain.train.memory import activation_bytes, free_bytes, largest_micro_batch, worker_bytes
 from rectrain.train.run_plan import plan_run, with_micro_batch
 
 MIB = 1 << 20
@@ -103,15 +103,38 @@ def test_a_run_keeps_its_number(data: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert resolve(24, overwrite=True) < first
 
 
-def test_drawn_items_count_by_the_longest(tmp_path: Path) -> None:
-    path = tmp_path / "items.arrow"
-    items: list[Any] = [[list(range(length))] for length in (3, 9, 5, 7)]
-    write_shard(path, pa.table({"item": pa.array(items, pa.list_(pa.list_(pa.int32())))}))
-    shards = Shards(tmp_path, [file_entry(path, root=tmp_path)])
-    held: Any = {
-        "recommendation": SimpleNamespace(has_items=lambda _: True, items=lambda _: shards)
-    }
-    assert [memory._negative_tokens(held, n) for n in (0, 2, 99)] == [0, 16, 24]
+def kept_bytes(texts: PackedTexts, *, checkpointing: bool) -> int:
+    """What a forward of the tiny encoder keeps for its backward pass, besides parameters."""
+    bert = load_encoder("tiny", vocab_size=50).train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in bert.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage  # held, so that no other gets its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        vectors = encode(bert, texts, activation_checkpointing=checkpointing)
+    assert vectors.requires_grad
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("length", [8, 256])
+def test_no_forward_keeps_more_than_the_plan_says(length: int, checkpointing: bool) -> None:
+    lengths = torch.tensor([length - 3] * 3 + [length] * 9)
+    texts = PackedTexts(torch.randint(50, (int(lengths.sum()),)), lengths)
+    bound = activation_bytes(
+        num_tokens=len(texts.input_ids),
+        hidden_size=128,
+        num_layers=2,
+        max_length=length,
+        num_heads=2,
+        activation_checkpointing=checkpointing,
+    )
+    assert kept_bytes(texts, checkpointing=checkpointing) <= bound
 
 
 def test_a_container_limits_what_is_free(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from rectrain.train.storage import Store
 from rectrain.train.tracking import (
     Tracker,
     _experiment,
+    curves,
     progress_line,
     public_settings,
     read_records,
@@ -60,11 +61,56 @@ def test_notes_are_said_and_not_recorded(tmp_path: Path) -> None:
     assert read_records(tmp_path / "metrics.jsonl") == []
 
 
+def test_the_console_shows_first_and_last_losses_validations_and_warnings_of_a_burst(
+    tmp_path: Path,
+) -> None:
+    start = {"kind": "start", "step": 0, "num_steps": 4, "num_workers": 2}
+    validation = {"kind": "validation", "step": 2, "num_steps": 4, "validation": {"risk": 0.5}}
+    burst = [
+        start, log(1, 0.9), log(2, 0.8), validation, log(3, 0.7),
+        {"kind": "note", "step": 3, "text": "worker 1 ended"},
+        start | {"step": 2}, log(3, 0.7), log(4, 0.6),
+    ]  # fmt: skip
+    lines = record(tmp_path, burst)
+    assert [line.split("  ")[:2] for line in lines] == [
+        ["training from the beginning on 2 workers"],
+        ["step 1/4", "loss: risk 0.9000"],
+        ["step 2/4", "validation: risk 0.5000"],
+        ["warning: worker 1 ended"],
+        ["training from step 2 on 2 workers"],
+        ["step 3/4", "loss: risk 0.7000"],
+        ["step 4/4", "loss: risk 0.6000"],
+    ]
+
+
 def test_progress_lines() -> None:
     line = progress_line(log(3, 0.25), left_s=65.2)
     assert line == "step 3/4  loss: risk 0.2500  1,234 tokens/s  1:05 left"
     validation = {"kind": "validation", "step": 4, "num_steps": 4, "validation": {"risk": 0.5}}
     assert progress_line(validation, left_s=0) == "step 4/4  validation: risk 0.5000"
+
+
+def test_the_curves_have_a_panel_for_each_task_and_say_quantity_and_unit() -> None:
+    records = [
+        log(1, 0.9) | {"loss": {"risk": 0.9, "search_ranking": 3.0}},
+        log(4, 0.5) | {"loss": {"risk": 0.5, "search_ranking": 2.0}},
+        {"kind": "validation", "step": 4, "validation": {"risk": 0.6}},
+    ]
+    panels = {(axis.get_title(), axis.get_ylabel()): axis for axis in curves(records).axes}
+    assert panels.keys() == {
+        ("risk", "training loss (nats)"),
+        ("search_ranking", "training loss (nats)"),
+        ("risk", "validation auc"),
+    }
+    assert all(axis.get_xlabel() == "step (update)" for axis in panels.values())
+    (line,) = panels["search_ranking", "training loss (nats)"].lines
+    assert line.get_xydata().tolist() == [[1, 3.0], [4, 2.0]]
+
+
+def test_curves_of_pre_training_keep_loss_and_perplexity_apart() -> None:
+    validation = {"kind": "validation", "step": 4, "validation": {"loss": 6.0, "perplexity": 403.4}}
+    labels = [axis.get_ylabel() for axis in curves([validation]).axes]
+    assert labels == ["validation loss (nats)", "validation perplexity"]
 
 
 def test_passwords_in_uris_are_not_logged() -> None:

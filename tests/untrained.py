@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save
 
-from rectrain.train.build import attachments, checkpoint_meta, new_model, open_data
+from rectrain.train.build import Model, attachments, checkpoint_meta, new_model, open_data
 from rectrain.train.config import RunConfig
 
 
 def write_run(
-    folder: Path, data: Path, *, seed: int = 0, kind: type[RunConfig] = RunConfig
+    folder: Path,
+    data: Path,
+    *,
+    seed: int = 0,
+    kind: type[RunConfig] = RunConfig,
+    change: Callable[[Model], Any] = lambda model: None,
+    **sections: dict[str, Any],
 ) -> Path:
-    """A run on prepared data whose only checkpoint holds the weights that training starts from."""
+    """A run on prepared data whose only checkpoint holds the weights that training starts from.
+
+    `change` may alter them first; `sections` are settings.
+    """
     config = kind.model_validate(
         {"name": folder.name, "seed": seed, "data": {"paths": [str(data)]},
-         "model": {"encoder": "tiny"}}
+         "model": {"encoder": "tiny"}, **sections}
     )  # fmt: skip
     prepared = open_data(config)
     model = new_model(config, prepared)
+    change(model)
     files = {
         "model-00000-00000.safetensors": save(dict(model.state_dict())),
         "meta.json": json.dumps(

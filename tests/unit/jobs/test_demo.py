@@ -1,0 +1,143 @@
+"""The demo goes on after interruptions, begins anew when told, and counts all of its calls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from jobs import demo
+from rectrain.errors import ResourceError
+from rectrain.train.storage import Store
+
+
+class FakeJobs:
+    """Jobs that leave a finished folder with their number, and skip one that is there."""
+
+    def __init__(self) -> None:
+        self.now_s, self.number = 0.0, 0
+        self.interrupted_by = ""
+
+    def work(self, name: str, folder: Path, *files: str) -> None:
+        self.now_s += 10.0
+        if (folder / "number").exists():
+            return
+        if name == self.interrupted_by:
+            raise KeyboardInterrupt
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in ("number", *files):
+            (folder / file).write_text(str(self.number))
+
+    def prepare(self, argv: list[str]) -> None:
+        self.work("prepare", given(argv, "--output"), "manifest.json")
+
+    def train(self, argv: list[str]) -> None:
+        name = "joint" if "-joint" in argv[1] else "heads"
+        folder = given(argv, "--output") / ("tiny-joint" if name == "joint" else "tiny")
+        self.work(name, folder, "config.yaml")
+
+    def evaluate(self, argv: list[str]) -> None:
+        self.now_s += 10.0
+        facts = {"tasks": {}, "checkpoint": "c", "config": "c"}
+        (Path(argv[1]) / "evaluation.json").write_text(json.dumps(facts))
+        (Path(argv[1]) / "evaluation.md").write_text("# the table")
+
+
+def given(argv: list[str], key: str) -> Path:
+    return Path(next(text for text in argv if text.startswith(f"{key}=")).partition("=")[2])
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> FakeJobs:
+    fake = FakeJobs()
+    for name in ("prepare", "train", "evaluate"):
+        monkeypatch.setattr(demo, name, SimpleNamespace(main=getattr(fake, name)))
+    monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: fake.now_s))
+    return fake
+
+
+Call = Callable[..., int]
+
+
+@pytest.fixture
+def call(tmp_path: Path) -> Call:
+    def run(*more: str) -> int:
+        return demo.main(
+            ["--preset=tiny", f"--output={tmp_path}/runs", f"--data={tmp_path}/data", *more]
+        )
+
+    return run
+
+
+def test_the_summary_counts_all_calls_that_the_demo_took(
+    jobs: FakeJobs, call: Call, tmp_path: Path
+) -> None:
+    jobs.interrupted_by = "heads"
+    with pytest.raises(KeyboardInterrupt):
+        call()  # prepare, joint, and 10 s of heads
+    jobs.interrupted_by = ""
+    jobs.now_s += 1000.0  # nobody works
+    assert call() == 0  # joint is looked at again, heads, evaluate
+    summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
+    assert summary["wall_s"] == 30.0 + 30.0
+    assert summary["peak_rss_bytes"] > 0
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["tiny", "tiny-joint"]
+
+
+def test_a_kill_loses_no_time_that_was_counted(jobs: FakeJobs, tmp_path: Path) -> None:
+    killed = demo._Spent(tmp_path / "spent.json")
+    jobs.now_s = 70.0
+    killed.sample()  # as each second; nothing of it runs afterwards
+    jobs.now_s = 500.0
+    spent = demo._Spent(tmp_path / "spent.json")
+    jobs.now_s = 530.0
+    spent.sample()
+    assert spent.wall_s == 100.0
+    assert spent.peak_rss_bytes >= killed.peak_rss_bytes > 0
+
+
+@pytest.mark.parametrize("part", ["prepare", "joint", "heads"])
+def test_overwriting_that_was_interrupted_goes_on_with_nothing_old(
+    part: str, jobs: FakeJobs, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call() == 0
+    jobs.number, jobs.interrupted_by = 1, part
+    with pytest.raises(KeyboardInterrupt):
+        call("--overwrite")
+    jobs.interrupted_by = ""
+    assert call() == 0
+    assert "already done" not in capsys.readouterr().out
+    for folder in ("data/tiny", "runs/tiny-joint", "runs/tiny"):
+        assert (tmp_path / folder / "number").read_text() == "1", folder
+    assert call() == 0
+    assert "already done" in capsys.readouterr().out
+
+
+def test_overwriting_leaves_alone_what_is_not_the_demos(
+    jobs: FakeJobs, call: Call, tmp_path: Path
+) -> None:
+    letter = tmp_path / "runs" / "tiny" / "letter.txt"
+    letter.parent.mkdir(parents=True)
+    letter.write_text("mine")
+    call("--overwrite")
+    assert letter.read_text() == "mine"
+
+
+def test_overwriting_removes_nothing_while_another_process_writes_one_of_the_runs(
+    jobs: FakeJobs, call: Call, tmp_path: Path
+) -> None:
+    assert call() == 0
+    with Store.open(f"{tmp_path}/runs/tiny-joint").locked(), pytest.raises(ResourceError):
+        call("--overwrite")
+    assert (tmp_path / "runs" / "tiny" / "summary.json").exists()
+    assert (tmp_path / "data" / "tiny" / "manifest.json").exists()
+
+
+def test_a_dry_run_removes_and_writes_nothing(jobs: FakeJobs, call: Call, tmp_path: Path) -> None:
+    assert call() == 0
+    before = sorted(tmp_path.rglob("*"))
+    assert call("--overwrite", "--dry-run") == 0
+    assert sorted(tmp_path.rglob("*")) == before

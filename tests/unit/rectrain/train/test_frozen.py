@@ -1,0 +1,73 @@
+"""What a frozen encoder's vectors take, and that the plan refuses more than a worker may hold."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from prepared_toy import PRICE, write_encoder, write_prepared
+
+from rectrain.errors import ConfigError
+from rectrain.model.encoder import encode
+from rectrain.model.multitask import MultiTaskModel
+from rectrain.train.build import new_model, open_data
+from rectrain.train.config import RunConfig
+from rectrain.train.frozen import cached_texts, freeze_encoder
+from rectrain.train.launch import describe
+
+HIDDEN = 16
+
+
+def config(root: Path, **train: object) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "data": {"paths": [str(root / "data")], "tokens_per_micro_batch": 64},
+            "model": {"encoder": str(root / "bert"), "dropout": 0},
+            "train": {"freeze": "encoder", "num_steps": 2, **train},
+        }
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_encoder(tmp_path / "bert")
+    write_prepared(tmp_path / "data", tasks={"search_ranking": PRICE, "risk": PRICE}, num_rows=900)
+    return tmp_path
+
+
+@pytest.fixture
+def _one_process() -> Iterator[None]:
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_one_process")
+def test_vectors_and_keys_are_counted_as_they_are_held(root: Path) -> None:
+    own = config(root)
+    data = open_data(own)
+    model = new_model(own, data)
+    assert isinstance(model, MultiTaskModel)
+    counted = cached_texts(own, data, hidden_size=HIDDEN)
+    freeze_encoder(model, own, data)
+
+    known = model._known
+    assert known is not None
+    keys = sum(map(sys.getsizeof, known._place)) + sum(map(sys.getsizeof, known._place.values()))
+    held = known._vectors.nbytes + keys + sys.getsizeof(known._place)
+    assert held <= counted.num_bytes <= 1.4 * held
+    assert known._vectors.equal(encode(model.encoder, counted.texts))
+
+
+def test_the_plan_refuses_more_than_a_worker_may_hold(root: Path) -> None:
+    counted = cached_texts(config(root), open_data(config(root)), hidden_size=HIDDEN)
+    vectors = 4 * HIDDEN * len(counted.texts.lengths)
+    assert describe(config(root, frozen_cache_gib=(counted.num_bytes + 1) / 2**30))
+    for num_bytes in (vectors, counted.num_bytes - 1):  # the keys need memory too
+        with pytest.raises(ConfigError, match="different texts") as caught:
+            describe(config(root, frozen_cache_gib=num_bytes / 2**30))
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,45 @@
+"""What the plan of a run says and warns of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prepared_toy import PRICE, write_encoder, write_prepared
+
+from rectrain.train.config import RunConfig
+from rectrain.train.launch import describe
+from rectrain.train.outline import repetitions
+
+
+def activations(root: Path) -> int:
+    config = RunConfig.model_validate(
+        {
+            "data": {"paths": [str(root / "data")]},
+            "model": {"encoder": str(root / "bert"), "dropout": 0},
+            "train": {"num_steps": 1, "activation_checkpointing": True},
+        }
+    )
+    (line,) = [line for line in describe(config).splitlines() if "activations" in line]
+    return int(line.partition("activations, at most ")[2].split(",")[0].split(")")[0])
+
+
+def test_the_plan_counts_texts_as_long_as_the_data_has_them(tmp_path: Path) -> None:
+    write_prepared(tmp_path / "data", tasks={"risk": PRICE}, num_rows=3000)
+    write_encoder(tmp_path / "bert")
+    few = activations(tmp_path)
+    write_encoder(tmp_path / "bert", num_positions=4096)
+    assert 0 < activations(tmp_path) == few
+
+
+def test_a_task_that_repeats_very_often_is_told_with_the_fix() -> None:
+    assert repetitions({"recommendation": 3.0, "risk": 312.4, "ad_ctr": 50.0}) == [
+        "warning: many epochs: risk 312; lower data.temperature (1: by rows), or give fewer "
+        "train.num_steps"
+    ]
+    assert repetitions({"recommendation": 3.0, "risk": 50.0}) == []
+
+
+def test_one_task_alone_has_no_share_to_change() -> None:
+    assert repetitions({"risk": 60.0}) == [
+        "warning: many epochs: risk 60; give fewer train.num_steps"
+    ]
