@@ -123,7 +123,7 @@ def exit_status(main: Main, argv: Sequence[str]) -> int:
     try:
         return main(list(argv)) or 0
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted; run it again, without --overwrite, to go on", file=sys.stderr)
         return 130
     except Exception as error:
         mistake = next(_mistakes(error), None)

@@ -1,7 +1,7 @@
 """The whole line on the embedded data: prepare, train, evaluate, and say where all of it lies.
 
 Training is two runs: first the encoder and all heads jointly (OUTPUT/NAME-joint), then the heads
-alone on the vectors of that encoder (OUTPUT/NAME), which costs a tenth of the time a row.
+alone on the vectors of that encoder (OUTPUT/NAME), which takes rows about a hundred times as fast.
 
     python -m jobs.demo [--preset demo|tiny] [--output runs] [--overwrite] [--dry-run]
 
@@ -10,6 +10,7 @@ Interrupted and run again, it goes on where it was. It ends with OUTPUT/NAME/sum
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -40,24 +41,33 @@ def main(argv: list[str]) -> int:
     data, directory = f"{options.data}/{options.preset}", Path(options.output) / options.preset
     dry_run = ["--dry-run"] if options.dry_run else []
     overwrite = ["--overwrite"] if options.overwrite else []
+    common = [f"--data.paths={data}", f"--output={options.output}", *overwrite, *dry_run]
+    joint, heads = (CONFIGS / f"{options.preset}-{part}.yaml" for part in ("joint", "heads"))
+    summary = directory / "summary.json"
+    if summary.exists() and not overwrite and not dry_run:
+        print((directory / "evaluation.md").read_text(encoding="utf-8").partition("\n## ")[0])
+        _say(f"already done: {summary} (--overwrite begins anew)")
+        return 0
+    if overwrite and not dry_run and (directory / "config.yaml").exists():
+        shutil.rmtree(directory)  # or it would count as done if the run before it is interrupted
     began = time.monotonic()
     with _peak_memory() as peak:
         if overwrite or not (Path(data) / "manifest.json").exists():
             _say(f"1/4 prepare {data}")
             source = ["--source=simulated", f"--size={options.preset}", f"--output={data}"]
             prepare.main([*source, *overwrite, *dry_run])
-        if dry_run:
-            return 0
-        common = [f"--data.paths={data}", f"--output={options.output}", *overwrite]
+            if dry_run:
+                return 0  # the rest needs the data
         _say(f"2/4 train encoder and heads {directory}-joint")
-        train.main(["--config", str(CONFIGS / f"{options.preset}-joint.yaml"), *common])
+        train.main(["--config", str(joint), *common])
+        if dry_run:
+            return 0  # the rest needs the encoder
         _say(f"3/4 train heads {directory}")
-        start = f"--train.start_from={directory}-joint"
-        train.main(["--config", str(CONFIGS / f"{options.preset}-heads.yaml"), start, *common])
+        train.main(["--config", str(heads), f"--train.start_from={directory}-joint", *common])
         _say(f"4/4 evaluate {directory}")
         evaluate.main(["--checkpoint", str(directory)])
     wall_s = time.monotonic() - began
-    summary = write_summary(directory, wall_s=wall_s, peak_rss_bytes=peak.rss_bytes)
+    write_summary(directory, wall_s=wall_s, peak_rss_bytes=peak.rss_bytes)
     _say(f"{wall_s / 60:.1f} minutes, {peak.rss_bytes / 2**30:.1f} GiB at most; see {summary}")
     return 0
 

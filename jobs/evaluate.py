@@ -18,6 +18,7 @@ from jobs.cli import JobParser, count, output_folder, run, run_folder
 from rectrain.inference.evaluate import evaluate
 from rectrain.inference.predictor import Predictor, open_prepared
 from rectrain.report.evaluation import table, write_evaluation
+from rectrain.train.storage import Store
 
 __all__ = ["main"]
 
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
     print(f"evaluate: {predictor.checkpoint.path} (step {predictor.checkpoint.step}) -> {output}")
     if options.dry_run:
         return 0
+    Store.open(str(output)).make()  # before the work, not after it
     torch.set_num_threads(1)  # the tasks run side by side
     start = time.monotonic()
     results = evaluate(

@@ -144,6 +144,12 @@ def main(argv: list[str]) -> int:
         f"predict: {sum(file.rows for file in files):,} rows of {task} in {len(parts)} parts "
         f"-> {without_credentials(options.output)}"
     )
+    for what, names in (
+        ("columns not given", [name for name in fields.names() if name not in present]),
+        ("columns not used", sorted(present.difference(fields.names()))),
+    ):
+        if names:
+            print(f"predict: {what}: {', '.join(names)}")
     if options.dry_run:
         return 0
     sink = Sink(options.output)

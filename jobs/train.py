@@ -8,22 +8,35 @@ Run again after an interruption, it goes on from the last complete checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jobs.cli import JobParser, parse_config, run
 from rectrain.cluster import connect
 from rectrain.errors import without_credentials
 from rectrain.train.config import RunConfig
 
-__all__ = ["main"]
+__all__ = ["main", "run_training"]
 
 
 def main(argv: list[str]) -> int:
     """Runs the job; see the module's docstring."""
-    parser = JobParser(__doc__)
+    return run_training(RunConfig, argv, doc=__doc__)
+
+
+def run_training(cls: type[RunConfig], argv: Sequence[str], *, doc: str | None) -> int:
+    """Checks, prints and carries out a run of any kind.
+
+    Args:
+        cls: the configuration, which says what is trained.
+        argv: the arguments after the program's name.
+        doc: the job's docstring, for `--help`.
+    """
+    parser = JobParser(doc)
     parser.add_argument("--overwrite", action="store_true", help="remove the run's folder first")
-    config, options = parse_config(RunConfig, argv, parser=parser)
+    config, options = parse_config(cls, argv, parser=parser)
 
     from rectrain.train import launch  # after --help: it imports torch and Ray
-    from rectrain.train.build import load_model
+    from rectrain.train.build import load_trained_encoder
     from rectrain.train.export import export_encoder
 
     config = launch.resolve_paths(config)
@@ -33,7 +46,7 @@ def main(argv: list[str]) -> int:
     place = launch.claim(config, overwrite=options.overwrite)
     if place.is_finished:
         # A kill may have come between the last checkpoint and the export.
-        export_encoder(load_model(place.last_checkpoint), place.store)
+        export_encoder(load_trained_encoder(place.last_checkpoint), place.store)
         _say(f"already finished: {place.last_checkpoint} (--overwrite trains anew)")
         return 0
     connect()

@@ -85,7 +85,12 @@ def plan_training(
             tokens, lists = (rows.column(name).to_numpy() for name in ("num_tokens", "list_id"))
         else:
             tokens, lists = np.empty(0, np.int32), np.empty(0, np.int32)
-        units[task] = TaskUnits.from_columns(num_tokens=tokens, list_id=lists)
+        counted = "num_examples" in rows.schema.names
+        units[task] = TaskUnits.from_columns(
+            num_tokens=tokens,
+            list_id=lists,
+            num_examples=rows.column("num_examples").to_numpy() if counted else None,
+        )
     return Plan(
         units,
         seed=seed,

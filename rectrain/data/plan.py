@@ -43,18 +43,23 @@ class TaskUnits:
     Attributes:
         unit_tokens: int32 [n], real tokens of each unit.
         unit_rows: int32 or int64 [n + 1]; unit u is the rows unit_rows[u]:unit_rows[u + 1].
+        unit_examples: int [n], what each unit counts in a step's count; None where it is 1.
     """
 
     unit_tokens: Integers
     unit_rows: Integers
+    unit_examples: Integers | None = None
 
     @classmethod
-    def from_columns(cls, *, num_tokens: Integers, list_id: Integers) -> TaskUnits:
+    def from_columns(
+        cls, *, num_tokens: Integers, list_id: Integers, num_examples: Integers | None = None
+    ) -> TaskUnits:
         """Units of a split.
 
         Args:
             num_tokens: int32 [rows], real tokens of each row.
             list_id: int32 [rows]; neighbours with one list_id are one unit.
+            num_examples: int32 [rows], examples of each row; None where a unit is one example.
         """
         bounds = list_boundaries(list_id)
         if num_tokens.size < np.iinfo(np.int32).max:
@@ -62,7 +67,10 @@ class TaskUnits:
         if bounds.size == 1:
             return cls(unit_tokens=np.empty(0, dtype=np.int32), unit_rows=bounds)
         tokens = np.add.reduceat(num_tokens, bounds[:-1], dtype=np.int32)
-        return cls(unit_tokens=tokens, unit_rows=bounds)
+        examples = None
+        if num_examples is not None:
+            examples = np.add.reduceat(num_examples, bounds[:-1], dtype=np.int32)
+        return cls(unit_tokens=tokens, unit_rows=bounds, unit_examples=examples)
 
 
 @dataclass(frozen=True)
@@ -149,11 +157,13 @@ class Plan:
         return np.sort(drawn)
 
     def count(self, step: int, *, task: str) -> int:
-        """Units (rows, or lists) of a task in all micro-batches of a step."""
+        """Examples of a task in all micro-batches of a step: units, or what these count."""
+        examples = self._units[task].unit_examples
         total = 0
         for micro_batch in range(self.num_micro_batches):
-            _, first, last = self._bounds(step * self.num_micro_batches + micro_batch, task)
-            total += last - first
+            epoch, first, last = self._bounds(step * self.num_micro_batches + micro_batch, task)
+            units = epoch.order[first:last]
+            total += len(units) if examples is None else int(examples[units].sum(dtype=np.int64))
         return total
 
     def num_slots(self, task: str) -> int:
@@ -171,6 +181,14 @@ class Plan:
             for task, slots in self._num_slots.items()
         )
         return float(sum(slot_tokens)) * self.num_micro_batches
+
+    def most_tokens(self) -> int:
+        """Real tokens of a micro-batch, at most: of each task a mean slot and its longest unit."""
+        return sum(
+            -(-int(_unit_tokens(units).sum(dtype=np.int64)) // self._num_slots[task])
+            + int(_unit_tokens(units).max())
+            for task, units in self._units.items()
+        )
 
     def _bounds(self, position: int, task: str) -> tuple[_Epoch, int, int]:
         """The epoch of slot `position` of the run, and where the slot is in it."""

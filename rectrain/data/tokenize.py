@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from rectrain.errors import EncoderError
@@ -15,7 +17,16 @@ from rectrain.errors import EncoderError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["load_tokenizer", "tokenize", "tokenizer_hash", "tokenizer_path"]
+__all__ = [
+    "WordPieces",
+    "load_tokenizer",
+    "tokenize",
+    "tokenizer_hash",
+    "tokenizer_path",
+    "word_pieces",
+]
+
+Flags = npt.NDArray[np.bool_]
 
 
 def tokenizer_path(name: str) -> Path:
@@ -80,6 +91,50 @@ def tokenize(
     offsets = np.concatenate([[0], np.cumsum([len(i) for i in ids], dtype=np.int64)])
     flat = np.fromiter((i for text in ids for i in text), dtype=np.int32, count=offsets[-1])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat))
+
+
+@dataclass(frozen=True)
+class WordPieces:
+    """How the ids of a WordPiece vocabulary make words.
+
+    Attributes:
+        is_special: bool [V], [CLS], [SEP], [PAD], [UNK], [MASK] and the like.
+        is_continuation: bool [V], pieces that go on with a word ("##s").
+        mask_id: of [MASK].
+    """
+
+    is_special: Flags
+    is_continuation: Flags
+    mask_id: int
+
+
+def word_pieces(tokenizer: PreTrainedTokenizerFast) -> WordPieces:
+    """What masking whole words needs to know of a tokenizer.
+
+    Raises:
+        EncoderError: it has no [MASK], or is no WordPiece, whose pieces tell where words begin.
+    """
+    from tokenizers.models import WordPiece
+
+    model = tokenizer.backend_tokenizer.model
+    if tokenizer.mask_token_id is None or not isinstance(model, WordPiece):
+        raise EncoderError(
+            what="tokenizer",
+            got=f"{type(model).__name__}, mask token {tokenizer.mask_token}",
+            rule="masking whole words needs WordPiece with a mask token",
+            fix="prepare the data with a BERT's tokenizer (--encoder)",
+        )
+    vocabulary = tokenizer.get_vocab()
+    size = max(vocabulary.values()) + 1
+    is_special, is_continuation = np.zeros(size, dtype=bool), np.zeros(size, dtype=bool)
+    is_special[tokenizer.all_special_ids] = True
+    goes_on = [i for piece, i in vocabulary.items() if _goes_on(piece, model)]
+    is_continuation[goes_on] = True
+    return WordPieces(is_special, is_continuation, int(tokenizer.mask_token_id))
+
+
+def _goes_on(piece: str, model: Any) -> bool:
+    return piece.startswith(model.continuing_subword_prefix)
 
 
 def _backend(tokenizer: PreTrainedTokenizerFast, max_length: int | None) -> Any:

@@ -160,11 +160,13 @@ class Sink:
 
         Raises:
             DataError: the folder holds something else.
+            StorageError: it can't be made.
         """
         inputs = [{k: v for k, v in asdict(file).items() if k != "path"} for file in files]
         manifest = json.loads(json.dumps({"format": 1, **facts, "inputs": inputs}))
         found = self.manifest()
-        if found is None and not self._scores.exists(""):
+        if found is None and {f".{_MANIFEST}.tmp"}.issuperset(self._scores.entries()):
+            self._scores.make()
             self._scores.replace(_MANIFEST, json.dumps(manifest, indent=1).encode())
         elif found != manifest:
             other = (

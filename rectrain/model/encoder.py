@@ -24,7 +24,7 @@ from transformers.utils import logging as hf_logging
 from rectrain.data.batch import PackedTexts
 from rectrain.errors import EncoderError
 
-__all__ = ["PRESETS", "encode", "encoder_directory", "load_encoder"]
+__all__ = ["PRESETS", "encode", "encoder_directory", "load_encoder", "token_states"]
 
 #: Name -> (layers, hidden size, heads) of the fresh encoders; the inner size is four times hidden.
 PRESETS = {"tiny": (2, 128, 2), "small": (4, 256, 4), "base": (12, 768, 12)}
@@ -126,6 +126,24 @@ def encode(
 ) -> Tensor:
     """Mean-pooled BERT vectors of texts, computed without padding.
 
+    Args:
+        bert: the encoder; its training mode decides about dropout.
+        texts: token ids, sorted by length.
+        activation_checkpointing: recompute each layer in the backward pass to save memory.
+
+    Returns:
+        Float [U, D] in the encoder's dtype. Equals BertModel's padded forward with mean pooling
+        over the real tokens, up to rounding.
+    """
+    hidden = token_states(bert, texts, activation_checkpointing=activation_checkpointing)
+    return _mean(hidden, _groups(_present(texts).lengths))[: texts.lengths.shape[0]]
+
+
+def token_states(
+    bert: BertModel, texts: PackedTexts, *, activation_checkpointing: bool = False
+) -> Tensor:
+    """BERT's last hidden state of every token, computed without padding.
+
     Linear and normalisation layers see all tokens at once; attention runs by groups of texts of
     equal length, which are neighbours because the texts are sorted. Each submodule is called
     once, also without any text, so that sharded parameters are gathered alike on every rank.
@@ -136,24 +154,29 @@ def encode(
         activation_checkpointing: recompute each layer in the backward pass to save memory.
 
     Returns:
-        Float [U, D] in the encoder's dtype. Equals BertModel's padded forward with mean pooling
-        over the real tokens, up to rounding.
+        Float [T, D] in the encoder's dtype; [1, D] without any text: a token that nobody reads
+        keeps every parameter in the graph.
     """
-    num_texts = texts.lengths.shape[0]
+    texts = _present(texts)
     input_ids, lengths = texts.input_ids, texts.lengths
-    if num_texts == 0:  # one token that nobody reads keeps every parameter in the graph
-        input_ids, lengths = input_ids.new_zeros(1), lengths.new_ones(1)
     starts = lengths.cumsum(0) - lengths
     positions = torch.arange(input_ids.shape[0], device=input_ids.device)
     positions = positions - starts.repeat_interleave(lengths)
-    hidden = bert.embeddings(input_ids=input_ids[None], position_ids=positions[None])[0]
+    hidden: Tensor = bert.embeddings(input_ids=input_ids[None], position_ids=positions[None])[0]
     groups = _groups(lengths)
     for layer in bert.encoder.layer:
         if activation_checkpointing and torch.is_grad_enabled():
             hidden = checkpoint(_layer, layer, hidden, groups, use_reentrant=False)
         else:
             hidden = _layer(layer, hidden, groups)
-    return _mean(hidden, groups)[:num_texts]
+    return hidden
+
+
+def _present(texts: PackedTexts) -> PackedTexts:
+    """The texts, or one of one token in the place of none."""
+    if texts.lengths.shape[0]:
+        return texts
+    return PackedTexts(texts.input_ids.new_zeros(1), texts.lengths.new_ones(1))
 
 
 def _groups(lengths: Tensor) -> list[tuple[int, int]]:

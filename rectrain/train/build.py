@@ -13,10 +13,12 @@ from transformers import BertConfig, BertModel
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.loader import open_tasks
 from rectrain.data.shards import Prepared
-from rectrain.data.tokenize import load_tokenizer
+from rectrain.data.texts import MLM, TextCorpus
+from rectrain.data.tokenize import load_tokenizer, word_pieces
 from rectrain.errors import CheckpointError, ConfigError, EncoderError, without_credentials
 from rectrain.model.balancing import check_installed
 from rectrain.model.encoder import load_encoder
+from rectrain.model.masked import MaskedLanguageModel
 from rectrain.model.multitask import MultiTaskModel
 from rectrain.tasks import TASKS
 from rectrain.train.checkpoint import (
@@ -26,20 +28,47 @@ from rectrain.train.checkpoint import (
     load_weights,
     open_checkpoint,
 )
-from rectrain.train.config import RunConfig
+from rectrain.train.config import PretrainConfig, RunConfig
 from rectrain.train.storage import Store
 
 __all__ = [
+    "Data",
     "LoadedModel",
+    "Model",
+    "TrainedEncoder",
     "attachments",
     "check_same_data",
     "checkpoint_meta",
     "load_model",
+    "load_trained_encoder",
     "new_model",
+    "newest_checkpoint",
     "open_data",
 ]
 
+_ENCODER = "encoder."
+
 Data = Mapping[str, Prepared]
+Model = MultiTaskModel | MaskedLanguageModel
+"""What a run can train: anything with an encoder, a balancer and the multi-task model's forward."""
+
+
+@dataclass(frozen=True)
+class TrainedEncoder:
+    """A run's encoder in plain torch: fp32, on the CPU, in evaluation mode.
+
+    Attributes:
+        encoder: the encoder.
+        checkpoint: where it comes from.
+    """
+
+    encoder: BertModel
+    checkpoint: Checkpoint
+
+    @property
+    def tokenizer_path(self) -> str:
+        """Directory of the tokenizer that the encoder was trained with."""
+        return str(self.checkpoint.path / "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -65,9 +94,12 @@ class LoadedModel:
 def open_data(config: RunConfig) -> Data:
     """The prepared data of a run: task -> directory, in the run's task order.
 
+    The data of pre-training is one task, `mlm`, of these directories' texts.
+
     Raises:
         ConfigError: no path, or loss weights of other tasks.
-        DataError: see `open_tasks`.
+        DataError: see `open_tasks` and `TextCorpus`.
+        EncoderError: see `TextCorpus`.
     """
     if not config.data.paths:
         raise ConfigError(
@@ -77,6 +109,8 @@ def open_data(config: RunConfig) -> Data:
             fix="run python -m jobs.prepare and give its --output as --data.paths",
         )
     data = open_tasks(config.data.paths, tasks=config.train.tasks)
+    if isinstance(config, PretrainConfig):
+        return {MLM: TextCorpus(data)}
     _check_tasks("data.paths", data, known=TASKS, owner="rectrain")
     _check_tasks("train.loss_weights", config.train.loss_weights, known=data, owner="the run")
     return data
@@ -93,13 +127,15 @@ def _check_tasks(what: str, given: Iterable[str], *, known: Collection[str], own
         )
 
 
-def new_model(config: RunConfig, data: Data) -> MultiTaskModel:
+def new_model(config: RunConfig, data: Data) -> Model:
     """The model that a run starts from: pretrained or fresh weights, alike on every worker.
 
     Raises:
         EncoderError: the encoder can't be used, or doesn't fit the data's tokenizer.
         ConfigError: the balancer's packages are missing.
     """
+    if isinstance(config, PretrainConfig):
+        return _masked_model(config, data)
     check_installed(config.train.balancer)
     features = {task: prepared.features(task) for task, prepared in data.items()}
     if config.train.start_from is None:
@@ -108,6 +144,17 @@ def new_model(config: RunConfig, data: Data) -> MultiTaskModel:
         model = _continued(load_model(config.train.start_from), config, data, features=features)
     model.encoder.requires_grad_(config.train.freeze != "encoder")
     return model
+
+
+def _masked_model(config: PretrainConfig, data: Data) -> MaskedLanguageModel:
+    (corpus,) = data.values()
+    return MaskedLanguageModel(
+        _encoder(config, data),
+        pieces=word_pieces(load_tokenizer(corpus.tokenizer_path)),
+        share=config.mask_share,
+        activation_checkpointing=config.train.activation_checkpointing,
+        seed=config.seed,
+    )
 
 
 def _encoder(config: RunConfig, data: Data) -> BertModel:
@@ -226,7 +273,7 @@ def check_same_data(checkpoint: Checkpoint, config: RunConfig, data: Data) -> No
         )
 
 
-def attachments(model: MultiTaskModel, data: Data) -> dict[str, bytes]:
+def attachments(model: Model, data: Data) -> dict[str, bytes]:
     """Files that make a checkpoint whole: the tokenizer, and the encoder's configuration."""
     root = Path(next(iter(data.values())).tokenizer_path)
     files = {f"tokenizer/{path.name}": path.read_bytes() for path in sorted(root.iterdir())}
@@ -240,9 +287,17 @@ def load_model(location: str) -> LoadedModel:
         location: a checkpoint, or a run's folder (its newest complete checkpoint); path or URI.
 
     Raises:
-        CheckpointError: nothing complete is there, it is damaged, or it isn't ours.
+        CheckpointError: nothing complete is there, it is damaged, it isn't ours, or it has no
+            heads.
     """
     checkpoint = open_checkpoint(_find(Store.open(location)))
+    if MLM in checkpoint.meta.get("tasks", ()):
+        raise CheckpointError(
+            what=f"checkpoint {location}",
+            got="a pre-trained encoder without heads",
+            rule="only jobs.train makes a model of tasks",
+            fix="run jobs.train with --model.encoder=RUN/encoder, RUN being the pre-training",
+        )
     try:
         config = RunConfig.model_validate(checkpoint.meta["config"])
         features = {
@@ -250,18 +305,63 @@ def load_model(location: str) -> LoadedModel:
             for task, facts in checkpoint.meta["tasks"].items()
             if TASKS[task]
         }
-        described = json.loads((checkpoint.path / "encoder" / "config.json").read_bytes())
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             what=f"checkpoint {location}",
             got=f"{type(error).__name__} {error}",
             rule="this version must know its tasks and settings",
             fix="use the version of rectrain that wrote it",
         ) from error
-    encoder = BertModel(BertConfig.from_dict(described), add_pooling_layer=False)
-    model = _assemble(encoder, features=features, config=config)
+    model = _assemble(_empty_encoder(checkpoint), features=features, config=config)
     load_weights(model, checkpoint)
     return LoadedModel(model.eval(), features, checkpoint)
+
+
+def load_trained_encoder(location: str) -> TrainedEncoder:
+    """Loads the encoder of any run, joint training or pre-training.
+
+    Args:
+        location: as for `load_model`.
+
+    Raises:
+        CheckpointError: nothing complete is there, it is damaged, or it isn't ours.
+    """
+    checkpoint = open_checkpoint(_find(Store.open(location)))
+    encoder: Any = _empty_encoder(checkpoint)
+    weights = {
+        name.removeprefix(_ENCODER): tensor
+        for name, tensor in checkpoint.tensors("model")
+        if name.startswith(_ENCODER)
+    }
+    encoder.load_state_dict(weights)
+    return TrainedEncoder(encoder.eval(), checkpoint)
+
+
+def _empty_encoder(checkpoint: Checkpoint) -> BertModel:
+    """An encoder of a checkpoint's shape, whose weights are still to be loaded."""
+    path = checkpoint.path / "encoder" / "config.json"
+    try:
+        described = BertConfig.from_dict(json.loads(path.read_bytes()))
+    except (TypeError, ValueError, OSError) as error:
+        raise CheckpointError(
+            what=f"{path}",
+            got=f"{type(error).__name__} {error}",
+            rule="a checkpoint describes its encoder",
+            fix="use the version of rectrain that wrote it",
+        ) from error
+    return BertModel(described, add_pooling_layer=False)
+
+
+def newest_checkpoint(location: str) -> str:
+    """The one checkpoint that a run's folder, or a checkpoint's own, stands for now; path or URI.
+
+    Raises:
+        CheckpointError: nothing complete is there.
+    """
+    folder = Store.open(location)
+    found = _find(folder)
+    name = found.root.rpartition("/")[2]
+    return location if found is folder else f"{location.rstrip('/')}/checkpoints/{name}"
 
 
 def _find(folder: Store) -> Store:

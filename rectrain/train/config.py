@@ -10,7 +10,7 @@ from rectrain.config import Section
 from rectrain.data.config import DataConfig
 from rectrain.model.config import GRADIENT_BALANCERS, Balancer, GradientPlace, ModelConfig
 
-__all__ = ["RunConfig", "TrackingConfig", "TrainConfig"]
+__all__ = ["PretrainConfig", "RunConfig", "TrackingConfig", "TrainConfig"]
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -184,3 +184,28 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+
+class PretrainConfig(RunConfig):
+    """A run that trains the encoder alone, to guess masked words of the data's texts.
+
+    Settings of heads and of the tasks' losses have no effect, so that one file can serve both runs.
+    """
+
+    name: str = Field(
+        default="pretrain", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder in output"
+    )
+    mask_share: float = Field(
+        default=0.15, gt=0, lt=1, description="share of the words that are masked"
+    )
+
+    @model_validator(mode="after")
+    def _trains_the_encoder(self) -> Self:
+        if self.train.freeze != "none":
+            raise ValueError("pre-training trains the encoder; leave out train.freeze")
+        if self.train.start_from is not None:
+            raise ValueError(
+                "pre-training starts from an encoder; give model.encoder=RUN/encoder in the place "
+                "of train.start_from"
+            )
+        return self

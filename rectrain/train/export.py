@@ -9,7 +9,9 @@ from typing import Any
 
 from safetensors.torch import save as to_safetensors
 
-from rectrain.train.build import LoadedModel
+from rectrain.data.texts import MLM
+from rectrain.tasks import TASKS
+from rectrain.train.build import TrainedEncoder
 from rectrain.train.storage import Store
 from rectrain.train.tracking import read_records
 
@@ -18,14 +20,14 @@ __all__ = ["export_encoder"]
 _FOLDER = "encoder"
 
 
-def export_encoder(loaded: LoadedModel, store: Store) -> None:
+def export_encoder(loaded: TrainedEncoder, store: Store) -> None:
     """Writes `encoder/` into a run's folder: transformers and sentence-transformers load it.
 
     Args:
-        loaded: the trained model.
+        loaded: the trained encoder.
         store: the run's folder; its metrics.jsonl gives the card its figures.
     """
-    bert = loaded.model.encoder
+    bert = loaded.encoder
     folder = store.sub(_FOLDER)
     weights = {name: tensor.contiguous() for name, tensor in bert.state_dict().items()}
     config = bert.config.to_dict() | {"architectures": ["BertModel"]}
@@ -63,15 +65,19 @@ def _last_validation(store: Store) -> dict[str, float]:
     return found[-1] if found else {}
 
 
-def _card(loaded: LoadedModel, *, validation: Mapping[str, float]) -> str:
+def _card(loaded: TrainedEncoder, *, validation: Mapping[str, float]) -> str:
     meta: dict[str, Any] = loaded.checkpoint.meta
     base = meta["config"]["model"]["encoder"]
-    tasks = loaded.model.task_names
+    tasks = list(meta["tasks"])
+    is_pretrained = MLM in tasks
+    names = {MLM: ("loss", "perplexity")} if is_pretrained else {t: (t,) for t in tasks}
     rows = [
-        f"| {task} | {loaded.model.tasks[task].spec.primary} | "  # type: ignore[union-attr]
-        f"{f'{validation[task]:.4f}' if task in validation else 'not measured'} |"
+        f"| {task} | {name if is_pretrained else TASKS[task].primary} | "
+        f"{f'{validation[name]:.4f}' if name in validation else 'not measured'} |"
         for task in tasks
+        for name in names[task]
     ]
+    trained = "pre-trained by masked words" if is_pretrained else "trained jointly"
     return "\n".join(
         [
             "---",
@@ -84,7 +90,7 @@ def _card(loaded: LoadedModel, *, validation: Mapping[str, float]) -> str:
             "",
             "# Shared text encoder of a rectrain model",
             "",
-            f"A BERT trained jointly on {', '.join(tasks)} for {meta['step']:,} steps, from "
+            f"A BERT {trained} on {', '.join(tasks)} for {meta['step']:,} steps, from "
             f"`{base}`. A text's vector is the mean of its tokens' last hidden states.",
             "",
             "Licence: the weights derive from the base encoder and the training data; state theirs "

@@ -26,7 +26,7 @@ _ROWS = 1 << 16  # looked at together
 def freeze_encoder(model: MultiTaskModel, config: RunConfig, data: Mapping[str, Prepared]) -> None:
     """Freezes a model's encoder and gives it the vectors of all texts; every rank must call it.
 
-    The texts of all training rows, of the validation rows that count, and of the catalogues. They
+    The texts of all training rows and of the catalogues; others are encoded when they come. They
     are cut into slices that depend on nothing but the data and `tokens_per_micro_batch`, and the
     ranks share the slices. So a vector has the same bits in every life of a run.
 
@@ -38,7 +38,7 @@ def freeze_encoder(model: MultiTaskModel, config: RunConfig, data: Mapping[str, 
     Raises:
         ConfigError: the vectors need more than `train.frozen_cache_gib`.
     """
-    texts = distinct_texts(_tables(data, max_rows=config.train.evaluate_rows))
+    texts = distinct_texts(_tables(data))
     size = len(texts.lengths) * int(model.encoder.config.hidden_size) * 4 / _GIB
     if size > config.train.frozen_cache_gib:
         raise ConfigError(
@@ -52,14 +52,10 @@ def freeze_encoder(model: MultiTaskModel, config: RunConfig, data: Mapping[str, 
     model.freeze_encoder(TextVectors(texts, vectors))
 
 
-def _tables(data: Mapping[str, Prepared], *, max_rows: int) -> Iterator[pa.Table]:
-    """The texts of rows and catalogues, some rows at a time."""
+def _tables(data: Mapping[str, Prepared]) -> Iterator[pa.Table]:
+    """The texts of training rows and catalogues, some rows at a time."""
     for task, prepared in data.items():
-        columns = ["query", "item"]
-        tables = [
-            prepared.shards(task, "train").table(columns=columns),
-            prepared.shards(task, "validation").table(columns=columns).slice(0, max_rows),
-        ]
+        tables = [prepared.shards(task, "train").table(columns=["query", "item"])]
         if prepared.has_items(task):
             tables.append(prepared.items(task).table(columns=["item"]))
         for table in tables:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,9 +18,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rectrain.config import dump_config, load_config
 from rectrain.errors import ConfigError, ResourceError, without_credentials
-from rectrain.train.build import load_model, new_model, open_data
+from rectrain.train.build import (
+    load_trained_encoder,
+    new_model,
+    newest_checkpoint,
+    open_data,
+)
 from rectrain.train.checkpoint import MARKER
-from rectrain.train.config import RunConfig
+from rectrain.train.config import PretrainConfig, RunConfig
 from rectrain.train.export import export_encoder
 from rectrain.train.outline import outline, plan_run
 from rectrain.train.storage import LOCK, Store
@@ -32,8 +38,10 @@ __all__ = ["Channel", "Deaths", "RunPlace", "claim", "describe", "launch", "reso
 Say = Callable[[str], None]
 
 _CONFIG = "config.yaml"
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by `ray job submit` for its entry point
 _POLL_S = 0.5
 _MAX_DEATHS = 3
+_PRETRAIN_KEY = b"mask_share:"  # only these runs have it
 _MICRO_BATCHES = "train.num_micro_batches"
 # Settings that decide how a run goes, and not what comes out of it: they may change on resuming.
 _FREE = {
@@ -116,9 +124,11 @@ class Deaths(ray.train.UserCallback):
     ) -> None:
         """Some workers have died."""
         self._num_deaths += 1
+        rank, cause = min(worker_exceptions.items(), key=lambda death: death[0])
+        text = f"worker {rank} ended: {_last_line(cause)}"
+        self._channel.put.remote({"kind": "note", "text": text})
         if self._num_deaths < _MAX_DEATHS:
             return
-        rank, cause = min(worker_exceptions.items(), key=lambda death: death[0])
         error = ResourceError(
             what=f"worker {rank}",
             got=f"{_MAX_DEATHS} deaths without a new checkpoint; the last: {_last_line(cause)}",
@@ -135,7 +145,21 @@ def _last_line(error: BaseException) -> str:
 
 
 def resolve_paths(config: RunConfig) -> RunConfig:
-    """The same run with absolute local paths: workers have other working directories."""
+    """The same run with absolute local paths: workers have other working directories.
+
+    A run to start from becomes the checkpoint that it has now: workers must not see a newer one.
+
+    Raises:
+        ConfigError: a relative output in a job that was submitted to a cluster.
+        CheckpointError: the run to start from has no complete checkpoint.
+    """
+    if _SUBMITTED in os.environ and "://" not in config.output and config.output[:1] not in "/~":
+        raise ConfigError(
+            what="output",
+            got=config.output,
+            rule="a submitted job runs in a copy of its working directory, which Ray removes",
+            fix="give the absolute path of a folder that all nodes share, or a URI",
+        )
 
     def absolute(path: str) -> str:
         return path if "://" in path else str(Path(path).expanduser().absolute())
@@ -150,7 +174,7 @@ def resolve_paths(config: RunConfig) -> RunConfig:
         )
     if config.train.start_from is not None:
         update["train"] = config.train.model_copy(
-            update={"start_from": absolute(config.train.start_from)}
+            update={"start_from": newest_checkpoint(absolute(config.train.start_from))}
         )
     return config.model_copy(update=update)
 
@@ -182,6 +206,14 @@ def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
         ConfigError: the folder holds a run of other settings, or no run but other files.
     """
     store = Store.open(f"{config.output}/{config.name}")
+    start = config.train.start_from
+    if start is not None and f"{start}/".startswith(f"{config.output}/{config.name}/"):
+        raise ConfigError(
+            what="train.start_from",
+            got=without_credentials(start),
+            rule="a run can't start from its own checkpoint",
+            fix="give another --name",
+        )
     if not store.exists(_CONFIG) and not {LOCK, f".{_CONFIG}.tmp"}.issuperset(store.entries()):
         raise ConfigError(
             what="the run's folder",
@@ -200,10 +232,18 @@ def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
 def _check_same(config: RunConfig, store: Store) -> None:
     import tempfile
 
+    is_pretraining = isinstance(config, PretrainConfig)
+    if (_PRETRAIN_KEY in store.read(_CONFIG)) != is_pretraining:
+        raise ConfigError(
+            what=f"run {store.root}",
+            got=f"a run of jobs.{'train' if is_pretraining else 'pretrain'}",
+            rule="pre-training and training are two runs",
+            fix="give another --name, or --overwrite to begin anew",
+        )
     with tempfile.NamedTemporaryFile(suffix=".yaml") as copy:
         copy.write(store.read(_CONFIG))
         copy.flush()
-        before = load_config(RunConfig, file=copy.name, overrides=[])
+        before = load_config(type(config), file=copy.name, overrides=[])
     old, new = _identity(before), _identity(config)
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if changed:
@@ -223,9 +263,11 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     train = {key: value for key, value in tree["train"].items() if key not in _FREE}
     train["num_micro_batches"] = config.train.micro_batches
+    train["start_from"] = without_credentials(config.train.start_from or "")  # as it is stored
     data = {key: value for key, value in tree["data"].items() if key != "prefetch"}
     return {
         "seed": config.seed,
+        **({"mask_share": config.mask_share} if isinstance(config, PretrainConfig) else {}),
         **{f"data.{key}": value for key, value in data.items()},
         **{f"model.{key}": value for key, value in tree["model"].items()},
         **{f"train.{key}": value for key, value in train.items()},
@@ -249,7 +291,7 @@ def launch(config: RunConfig, place: RunPlace, *, say: Say) -> None:
     with place.store.locked():
         _begin(config, place)
         _run(config, place, use_gpu=use_gpu, say=say)
-        export_encoder(load_model(place.last_checkpoint), place.store)
+        export_encoder(load_trained_encoder(place.last_checkpoint), place.store)
 
 
 def _run(config: RunConfig, place: RunPlace, *, use_gpu: bool, say: Say) -> None:
@@ -258,6 +300,8 @@ def _run(config: RunConfig, place: RunPlace, *, use_gpu: bool, say: Say) -> None
     with _Listener(channel, config, place.store, say=say):
         try:
             _trainer(config, channel, use_gpu=use_gpu).fit()
+        except SystemExit as stop:  # what Ray Train's own handler makes of Ctrl-C
+            raise KeyboardInterrupt from stop
         except Exception:
             (failure,) = ray.get(channel.failure.remote())
             if failure is None:

@@ -9,14 +9,15 @@ from rectrain.data.loader import plan_training
 from rectrain.data.plan import Plan
 from rectrain.data.shards import Prepared, Shards
 from rectrain.errors import without_credentials
-from rectrain.model.multitask import MultiTaskModel
-from rectrain.train.config import RunConfig
+from rectrain.train.build import Model
+from rectrain.train.config import PretrainConfig, RunConfig
 from rectrain.train.step import model_facts, num_accumulations
 from rectrain.train.zero import DeviceFacts, bucket_elements, resolve_precision, state_bytes
 
 __all__ = ["RunPlan", "activation_bytes", "outline", "plan_run"]
 
 _MIB = 1 << 20
+_LOGITS = 3  # a masked piece's logits, their softmax, and the gradient
 _PROCESS_MIB = 600  # Python, torch, DeepSpeed and Ray, measured on Linux
 
 
@@ -59,7 +60,7 @@ def outline(
     config: RunConfig,
     data: Mapping[str, Prepared],
     *,
-    model: MultiTaskModel,
+    model: Model,
     device: DeviceFacts,
     run: RunPlan,
 ) -> str:
@@ -87,10 +88,10 @@ def outline(
         f"workers: {fewest}{workers}, {places} forwards each a step, ZeRO-{train.zero_stage}, "
         f"offload {train.offload}, {resolve_precision(train, device=device)} on {device.kind}"
     )
-    return "\n".join([*lines, *_memory(config, model, workers)])
+    return "\n".join([*lines, *_memory(config, model, workers, num_tokens=run.plan.most_tokens())])
 
 
-def _memory(config: RunConfig, model: MultiTaskModel, workers: int) -> list[str]:
+def _memory(config: RunConfig, model: Model, workers: int, *, num_tokens: int) -> list[str]:
     bert = model.encoder.config
     is_frozen = config.train.freeze == "encoder"
     facts = model_facts(model, hidden_size=bert.hidden_size)
@@ -103,12 +104,14 @@ def _memory(config: RunConfig, model: MultiTaskModel, workers: int) -> list[str]
         state["vectors, at most"] = int(config.train.frozen_cache_gib * (1 << 30))
     else:
         state["activations, at most"] = activation_bytes(
-            num_tokens=config.data.tokens_per_micro_batch,
+            num_tokens=num_tokens,
             hidden_size=bert.hidden_size,
             num_layers=1 if config.train.activation_checkpointing else bert.num_hidden_layers,
             max_length=bert.max_position_embeddings,
             num_heads=bert.num_attention_heads,
         )
+    if isinstance(config, PretrainConfig):
+        state["guesses"] = int(_LOGITS * 4 * config.mask_share * num_tokens * bert.vocab_size)
     parts = ", ".join(f"{kind} {held / _MIB:,.0f}" for kind, held in state.items())
     total = sum(state.values()) / _MIB
     return [

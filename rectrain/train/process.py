@@ -25,6 +25,6 @@ def set_up_process(*, num_threads: int) -> None:
     """
     torch.set_num_threads(num_threads)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_INT)
+    # An older glibc refuses so large a threshold; the other alone would make it slower.
+    if mallopt is not None and mallopt(_M_MMAP_THRESHOLD, _LARGEST_INT):
         mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)

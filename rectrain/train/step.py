@@ -186,7 +186,8 @@ def build_engine(
         config=config,
         dist_init_required=False,
     )
-    _gather_in_pieces(device.backend == "gloo" and train.zero_stage < 3)
+    if device.backend == "gloo":
+        _gather_in_pieces(train.zero_stage < 3)
     engine.train()  # pretrained encoders come in evaluation mode
     return engine  # type: ignore[no-any-return]
 

@@ -112,7 +112,8 @@ class Store:
     def entries(self) -> list[str]:
         """Names of what lies directly in this folder, hidden or not; none when it isn't there."""
         selector = fs.FileSelector(self.root, allow_not_found=True)
-        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+        with self._usable():
+            return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
 
     def folders(self) -> list[str]:
         """Names of the folders directly in this one, sorted; none when it does not exist."""
@@ -137,8 +138,13 @@ class Store:
             os.close(descriptor)
 
     def make(self, name: str = "") -> None:
-        """Makes a folder and those above it."""
-        self.filesystem.create_dir(self._full(name), recursive=True)
+        """Makes a folder and those above it.
+
+        Raises:
+            StorageError: it can't be made.
+        """
+        with self._usable():
+            self.filesystem.create_dir(self._full(name), recursive=True)
 
     def remove_file(self, name: str) -> None:
         """Removes a file, if it is there."""
@@ -180,6 +186,18 @@ class Store:
                     fix="wait for the other one, or give another --name",
                 ) from error
             yield
+
+    @contextmanager
+    def _usable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                what="output",
+                got=f"{self.root} ({error.strerror or error})",
+                rule="must be a folder that this process can write",
+                fix="give another output, or mend its permissions",
+            ) from error
 
     def _full(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}".rstrip("/") if self.root else name

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.loader import empty_tables, micro_batches_in_order
 from rectrain.data.shards import Prepared
+from rectrain.data.texts import MLM
 from rectrain.metrics import Examples, catalogue_ranks, gather_arrays, graded_groups, group_codes
 from rectrain.metrics import metric as metric_of
 from rectrain.model.spec import TaskSpec
 from rectrain.tasks import TASKS
 from rectrain.train.step import Engine
 
-__all__ = ["validate"]
+__all__ = ["score_of", "validate"]
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -42,6 +43,9 @@ def validate(
 ) -> dict[str, float]:
     """The primary metric of each task on its validation split; every rank must call it.
 
+    Of pre-training: "loss", the mean negative log-likelihood of the masked pieces in nats, and
+    "perplexity", its exponential. The masks depend on each text alone.
+
     It watches a run; `jobs.evaluate` judges it. Of each task the first `max_rows` rows count. A
     two-tower task ranks the users' items in the catalogue, cut to ten items a row.
 
@@ -50,12 +54,16 @@ def validate(
         empty dictionary on the other ranks.
     """
     features = {task: prepared.features(task) for task, prepared in data.items()}
-    values = {}
+    values: dict[str, float] = {}
     engine.eval()
     with torch.no_grad():
         for task, prepared in data.items():
-            rows = prepared.shards(task, "validation").table().slice(0, max_rows)
+            table = prepared.shards(task, "validation").table()
+            rows = table.slice(0, min(max_rows, table.num_rows))  # without columns, Arrow counts on
             score = _Scorer(engine, task, features, tokens_per_micro_batch)
+            if task == MLM:
+                values |= _guess(score, rows)
+                continue
             if rows.num_rows == 0:
                 examples = None
             elif TASKS[task].has_catalogue:
@@ -69,7 +77,22 @@ def validate(
                     else math.nan
                 )
     engine.train()
-    return values
+    return values if torch.distributed.get_rank() == 0 else {}
+
+
+def score_of(values: Mapping[str, float]) -> float:
+    """One number of a validation, higher is better: the mean metric; of pre-training, -loss."""
+    return -values["loss"] if "loss" in values else sum(values.values()) / len(values)
+
+
+def _guess(score: _Scorer, rows: pa.Table) -> dict[str, float]:
+    """Masked loss and perplexity; NaN where no text has a masked word."""
+    sums = score(rows, mode="score") if rows.num_rows else {}
+    count = float(sums["count"].sum()) if sums else 0.0
+    if count == 0:
+        return {"loss": math.nan, "perplexity": math.nan}
+    loss = float(sums["score"].sum(dtype=np.float64)) / count
+    return {"loss": loss, "perplexity": float(np.exp(loss))}
 
 
 class _Scorer:
@@ -94,10 +117,10 @@ class _Scorer:
             output = self._engine(batch.to(self._engine.device), mode=mode)[self._task]
             index.append(numbers)
             columns.append([part.float().cpu().numpy() for part in _parts(output)])
-        names = ("score",) if mode == "score" else ("query", "item")
+        names = ("score", "count") if mode == "score" else ("query", "item")
         arrays: Arrays = {"index": np.concatenate(index)}
-        for place, name in enumerate(names):
-            arrays[name] = np.concatenate([parts[place] for parts in columns])
+        for name, parts in zip(names, zip(*columns, strict=True), strict=False):
+            arrays[name] = np.concatenate(parts)
         return gather_arrays(arrays)
 
 

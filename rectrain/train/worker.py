@@ -17,6 +17,7 @@ import torch
 
 from rectrain.data.loader import Loader, catalogues
 from rectrain.errors import ConfigError, RectrainError, StorageError, without_credentials
+from rectrain.model.multitask import MultiTaskModel
 from rectrain.train.build import (
     Data,
     attachments,
@@ -49,7 +50,7 @@ from rectrain.train.step import (
     worker_device,
 )
 from rectrain.train.storage import Store
-from rectrain.train.validate import validate
+from rectrain.train.validate import score_of, validate
 
 __all__ = ["train_worker"]
 
@@ -141,6 +142,7 @@ class _Session:
             check_same_data(checkpoint, config, data)
             load_weights(model, checkpoint)
         if config.train.freeze == "encoder":
+            assert isinstance(model, MultiTaskModel)
             freeze_encoder(model.to(worker_device()), config, data)
         engine = build_engine(
             model,
@@ -281,7 +283,7 @@ class _Session:
         if not known:
             return None
         self.send(self._event("validation", done) | {"validation": known})
-        return sum(known.values()) / len(known)
+        return score_of(known)
 
     def _save(self, done: int, score: float | None) -> bool:
         problem = save_checkpoint(

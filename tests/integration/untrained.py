@@ -12,9 +12,11 @@ from rectrain.train.build import attachments, checkpoint_meta, new_model, open_d
 from rectrain.train.config import RunConfig
 
 
-def write_run(folder: Path, data: Path, *, seed: int = 0) -> Path:
+def write_run(
+    folder: Path, data: Path, *, seed: int = 0, kind: type[RunConfig] = RunConfig
+) -> Path:
     """A run on prepared data whose only checkpoint holds the weights that training starts from."""
-    config = RunConfig.model_validate(
+    config = kind.model_validate(
         {"name": folder.name, "seed": seed, "data": {"paths": [str(data)]},
          "model": {"encoder": "tiny"}}
     )  # fmt: skip

@@ -85,7 +85,7 @@ def test_ctrl_c_is_130(capsys):
         raise KeyboardInterrupt
 
     assert exit_status(main, []) == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    assert capsys.readouterr().err == "interrupted; run it again, without --overwrite, to go on\n"
 
 
 def test_a_missing_extra_is_named(capsys):

@@ -85,6 +85,25 @@ def test_a_slot_stays_within_its_share_of_the_budget_and_one_unit(
             assert sum(in_slot) < bound or len(in_slot) == 1
 
 
+@settings(max_examples=100, deadline=None)
+@given(TASK_UNITS, TASK_UNITS, st.integers(1, 2000))
+def test_no_micro_batch_holds_more_than_it_says(
+    first: list[tuple[int, int]], second: list[tuple[int, int]], budget: int
+) -> None:
+    tasks = {"a": units(first), "b": units(second)}
+    made = plan(tasks, tokens_per_micro_batch=budget, num_micro_batches=1)
+    tokens = {task: np.repeat(u.unit_tokens, np.diff(u.unit_rows)) for task, u in tasks.items()}
+    rows = {
+        task: np.repeat(np.diff(u.unit_rows), np.diff(u.unit_rows)) for task, u in tasks.items()
+    }
+    for step in range(12):
+        held = 0.0
+        for task in tasks:
+            slot = made.slot(step, task=task, micro_batch=0)
+            held += float((tokens[task][slot] / rows[task][slot]).sum())
+        assert held <= made.most_tokens() + 1e-6
+
+
 def test_equal_units_fill_slots_evenly() -> None:
     made = plan({"a": units([(1, 10)] * 100)}, tokens_per_micro_batch=50, num_micro_batches=1)
     assert made.num_slots("a") == 20

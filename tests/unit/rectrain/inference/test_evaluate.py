@@ -101,13 +101,16 @@ def test_output_of_another_job_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="differs: checkpoint"):
         sink.claim({"checkpoint": "b"}, files)
     (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(DataError, match="no manifest"):
         Sink(str(tmp_path / "mine")).claim({"checkpoint": "a"}, files)
     sink.clear()
     assert not (tmp_path / "out").exists()
     with pytest.raises(DataError, match="only scores are ever removed"):
         Sink(str(tmp_path / "mine")).clear()
-    assert (tmp_path / "mine").is_dir()
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    (tmp_path / "empty").mkdir()  # what a kill may leave
+    Sink(str(tmp_path / "empty")).claim({"checkpoint": "a"}, files)
 
 
 def test_inputs_without_a_row_or_that_are_no_parquet_are_refused(tmp_path: Path) -> None:

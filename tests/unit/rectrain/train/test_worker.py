@@ -30,10 +30,14 @@ def test_only_a_lost_peer_is_a_reason_to_restart(error: Exception, lost: bool) -
 
 def test_three_deaths_without_a_new_checkpoint_end_the_run() -> None:
     failures: list[Exception] = []
-    channel = SimpleNamespace(fail=SimpleNamespace(remote=failures.append))
+    notes: list[dict[str, str]] = []
+    channel = SimpleNamespace(
+        fail=SimpleNamespace(remote=failures.append), put=SimpleNamespace(remote=notes.append)
+    )
     deaths = Deaths(channel)
     for step in (10, 10, 20, 20, 20):  # a step saved again is no progress
         deaths.after_report(None, [{"step": step}], None)
         deaths.after_exception(None, {1: RuntimeError("trace\nOOM: killed")})
         assert len(failures) == (1 if step == 20 and deaths._num_deaths == 3 else 0)
+    assert [note["text"] for note in notes] == ["worker 1 ended: OOM: killed"] * 5
     assert "3 deaths" in str(failures[0]) and "OOM: killed" in str(failures[0])
