@@ -27,6 +27,7 @@ __all__ = [
     "build_micro_batch",
     "distinct_texts",
     "empty_table",
+    "fill_columns",
     "list_boundaries",
     "split_texts",
     "take_texts",
@@ -236,6 +237,27 @@ def empty_table(
         _VECTOR_PREFIX + name: pa.list_(pa.float32(), size) for name, size in vector_sizes.items()
     }
     return pa.schema(columns.items()).empty_table()
+
+
+def fill_columns(rows: pa.Table, *, like: pa.Table) -> pa.Table:
+    """Rows to score, with every column of a micro-batch.
+
+    Args:
+        rows: prepared columns. A catalogue, or rows that a user gives, may lack a side's texts and
+            what only a loss needs: these become empty lists and 0, and each row a list of its own.
+        like: the columns (see `empty_table`); `num_tokens` is kept too where it is there.
+    """
+    num_rows = rows.num_rows
+    columns = {"num_tokens": rows.column("num_tokens")} if "num_tokens" in rows.schema.names else {}
+    for field in like.schema:
+        if field.name in rows.column_names:
+            columns[field.name] = rows.column(field.name)
+        elif pa.types.is_list(field.type):
+            columns[field.name] = pa.array([[]] * num_rows, field.type)
+        else:
+            numbers = np.arange(num_rows) * (field.name == "list_id")
+            columns[field.name] = pa.array(numbers, field.type)
+    return pa.table(columns)
 
 
 def batch_columns(names: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rectrain.data.batch import MicroBatch, build_micro_batch, split_texts
+from rectrain.data.batch import MicroBatch, build_micro_batch, fill_columns, split_texts
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.fields import FieldTable
 from rectrain.data.loader import empty_tables, open_tasks
@@ -176,7 +176,7 @@ class Predictor:
     def _blocks(self, task: str, rows: pa.Table, *, mode: Mode) -> Iterator[Any]:
         self.spec(task)
         tables = dict(self._empty)
-        rows = _complete(rows, like=self._empty[task])
+        rows = fill_columns(rows, like=self._empty[task])
         for start in range(0, rows.num_rows, _BLOCK_ROWS):
             tables[task] = rows.slice(start, _BLOCK_ROWS)
             counts = {name: float(table.num_rows) for name, table in tables.items()}
@@ -255,20 +255,6 @@ def open_prepared(
                 fix="give the data of the training run",
             )
     return data
-
-
-def _complete(rows: pa.Table, *, like: pa.Table) -> pa.Table:
-    """The columns that a micro-batch reads; those that only a loss needs may be missing."""
-    n = rows.num_rows
-    columns = {}
-    for field in like.schema:
-        if field.name in rows.column_names:
-            columns[field.name] = rows.column(field.name)
-        elif pa.types.is_list(field.type):
-            columns[field.name] = pa.array([[]] * n, field.type)
-        else:
-            columns[field.name] = pa.array(np.arange(n) * (field.name == "list_id"), field.type)
-    return pa.table(columns)
 
 
 def _numpy(values: Tensor) -> Floats:

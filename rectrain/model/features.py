@@ -74,6 +74,7 @@ class FeatureLayer(nn.Module):
         self.width = width if inputs else 0
         if inputs:
             self.out = nn.Linear(inputs, width)
+            self.norm = nn.LayerNorm(width)
 
     def forward(
         self,
@@ -108,7 +109,7 @@ class FeatureLayer(nn.Module):
             if values.shape[1] > 1:  # a single value less its mean is always 0
                 values = F.layer_norm(values, values.shape[1:])
             parts += [project(values.to(dtype)) * (1 - missing), missing]
-        return F.gelu(self.out(torch.cat(parts, dim=1)))
+        return self.norm(F.gelu(self.out(torch.cat(parts, dim=1))))  # type: ignore[no-any-return]
 
 
 def _bins(bin_edges: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ features.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,15 @@ from torch import Tensor, nn
 from rectrain.data.batch import TextLists
 from rectrain.model.spec import Head
 
-__all__ = ["BiEncoderHead", "ListPooling", "PairHead", "SingleHead", "TwoTowerHead", "build_head"]
+__all__ = [
+    "BiEncoderHead",
+    "HeadSizes",
+    "ListPooling",
+    "PairHead",
+    "SingleHead",
+    "TwoTowerHead",
+    "build_head",
+]
 
 _MAX_RECENCY = 16
 _START_SCALE = 16.0
@@ -60,6 +70,27 @@ class ListPooling(nn.Module):
         return torch.where((sizes == 0)[:, None], self.missing.to(vectors.dtype), pooled)
 
 
+@dataclass(frozen=True)
+class HeadSizes:
+    """What a head is made from.
+
+    Attributes:
+        width: D.
+        feature_width: F, of the rows' or items' features.
+        hidden: width of the hidden layers.
+        dropout: probability.
+        bias: of a logit's last layer: whether the score of a row stands alone. Where scores are
+            only compared inside a list, the gradient of a bias would be rounding noise, which Adam
+            would blow up.
+    """
+
+    width: int
+    feature_width: int
+    hidden: int
+    dropout: float
+    bias: bool = True
+
+
 class TwoTowerHead(nn.Module):
     """Vectors of both sides whose inner product is the score, for an index of items.
 
@@ -69,18 +100,13 @@ class TwoTowerHead(nn.Module):
     popularity that starts at 1 (a prior: the loss takes log q of the sampling out again). Both
     terms are folded into the vectors, [scale · u, 1] of a query and [v, popularity · log q] of an
     item.
-
-    Args:
-        width: D.
-        feature_width: F, of the item's features.
-        hidden: width of the hidden layers.
-        dropout: probability.
     """
 
-    def __init__(self, width: int, *, feature_width: int, hidden: int, dropout: float) -> None:
+    def __init__(self, sizes: HeadSizes) -> None:
         super().__init__()
-        self.query = _mlp(width, _zero(nn.Linear(hidden, width)), dropout=dropout)
-        self.item = _mlp(width + feature_width, _zero(nn.Linear(hidden, width)), dropout=dropout)
+        width = sizes.width
+        self.query = _mlp(width, _zero(nn.Linear(sizes.hidden, width)), sizes)
+        self.item = _mlp(width + sizes.feature_width, _zero(nn.Linear(sizes.hidden, width)), sizes)
         self.log_scale = nn.Parameter(torch.tensor(_START_SCALE).log().reshape(1))
         self.popularity = nn.Parameter(torch.ones(1))
 
@@ -111,19 +137,13 @@ class BiEncoderHead(nn.Module):
     """A graded match of two texts: scale · cos(q, d) + r(q∘d, |q − d|, features).
 
     The last layer of the network r starts at zero: training starts at the pretrained cosine. It
-    has no bias (see `build_head`). The scale is learned.
-
-    Args:
-        width: D.
-        feature_width: F.
-        hidden: width of the hidden layers.
-        dropout: probability.
+    never has a bias (see `HeadSizes`). The scale is learned.
     """
 
-    def __init__(self, width: int, *, feature_width: int, hidden: int, dropout: float) -> None:
+    def __init__(self, sizes: HeadSizes) -> None:
         super().__init__()
-        last = _zero(nn.Linear(hidden, 1, bias=False))
-        self.residual = _mlp(2 * width + feature_width, last, dropout=dropout)
+        last = _zero(nn.Linear(sizes.hidden, 1, bias=False))
+        self.residual = _mlp(2 * sizes.width + sizes.feature_width, last, sizes)
         self.log_scale = nn.Parameter(torch.tensor(_START_SCALE).log().reshape(1))
 
     def forward(self, query: Tensor, item: Tensor, features: Tensor) -> Tensor:
@@ -136,87 +156,81 @@ class BiEncoderHead(nn.Module):
 
 
 class PairHead(nn.Module):
-    """A logit from both sides fused: a network on (u, v, u∘v, |u − v|, features).
+    """A logit from both sides fused: `_Logit` of the texts (u, v, u∘v, |u − v|) and features."""
 
-    Args:
-        width: D.
-        feature_width: F.
-        hidden: width of the hidden layers.
-        dropout: probability.
-        bias: of the last layer.
-    """
-
-    def __init__(
-        self, width: int, *, feature_width: int, hidden: int, dropout: float, bias: bool = True
-    ) -> None:
+    def __init__(self, sizes: HeadSizes) -> None:
         super().__init__()
-        last = nn.Linear(hidden, 1, bias=bias)
-        self.logit = _mlp(4 * width + feature_width, last, dropout=dropout)
+        self.logit = _Logit(4 * sizes.width, sizes)
 
     def forward(self, query: Tensor, item: Tensor, features: Tensor) -> Tensor:
         """Logits float32 [B] of query [B, D] and item [B, D] with features [B, F]."""
         u, v = _unit_rms(query), _unit_rms(item)
-        inputs = torch.cat([u, v, u * v, (u - v).abs(), features], dim=1)
-        return self.logit(inputs).float().squeeze(1)  # type: ignore[no-any-return]
+        return self.logit(torch.cat([u, v, u * v, (u - v).abs()], dim=1), features)  # type: ignore[no-any-return]
 
 
 class SingleHead(nn.Module):
-    """A logit from the item side: a network on (v, features).
+    """A logit from the item side: `_Logit` of its vector and features."""
 
-    Args:
-        width: D.
-        feature_width: F.
-        hidden: width of the hidden layers.
-        dropout: probability.
-        bias: of the last layer.
-    """
-
-    def __init__(
-        self, width: int, *, feature_width: int, hidden: int, dropout: float, bias: bool = True
-    ) -> None:
+    def __init__(self, sizes: HeadSizes) -> None:
         super().__init__()
-        last = nn.Linear(hidden, 1, bias=bias)
-        self.logit = _mlp(width + feature_width, last, dropout=dropout)
+        self.logit = _Logit(sizes.width, sizes)
 
     def forward(self, item: Tensor, features: Tensor) -> Tensor:
         """Logits float32 [B] of item [B, D] with features [B, F]."""
-        logit = self.logit(torch.cat([_unit_rms(item), features], dim=1))
-        return logit.float().squeeze(1)  # type: ignore[no-any-return]
+        return self.logit(_unit_rms(item), features)  # type: ignore[no-any-return]
+
+
+class _Logit(nn.Module):
+    """deep(texts, features) + wide(features): a network of both, and one of the features alone.
+
+    Beside vectors many times as wide, a few features drown in one network; with a path of their own
+    they are learned as well as without texts (Cheng et al. 2016, "Wide & Deep Learning for
+    Recommender Systems"; here the wide part is a network too).
+
+    Args:
+        text_width: width of the texts' vectors.
+        sizes: of the head; a task without features has no wide part.
+    """
+
+    def __init__(self, text_width: int, sizes: HeadSizes) -> None:
+        super().__init__()
+        last = nn.Linear(sizes.hidden, 1, bias=sizes.bias)
+        self.deep = _mlp(text_width + sizes.feature_width, last, sizes)
+        if sizes.feature_width:
+            self.wide = _mlp(sizes.feature_width, nn.Linear(sizes.hidden, 1, bias=False), sizes)
+
+    def forward(self, texts: Tensor, features: Tensor) -> Tensor:
+        """Logits float32 [B] of texts [B, text_width] and features [B, F]."""
+        logit = self.deep(torch.cat([texts, features], dim=1)).float()
+        if features.shape[1]:
+            logit = logit + self.wide(features).float()
+        return logit.squeeze(1)  # type: ignore[no-any-return]
+
+
+_HEADS: dict[Head, type[TwoTowerHead | BiEncoderHead | PairHead | SingleHead]] = {
+    "two_tower": TwoTowerHead,
+    "bi_encoder": BiEncoderHead,
+    "pair": PairHead,
+    "single": SingleHead,
+}
 
 
 def build_head(
-    kind: Head, *, width: int, feature_width: int, hidden: int, dropout: float, bias: bool
+    kind: Head, sizes: HeadSizes
 ) -> TwoTowerHead | BiEncoderHead | PairHead | SingleHead:
-    """The head of a task.
-
-    Args:
-        kind: `TaskSpec.head`.
-        width: D.
-        feature_width: F.
-        hidden: width of the hidden layers.
-        dropout: probability.
-        bias: whether the score of a row stands alone. Where scores are only compared inside a
-            list, the gradient of a bias would be rounding noise, which Adam would blow up.
-    """
-    if kind in ("pair", "single"):
-        scorer: type[PairHead | SingleHead] = PairHead if kind == "pair" else SingleHead
-        return scorer(width, feature_width=feature_width, hidden=hidden, dropout=dropout, bias=bias)
-    ranker: type[TwoTowerHead | BiEncoderHead] = (
-        TwoTowerHead if kind == "two_tower" else BiEncoderHead
-    )
-    return ranker(width, feature_width=feature_width, hidden=hidden, dropout=dropout)
+    """The head of a task; `kind` is its `TaskSpec.head`."""
+    return _HEADS[kind](sizes)
 
 
-def _mlp(inputs: int, last: nn.Linear, *, dropout: float) -> nn.Sequential:
-    """Two hidden layers as wide as the last layer's input, and the last layer."""
-    hidden = last.in_features
+def _mlp(inputs: int, last: nn.Linear, sizes: HeadSizes) -> nn.Sequential:
+    """Two hidden layers, and the last layer."""
     return nn.Sequential(
-        nn.Linear(inputs, hidden),
+        nn.Linear(inputs, sizes.hidden),
         nn.GELU(),
-        nn.Dropout(dropout),
-        nn.Linear(hidden, hidden),
+        nn.Dropout(sizes.dropout),
+        nn.Linear(sizes.hidden, sizes.hidden),
         nn.GELU(),
-        nn.Dropout(dropout),
+        nn.Dropout(sizes.dropout),
         last,
     )
 

@@ -29,8 +29,9 @@ class TextVectors:
         device = self._vectors.device
         places = [self._place.get(key, -1) for key in text_keys(texts)]
         place = torch.tensor(places, dtype=torch.int64, device=device)
-        vectors = self._vectors[place]  # a copy; unknown texts have another's vector for now
-        unknown = (place < 0).nonzero().squeeze(1)
+        vectors = self._vectors.new_empty(len(places), self._vectors.shape[1])
+        known, unknown = place >= 0, (place < 0).nonzero().squeeze(1)
+        vectors[known] = self._vectors[place[known]]
         if len(unknown):
             vectors[unknown] = encode(take_texts(texts, unknown)).to(vectors.dtype)
         return vectors

@@ -21,7 +21,7 @@ from rectrain.model.balancing import build_balancer
 from rectrain.model.config import Balancer, GradientPlace, ModelConfig
 from rectrain.model.encoder import encode
 from rectrain.model.features import FeatureLayer
-from rectrain.model.heads import ListPooling, TwoTowerHead, build_head
+from rectrain.model.heads import HeadSizes, ListPooling, TwoTowerHead, build_head
 from rectrain.model.known import TextVectors
 from rectrain.model.losses import (
     bce,
@@ -62,11 +62,13 @@ class TaskModule(nn.Module):
         )
         self.head = build_head(
             spec.head,
-            width=width,
-            feature_width=self.features.width,
-            hidden=config.head_width,
-            dropout=config.dropout,
-            bias=not spec.has_lists,
+            HeadSizes(
+                width=width,
+                feature_width=self.features.width,
+                hidden=config.head_width,
+                dropout=config.dropout,
+                bias=not spec.has_lists,
+            ),
         )
 
     def pool(self, vectors: Tensor, slot: Slot) -> list[Tensor]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from rectrain.data.batch import fill_columns
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.loader import empty_tables, micro_batches_in_order
 from rectrain.data.shards import Prepared
@@ -107,7 +108,7 @@ class _Scorer:
     def __call__(self, rows: pa.Table, *, mode: str) -> Arrays:
         index, columns = [], []
         for numbers, batch in micro_batches_in_order(
-            _complete(rows, like=empty_tables(self._features)[self._task]),
+            fill_columns(rows, like=empty_tables(self._features)[self._task]),
             task=self._task,
             features=self._features,
             tokens_per_micro_batch=self._budget,
@@ -122,19 +123,6 @@ class _Scorer:
         for name, parts in zip(names, zip(*columns, strict=True), strict=False):
             arrays[name] = np.concatenate(parts)
         return gather_arrays(arrays)
-
-
-def _complete(rows: pa.Table, *, like: pa.Table) -> pa.Table:
-    """The columns of a micro-batch, those that a catalogue lacks filled; each row its own list."""
-    columns = {"num_tokens": rows.column("num_tokens")}
-    for field in like.schema:
-        if field.name in rows.column_names:
-            columns[field.name] = rows.column(field.name)
-        elif pa.types.is_list(field.type):
-            columns[field.name] = pa.array([[]] * rows.num_rows, field.type)
-        else:
-            columns[field.name] = pa.array(np.arange(rows.num_rows), field.type)
-    return pa.table(columns)
 
 
 def _parts(output: Any) -> tuple[torch.Tensor, ...]:

@@ -19,6 +19,7 @@ from rectrain.data.batch import (
     batch_columns,
     build_micro_batch,
     empty_table,
+    fill_columns,
     list_boundaries,
 )
 
@@ -178,3 +179,17 @@ def test_columns_that_are_not_read_are_left_out() -> None:
 )
 def test_list_boundaries(list_id: list[int], expected: list[int]) -> None:
     assert list_boundaries(np.array(list_id, dtype=np.int32)).tolist() == expected
+
+
+def test_columns_that_a_catalogue_lacks_are_filled_and_rows_are_no_lists() -> None:
+    whole = rows([[], [], []], [[[1]], [[2, 3]], []], log_q=[-1.0, -2.0, -3.0])
+    given = whole.select(["item", "log_q", "numeric", "categorical", "vector_image"])
+    like = whole.slice(0, 0)
+    filled = fill_columns(given.append_column("num_tokens", pa.array([1, 2, 0])), like=like)
+    assert set(filled.column_names) == {*whole.column_names, "num_tokens"}
+    assert all(filled.schema.field(field.name).type == field.type for field in like.schema)
+    assert filled.column("list_id").to_pylist() == [0, 1, 2]
+    assert filled.column("query").to_pylist() == [[], [], []]
+    assert filled.column("log_q").to_pylist() == [-1, -2, -3]
+    assert not any(filled.column("label").to_pylist() + filled.column("item_key").to_pylist())
+    assert "num_tokens" not in fill_columns(given, like=like).column_names

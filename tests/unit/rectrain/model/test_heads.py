@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from rectrain.data.batch import TextLists
-from rectrain.model.heads import BiEncoderHead, ListPooling, TwoTowerHead, build_head
+from rectrain.model.heads import BiEncoderHead, HeadSizes, ListPooling, TwoTowerHead, build_head
 
 
 def _lists(*rows: list[int]) -> TextLists:
@@ -48,7 +48,7 @@ def test_an_empty_list_has_a_bounded_gradient_through_normalisation() -> None:
 
 
 def test_two_tower_starts_at_the_scaled_cosine_plus_log_popularity() -> None:
-    head = TwoTowerHead(6, feature_width=2, hidden=4, dropout=0.0)
+    head = TwoTowerHead(HeadSizes(6, feature_width=2, hidden=4, dropout=0.0))
     query, item, log_q = torch.randn(3, 6), torch.randn(3, 6), torch.tensor([-1.0, -2.0, -3.0])
     queries, items = head(query, item, torch.randn(3, 2), log_q)
     expected = 16 * F.cosine_similarity(query[:, None], item[None], dim=2) + log_q
@@ -56,7 +56,7 @@ def test_two_tower_starts_at_the_scaled_cosine_plus_log_popularity() -> None:
 
 
 def test_bi_encoder_starts_at_the_scaled_cosine() -> None:
-    head = BiEncoderHead(6, feature_width=2, hidden=4, dropout=0.0)
+    head = BiEncoderHead(HeadSizes(6, feature_width=2, hidden=4, dropout=0.0))
     query, item = torch.randn(3, 6), torch.randn(3, 6)
     expected = 16 * F.cosine_similarity(query, item)
     torch.testing.assert_close(head(query, item, torch.randn(3, 2)), expected)
@@ -65,7 +65,7 @@ def test_bi_encoder_starts_at_the_scaled_cosine() -> None:
 @pytest.mark.parametrize("kind", ["two_tower", "bi_encoder", "pair", "single"])
 def test_every_input_and_parameter_reaches_the_score(kind: str) -> None:
     torch.manual_seed(0)
-    head = build_head(kind, width=6, feature_width=2, hidden=4, dropout=0.0, bias=True)  # type: ignore[arg-type]
+    head = build_head(kind, HeadSizes(6, feature_width=2, hidden=4, dropout=0.0, bias=True))  # type: ignore[arg-type]
     for parameter in head.parameters():  # away from the zeros it starts with
         torch.nn.init.normal_(parameter, std=0.5)
     names = ["item", "features"] if kind == "single" else ["query", "item", "features"]
@@ -82,14 +82,34 @@ def test_every_input_and_parameter_reaches_the_score(kind: str) -> None:
 
 
 def test_scores_do_not_depend_on_the_size_of_the_encoders_vectors() -> None:
-    head = build_head("pair", width=6, feature_width=0, hidden=4, dropout=0.0, bias=True)
+    head = build_head("pair", HeadSizes(6, feature_width=0, hidden=4, dropout=0.0, bias=True))
     query, item = torch.randn(3, 6), torch.randn(3, 6)
     none = torch.zeros(3, 0)
     torch.testing.assert_close(head(query, item, none), head(100 * query, 0.01 * item, none))
 
 
 @pytest.mark.parametrize("kind", ["pair", "single"])
-def test_a_score_that_is_only_compared_has_no_bias(kind: str) -> None:
+@pytest.mark.parametrize("feature_width", [0, 3])
+def test_a_score_that_is_only_compared_has_no_bias(kind: str, feature_width: int) -> None:
+    torch.manual_seed(0)
+    sides = [torch.randn(5, 6) for _ in range(2 if kind == "pair" else 1)]
     for bias in (True, False):
-        head = build_head(kind, width=6, feature_width=0, hidden=4, dropout=0.0, bias=bias)  # type: ignore[arg-type]
-        assert (head.logit[-1].bias is not None) == bias
+        sizes = HeadSizes(6, feature_width=feature_width, hidden=4, dropout=0.0, bias=bias)
+        head = build_head(kind, sizes)  # type: ignore[arg-type]
+        with torch.no_grad():  # the same for all rows but for what the last layers add
+            for name, parameter in head.named_parameters():
+                if name.endswith("weight"):
+                    parameter.zero_()
+        assert bool(head(*sides, torch.randn(5, feature_width)).abs().sum()) == bias
+
+
+@pytest.mark.parametrize("kind", ["pair", "single"])
+def test_features_have_a_path_that_texts_do_not_pass(kind: str) -> None:
+    torch.manual_seed(0)
+    head = build_head(kind, HeadSizes(6, feature_width=3, hidden=4, dropout=0.0))  # type: ignore[arg-type]
+    sides = [torch.randn(1, 6).expand(5, 6) for _ in range(2 if kind == "pair" else 1)]
+    with torch.no_grad():
+        for parameter in head.logit.deep.parameters():  # type: ignore[union-attr, operator]
+            parameter.zero_()
+    scores = head(*sides, torch.randn(5, 3))
+    assert scores.unique().numel() == 5

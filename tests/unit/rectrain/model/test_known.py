@@ -59,6 +59,16 @@ def test_known_texts_are_looked_up_and_unknown_ones_encoded() -> None:
     assert len(asked) == 1
 
 
+def test_with_no_text_known_all_are_encoded_and_no_text_has_no_vector() -> None:
+    none = take_texts(TEXTS, torch.tensor([], dtype=torch.int64))
+    known = TextVectors(none, torch.zeros(0, 3))
+    expected = torch.arange(12.0).reshape(4, 3)
+    assert known.of(TEXTS, encode=lambda texts: expected).equal(expected)
+    assert known.of(none, encode=lambda texts: expected).shape == (0, 3)
+    some = TextVectors(TEXTS, expected)
+    assert some.of(none, encode=lambda texts: expected).shape == (0, 3)
+
+
 def test_a_frozen_encoder_gives_the_same_loss_and_learns_nothing(
     make_model: Callable[..., MultiTaskModel], make_batch: Callable[..., MicroBatch]
 ) -> None:

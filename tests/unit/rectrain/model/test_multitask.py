@@ -241,7 +241,7 @@ def test_weights_are_seeded_and_bf16_gives_finite_fp32_losses(
     make_model: MakeModel, make_batch: MakeBatch
 ) -> None:
     one, same, other = (make_model(seed=seed) for seed in (0, 0, 1))
-    weights = [model.tasks["risk"].head.logit[0].weight for model in (one, same, other)]  # type: ignore[union-attr, index]
+    weights = [model.tasks["risk"].head.logit.deep[0].weight for model in (one, same, other)]  # type: ignore[union-attr, index]
     assert torch.equal(weights[0], weights[1])  # type: ignore[arg-type]
     assert not torch.equal(weights[0], weights[2])  # type: ignore[arg-type]
     loss, _ = one.bfloat16()(make_batch(_FULL))
