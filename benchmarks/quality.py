@@ -2,10 +2,10 @@
 
     python -m benchmarks.quality [--quick] [--only real,market] [--folder runs/quality]
 
-Real data: one joint run of six tasks beside six runs of one task each, which together see as many
-tokens; every system's scores of the same test rows are resampled together. The first fold runs with
-three seeds, every fold once. Interrupted and run again, it goes on: finished runs are kept.
-Marketplace: one choice is changed at a time.
+Real data: one joint model of six tasks beside six models of one task each, which are trained on the
+same rows and so together on as many tokens; all systems' scores of the same test rows are resampled
+together. The first fold runs with three seeds, every fold once. Interrupted and run again, it goes
+on: finished runs are kept. Marketplace: one choice is changed at a time.
 """
 
 from __future__ import annotations
@@ -13,37 +13,53 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.quality_runs import Scale, Study, Systems, concatenate
+from benchmarks.quality_runs import PRETRAINED, SINGLE, Scale, Study, Systems
 from benchmarks.table import Figure, print_table, write_figures
 from rectrain.inference.evaluate import MODEL
-from rectrain.metrics import Interval, bootstrap_interval, paired_difference
+from rectrain.metrics import Examples, Interval, metric, resample, summarise
 from rectrain.tasks import TASKS
 
 __all__ = ["main"]
 
 _OUTPUT = Path("runs/bench")
 _SHARED = Path("../shared/data")
-_FULL = Scale(joint_steps=170, head_steps=500, seeds=(0, 1, 2), folds=5, market_steps=120)
-_QUICK = Scale(joint_steps=12, head_steps=40, seeds=(0,), folds=1, market_steps=6)
+_FULL = Scale(encoder_steps=60, head_steps=600, seeds=(0, 1, 2), folds=5, market_steps=60)
+_QUICK = Scale(encoder_steps=3, head_steps=20, seeds=(0,), folds=1, market_steps=3)
 
-#: data set -> (task, the baseline of ../shared/data/README.md that T6 counts)
+
+@dataclass(frozen=True)
+class Dataset:
+    """One of the real data sets.
+
+    Attributes:
+        task: what it is used for.
+        baseline: the one of ../shared/data/README.md that T6 counts.
+        has_folds: whether each fold tests other rows.
+    """
+
+    task: str
+    baseline: str
+    has_folds: bool = False
+
+
 DATASETS = {
-    "online_retail": ("recommendation", "item_knn"),
-    "chorus": ("search_ranking", "bm25"),
-    "upworthy": ("ad_headline", "tfidf_difference"),
-    "bank_marketing": ("ad_ctr", "gbdt"),
-    "returns": ("risk", "both"),
-    "dark_patterns": ("risk_text", "tfidf_c10"),
+    "online_retail": Dataset("recommendation", "item_knn"),
+    "chorus": Dataset("search_ranking", "bm25", has_folds=True),
+    "upworthy": Dataset("ad_headline", "tfidf_difference"),
+    "bank_marketing": Dataset("ad_ctr", "gbdt"),
+    "returns": Dataset("risk", "both"),
+    "dark_patterns": Dataset("risk_text", "tfidf_c10", has_folds=True),
 }
+_FIRST = "shared_bottom"
 #: variant of the marketplace -> the settings that it changes
 MARKET: Mapping[str, tuple[str, ...]] = {
-    "shared_bottom": (),
+    _FIRST: (),
     "gated_experts": ("--model.sharing=gated_experts",),
     "mmoe": ("--model.sharing=mmoe",),
     "ple": ("--model.sharing=ple",),
@@ -52,28 +68,73 @@ MARKET: Mapping[str, tuple[str, ...]] = {
     "pcgrad": ("--train.balancer=pcgrad",),
     "cagrad": ("--train.balancer=cagrad",),
     "upgrad": ("--train.balancer=upgrad",),
+    PRETRAINED: (),
 }
 
 
-@dataclass(frozen=True)
-class Pooled:
-    """One system's and its rivals' scores of a data set, over folds; rows stand alike in all."""
+class Judge:
+    """A system's metric: the mean over folds of the mean over seeds, with its bootstrap interval.
 
-    task: str
-    systems: Systems
+    Groups of all folds are drawn together; the seeds of a fold are judged on the same draws.
 
-    @property
-    def metric(self) -> str:
-        """The task's primary metric."""
-        return TASKS[self.task].primary
+    Args:
+        task: whose primary metric it is.
+        folds: of each fold, of each seed, the systems' scores; rows of a fold stand alike in all.
+    """
+
+    def __init__(self, task: str, folds: Sequence[Sequence[Systems]]) -> None:
+        self.metric = TASKS[task].primary
+        self._folds = folds
+        first = [next(iter(seeds[0].values())) for seeds in folds]
+        self._ends = np.cumsum([len(fold.label) for fold in first])
+        before = np.cumsum([0, *(fold.num_groups for fold in first)])
+        self._unit = np.concatenate(
+            [fold.groups + n for fold, n in zip(first, before, strict=False)]
+        )
+        self._weight = np.concatenate([fold.weights for fold in first])
 
     def value(self, system: str) -> Interval:
-        """The metric with its 95% bootstrap interval."""
-        return bootstrap_interval(self.metric, self.systems[system])
+        """The metric of a system."""
+        return self._interval([self._statistic(system)], lambda values: values[:, 0])
 
     def difference(self, first: str, second: str) -> Interval:
-        """metric(first) - metric(second), paired."""
-        return paired_difference(self.metric, self.systems[first], self.systems[second])
+        """metric(first) - metric(second), both on the same draws."""
+        both = [self._statistic(first), self._statistic(second)]
+        return self._interval(both, lambda values: values[:, 0] - values[:, 1])
+
+    def of_seeds(self, system: str) -> list[float]:
+        """The metric on the first fold of each seed."""
+        return [self._measure(systems[system])(None) for systems in self._folds[0]]
+
+    def _measure(self, examples: Examples) -> Callable[[np.ndarray | None], float]:
+        statistic = metric(self.metric).prepare(examples)
+        return lambda weight: statistic(examples.weights if weight is None else weight)
+
+    def _statistic(self, system: str) -> Callable[[np.ndarray], float]:
+        # A baseline has no seed: it stands in the first seed's scores alone.
+        parts = [
+            [self._measure(systems[system]) for systems in seeds if system in systems]
+            for seeds in self._folds
+        ]
+
+        def mean(weight: np.ndarray) -> float:
+            pieces = np.split(weight, self._ends[:-1])
+            found = [
+                np.mean([part(piece) for part in seeds])
+                for seeds, piece in zip(parts, pieces, strict=True)
+            ]
+            return float(np.mean(found))
+
+        return mean
+
+    def _interval(
+        self,
+        statistics: Sequence[Callable[[np.ndarray], float]],
+        combine: Callable[[np.ndarray], np.ndarray],
+    ) -> Interval:
+        drawn = resample(statistics, unit=self._unit, weight=self._weight)
+        found = np.array([[statistic(self._weight) for statistic in statistics]])
+        return summarise(float(combine(found)[0]), combine(drawn))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -86,98 +147,95 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--folder", help="of runs and data (default: runs/quality[-quick])")
     options = parser.parse_args(argv)
     logging.getLogger("ray").setLevel(logging.WARNING)
-    folder = Path(options.folder or f"runs/quality{'-quick' if options.quick else ''}")
-    study = Study(folder, scale=_QUICK if options.quick else _FULL, shared=_SHARED)
-    figures: list[Figure] = []
-    if "real" in options.only.split(","):
-        figures += _real(study)
-    if "market" in options.only.split(","):
-        figures += _market(study)
-    print_table(figures)
-    path = _OUTPUT / ("quality-quick.json" if options.quick else "quality.json")
-    write_figures(path, figures)
-    print(f"written: {path}")
+    name = f"quality{'-quick' if options.quick else ''}"
+    study = Study(
+        Path(options.folder or f"runs/{name}"),
+        scale=_QUICK if options.quick else _FULL,
+        shared=_SHARED,
+    )
+    parts = {"real": _real, "market": _market}
+    for part in options.only.split(","):
+        figures = parts[part](study)
+        print_table(figures)
+        path = _OUTPUT / f"{name}-{part}.json"
+        write_figures(path, figures)
+        print(f"written: {path}", flush=True)
     return 0
 
 
 def _real(study: Study) -> list[Figure]:
-    tasks = {name: task for name, (task, _) in DATASETS.items()}
-    cells = [(0, seed) for seed in study.scale.seeds]
-    cells += [(fold, study.scale.seeds[0]) for fold in range(1, study.scale.folds)]
-    found = {cell: study.real(tasks.values(), fold=cell[0], seed=cell[1]) for cell in cells}
-    figures, worse, better, beaten = [], [], [], []
-    for name, (task, baseline) in DATASETS.items():
-        folds = [(fold, study.scale.seeds[0]) for fold in range(study.scale.folds)]
-        pooled = Pooled(task, _pool([found[cell][task] for cell in folds if cell in found]))
-        joint, single = pooled.value(MODEL), pooled.value("single")
-        figures.append(_figure(f"quality/{name}/joint", joint, pooled.metric, "95% interval"))
-        figures.append(_figure(f"quality/{name}/single", single, pooled.metric, "95% interval"))
-        figures.append(
-            _figure(f"quality/{name}/{baseline}", pooled.value(baseline), pooled.metric, "baseline")
-        )
-        gain = pooled.difference(MODEL, "single")
-        figures.append(_figure(f"quality/{name}/joint-single", gain, pooled.metric, "single-task"))
-        lead = pooled.difference(MODEL, baseline)
-        figures.append(_figure(f"quality/{name}/joint-{baseline}", lead, pooled.metric, baseline))
-        seeds = [
-            Pooled(task, found[0, seed][task]).value(MODEL).value for seed in study.scale.seeds
-        ]
-        figures.append(_spread(f"quality/{name}/seeds", seeds, pooled.metric))
-        worse += [name] if gain.high < 0 else []
-        better += [name] if gain.low > 0 else []
-        beaten += [name] if lead.low > 0 else []
+    figures, gains, leads = [], {}, {}
+    for name, judge in _judges(study).items():
+        baseline = DATASETS[name].baseline
+        for system in (MODEL, SINGLE, baseline):
+            title = "joint" if system == MODEL else system
+            figures.append(_figure(f"{name}/{title}", judge.value(system), judge, "95% interval"))
+        gains[name] = judge.difference(MODEL, SINGLE)
+        figures.append(_figure(f"{name}/joint-single", gains[name], judge, "single-task"))
+        leads[name] = judge.difference(MODEL, baseline)
+        figures.append(_figure(f"{name}/joint-{baseline}", leads[name], judge, baseline))
+        figures.append(_spread(f"{name}/seeds", judge.of_seeds(MODEL), judge))
+    alone = "single-task models of the same rows and tokens"
     return [
         *figures,
-        _count("T6/worse", worse, "single-task runs of the same tokens"),
-        _count("T6/better", better, "single-task runs of the same tokens"),
-        _count("T6/baselines_beaten", beaten, "../shared/data/README.md"),
+        _count("T6/worse", [name for name, gain in gains.items() if gain.high < 0], alone),
+        _count("T6/better", [name for name, gain in gains.items() if gain.low > 0], alone),
+        _count(
+            "T6/baselines_beaten",
+            [name for name, lead in leads.items() if lead.low > 0],
+            "../shared/data/README.md",
+        ),
     ]
+
+
+def _judges(study: Study) -> dict[str, Judge]:
+    tasks = [dataset.task for dataset in DATASETS.values()]
+    folded = [dataset.task for dataset in DATASETS.values() if dataset.has_folds]
+    scale = study.scale
+    first = [study.real(tasks, judged=tasks, fold=0, seed=seed) for seed in scale.seeds]
+    others = [
+        study.real(tasks, judged=folded, fold=fold, seed=scale.seeds[0])
+        for fold in range(1, scale.folds)
+    ]
+    judges = {}
+    for name, dataset in DATASETS.items():
+        task = dataset.task
+        folds = [[found[task] for found in first]]
+        folds += [[found[task]] for found in others if dataset.has_folds]
+        judges[name] = Judge(task, folds)
+    return judges
 
 
 def _market(study: Study) -> list[Figure]:
     """Each variant against the first, on the same test rows; each task."""
     found = {name: study.market(name, settings) for name, settings in MARKET.items()}
-    first = next(iter(MARKET))
     figures = []
-    for task, systems in found[first].items():
+    for task in found[_FIRST]:
+        judge = Judge(task, [[{name: systems[task][MODEL] for name, systems in found.items()}]])
         for name in MARKET:
-            pair = Pooled(task, {"this": found[name][task][MODEL], "first": systems[MODEL]})
-            value = pair.value("this")
-            figures.append(_figure(f"quality/market-{task}/{name}", value, pair.metric, "95%"))
-            if name != first:
-                gap = pair.difference("this", "first")
-                title = f"quality/market-{task}/{name}-{first}"
-                figures.append(_figure(title, gap, pair.metric, first))
+            title = f"market-{task}/{name}"
+            figures.append(_figure(title, judge.value(name), judge, "95% interval"))
+            if name != _FIRST:
+                gap = judge.difference(name, _FIRST)
+                figures.append(_figure(f"{title}-{_FIRST}", gap, judge, _FIRST))
     return figures
 
 
-def _pool(folds: Sequence[Systems]) -> Systems:
-    """The test rows of all folds as one; a group of one fold is none of another.
-
-    A data set without folds has the same test rows in each: then the first stands.
-    """
-    first = folds[0]
-    if all(_same_rows(fold, first) for fold in folds[1:]):
-        return first
-    return {system: concatenate([fold[system] for fold in folds]) for system in first}
+def _figure(title: str, found: Interval, judge: Judge, peer: str) -> Figure:
+    return Figure(f"quality/{title}", found.value, judge.metric, peer, found.low, found.high, 1)
 
 
-def _same_rows(one: Systems, other: Systems) -> bool:
-    a, b = one[MODEL], other[MODEL]
-    return (
-        len(a.label) == len(b.label)
-        and np.array_equal(a.label, b.label)
-        and np.array_equal(a.groups, b.groups)
-    )
-
-
-def _figure(title: str, found: Interval, unit: str, peer: str) -> Figure:
-    return Figure(title, found.value, unit, peer, found.low, found.high, 1)
-
-
-def _spread(title: str, values: Sequence[float], unit: str) -> Figure:
+def _spread(title: str, values: Sequence[float], judge: Judge) -> Figure:
     middle = float(np.median(values))
-    return Figure(title, middle, unit, "seeds of fold 0", min(values), max(values), len(values))
+    return Figure(
+        id=f"quality/{title}",
+        value=middle,
+        unit=judge.metric,
+        peer="seeds on the first fold",
+        low=min(values),
+        high=max(values),
+        n=len(values),
+    )
 
 
 def _count(title: str, names: Sequence[str], peer: str) -> Figure:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 
-from jobs import prepare, train
+from jobs import prepare, pretrain, train
 from rectrain.inference.evaluate import MODEL, judged_systems
 from rectrain.inference.predictor import Predictor, open_prepared
 from rectrain.metrics import Examples
@@ -16,15 +17,41 @@ from rectrain.train.build import open_data
 from rectrain.train.config import RunConfig
 from rectrain.train.outline import plan_run
 
-__all__ = ["Scale", "Study", "Systems", "concatenate"]
+__all__ = ["PRETRAINED", "SINGLE", "Scale", "Study", "Systems"]
 
 #: a system's name -> its scores of the same rows
 Systems = Mapping[str, Examples]
 
-_JOINT_TOKENS, _HEAD_TOKENS = 2048, 8192
+SINGLE = "single"
+PRETRAINED = "pretrained"
 _NUM_WORKERS = 2
-_JOINT_HEAD_RATE, _HEAD_RATE = (f"--train.head_learning_rate={rate}" for rate in ("3e-3", "1e-3"))
 _ARRAYS = ("label", "score", "group", "weight", "rank")
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """One of the two runs that make a model: encoder and heads, then the heads alone.
+
+    Attributes:
+        tokens: real tokens of a joint micro-batch.
+        temperature: of the task mixing.
+        settings: what else is set.
+    """
+
+    tokens: int
+    temperature: float
+    settings: tuple[str, ...]
+
+
+# Nearly equal shares: the texts of the small tasks gain most from a trained encoder.
+_ENCODER = _Phase(4096, 8.0, ("--train.head_learning_rate=2e-3", "--data.num_negatives=64"))
+# Nearly natural shares: rows are cheap now, and large tasks have more to learn.
+_HEADS = _Phase(
+    32_768,
+    1.2,
+    ("--train.head_learning_rate=2e-3", "--data.num_negatives=256", "--train.freeze=encoder"),
+)
+_MARKET = ("--data.tokens_per_micro_batch=4096", "--train.head_learning_rate=2e-3")
 
 
 @dataclass(frozen=True)
@@ -32,14 +59,14 @@ class Scale:
     """How much is trained.
 
     Attributes:
-        joint_steps: steps of encoder and heads together.
+        encoder_steps: steps of encoder and heads together.
         head_steps: steps of the heads alone after that.
         seeds: of the first fold; the others run with the first seed.
         folds: of the data sets that have folds.
         market_steps: steps of a run on the marketplace (no heads alone after it).
     """
 
-    joint_steps: int
+    encoder_steps: int
     head_steps: int
     seeds: tuple[int, ...]
     folds: int
@@ -60,26 +87,34 @@ class Study:
         self._folder = folder
         self._shared = shared
 
-    def real(self, tasks: Collection[str], *, fold: int, seed: int) -> dict[str, Systems]:
-        """Of each task: the joint model, its baselines, and "single" (a model of this task)."""
+    def real(
+        self, tasks: Collection[str], *, judged: Iterable[str], fold: int, seed: int
+    ) -> dict[str, Systems]:
+        """Of each judged task: the joint model of all tasks, its baselines, and `SINGLE`.
+
+        `SINGLE` is a model of that task alone, trained on the same rows in the same micro-batches
+        for as many steps: together the single models see the joint model's tokens, once each.
+        """
         paths = self._real_data(fold)
         name = f"real-{fold}-{seed}"
         joint = self._two_runs(f"{name}-joint", paths, tasks, seed=seed)
         found = {}
-        for task in tasks:
-            systems = self._scores(joint, paths, task)
-            alone = self._two_runs(f"{name}-{task}", paths, [task], seed=seed, beside=tuple(tasks))
-            single = self._scores(alone, paths, task, only_model=True)[MODEL]
-            found[task] = {**systems, "single": single}
+        for task in judged:
+            alone = self._two_runs(f"{name}-{task}", paths, [task], seed=seed, shares=tuple(tasks))
+            single = self._scores(alone, paths, task, baselines=False)
+            systems = self._scores(joint, paths, task, baselines=seed == self.scale.seeds[0])
+            found[task] = {**systems, SINGLE: single[MODEL]}
         return found
 
     def market(self, name: str, settings: Sequence[str]) -> dict[str, Systems]:
         """Of each task: a model of the marketplace under some settings."""
         path = self._prepared("market", ["--source=simulated", "--size=demo"])
-        steps = [f"--train.num_steps={self.scale.market_steps}", _JOINT_HEAD_RATE]
-        run = self._train(f"market-{name}", [path], [*steps, *settings], seed=0)
+        if name == PRETRAINED:
+            settings = [*settings, f"--model.encoder={self._pretrained(path) / 'encoder'}"]
+        steps = f"--train.num_steps={self.scale.market_steps}"
+        run = self._train(f"market-{name}", [path], [steps, *_MARKET, *settings], seed=0)
         tasks = Predictor.from_checkpoint(str(run)).tasks
-        return {task: self._scores(run, [path], task) for task in tasks}
+        return {task: self._scores(run, [path], task, baselines=False) for task in tasks}
 
     # ── data ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -89,7 +124,9 @@ class Study:
         judged = f"{search / 'judgments.csv'},{search / 'products.parquet'}"
         pages = self._shared / "risk" / "dark_patterns.tsv"
         return [
-            self._prepared("retail", ["--source=online_retail", f"--input={retail}"]),
+            self._prepared(
+                "retail", ["--source=online_retail", f"--input={retail}", "--max_history=48"]
+            ),
             self._prepared(
                 f"chorus-{fold}", ["--source=chorus", f"--input={judged}", f"--split.fold={fold}"]
             ),
@@ -120,94 +157,80 @@ class Study:
         tasks: Iterable[str],
         *,
         seed: int,
-        beside: tuple[str, ...] = (),
+        shares: tuple[str, ...] | None = None,
     ) -> Path:
         """Encoder and heads, then the heads alone; the second run's folder.
 
-        With `beside`, both are as long as a run of those tasks spends tokens on this one.
+        Args:
+            name: of the second run.
+            paths: prepared data.
+            tasks: to train.
+            seed: of the runs.
+            shares: tasks of a joint run; of its micro-batches these tasks' part is taken.
         """
         chosen = tuple(tasks)
 
-        def steps(num_steps: int, tokens: int) -> list[str]:
-            wanted = num_steps
-            if beside:
-                slots = {
-                    group: self._num_slots(paths, group, chosen[0], tokens=tokens)
-                    for group in (chosen, beside)
-                }
-                wanted = max(1, round(num_steps * slots[chosen] / slots[beside]))
-            return [f"--train.num_steps={wanted}", f"--data.tokens_per_micro_batch={tokens}"]
+        def run(name: str, phase: _Phase, *settings: str) -> Path:
+            tokens = phase.tokens
+            if shares is not None:
+                tokens = ceil(tokens * self._share(paths, chosen[0], shares, phase=phase))
+            argv = [
+                f"--train.tasks={_listed(chosen)}",
+                f"--data.tokens_per_micro_batch={tokens}",
+                f"--data.temperature={phase.temperature}",
+            ]
+            return self._train(name, paths, [*argv, *phase.settings, *settings], seed=seed)
 
-        which = [f"--train.tasks={_listed(chosen)}"]
-        first = self._train(
-            f"{name}-encoder",
-            paths,
-            [*which, _JOINT_HEAD_RATE, *steps(self.scale.joint_steps, _JOINT_TOKENS)],
-            seed=seed,
-        )
-        alone = ["--train.freeze=encoder", f"--train.start_from={first}", _HEAD_RATE]
-        return self._train(
-            name, paths, [*which, *alone, *steps(self.scale.head_steps, _HEAD_TOKENS)], seed=seed
-        )
+        first = run(f"{name}-encoder", _ENCODER, f"--train.num_steps={self.scale.encoder_steps}")
+        steps = f"--train.num_steps={self.scale.head_steps}"
+        return run(name, _HEADS, steps, f"--train.start_from={first}")
 
-    def _num_slots(
-        self, paths: Sequence[str], tasks: tuple[str, ...], task: str, *, tokens: int
-    ) -> int:
-        """Micro-batches that an epoch of a task is cut into, in a run of some tasks."""
-        config = RunConfig.model_validate(
-            {
-                "data": {"paths": tuple(paths), "tokens_per_micro_batch": tokens},
-                "train": {"tasks": tasks, "num_workers": _NUM_WORKERS},
-            }
-        )
-        return plan_run(config, open_data(config)).plan.num_slots(task)
+    def _share(
+        self, paths: Sequence[str], task: str, tasks: tuple[str, ...], *, phase: _Phase
+    ) -> float:
+        """A task's share of the tokens of a joint run's micro-batches."""
+        data = {
+            "paths": tuple(paths),
+            "tokens_per_micro_batch": phase.tokens,
+            "temperature": phase.temperature,
+        }
+        run = {"tasks": tasks, "num_workers": _NUM_WORKERS}
+        config = RunConfig.model_validate({"data": data, "train": run})
+        return plan_run(config, open_data(config)).plan.shares[task]
 
     def _train(
         self, name: str, paths: Sequence[str], settings: Sequence[str], *, seed: int
     ) -> Path:
-        runs = self._folder / "runs"
-        train.main(
-            [
-                f"--name={name}",
-                f"--output={runs}",
-                f"--seed={seed}",
-                f"--data.paths={_listed(paths)}",
-                f"--train.num_workers={_NUM_WORKERS}",
-                "--train.learning_rate=1e-4",
-                "--tracking.mlflow=off",
-                *settings,
-            ]
-        )
-        return runs / name
+        train.main([*self._common(name, paths, seed=seed), *settings])
+        return self._folder / "runs" / name
+
+    def _pretrained(self, path: str) -> Path:
+        steps = f"--train.num_steps={self.scale.market_steps}"
+        pretrain.main([*self._common("pretrain", [path], seed=0), steps, *_MARKET])
+        return self._folder / "runs" / "pretrain"
+
+    def _common(self, name: str, paths: Sequence[str], *, seed: int) -> list[str]:
+        return [
+            f"--name={name}",
+            f"--output={self._folder / 'runs'}",
+            f"--seed={seed}",
+            f"--data.paths={_listed(paths)}",
+            f"--train.num_workers={_NUM_WORKERS}",
+            "--train.learning_rate=1e-4",
+            "--train.checkpoint_interval=100000",  # at the end alone
+            "--tracking.mlflow=off",
+            "--tracking.tensorboard=false",
+        ]
 
     # ── scores ───────────────────────────────────────────────────────────────────────────────────
 
-    def _scores(
-        self, run: Path, paths: Sequence[str], task: str, *, only_model: bool = False
-    ) -> Systems:
+    def _scores(self, run: Path, paths: Sequence[str], task: str, *, baselines: bool) -> Systems:
         path = run / f"scores-{task}.npz"
         if not path.exists():
             predictor = Predictor.from_checkpoint(str(run))
             data = open_prepared(predictor, paths, tasks=[task])
-            _save(path, judged_systems(predictor, data[task], task=task))
-        systems = _load(path)
-        return {MODEL: systems[MODEL]} if only_model else systems
-
-
-def concatenate(parts: Sequence[Examples]) -> Examples:
-    """Rows of several splits as one; a group of one part is none of another."""
-
-    def joined(take: Callable[[Examples], np.ndarray]) -> np.ndarray:
-        return np.concatenate([take(part) for part in parts])
-
-    before = np.cumsum([0, *(int(part.groups.max()) + 1 for part in parts)])
-    return Examples(
-        label=joined(lambda part: part.label),
-        score=joined(lambda part: part.score),
-        group=np.concatenate([part.groups + n for part, n in zip(parts, before, strict=False)]),
-        weight=joined(lambda part: part.weights),
-        rank=None if parts[0].rank is None else joined(lambda part: np.asarray(part.rank)),
-    )
+            _save(path, judged_systems(predictor, data[task], task=task, baselines=baselines))
+        return _load(path)
 
 
 def _save(path: Path, systems: Systems) -> None:

@@ -190,7 +190,12 @@ def _judge(
 
 
 def judged_systems(
-    predictor: Predictor, prepared: Prepared, *, task: str, split: str = "test"
+    predictor: Predictor,
+    prepared: Prepared,
+    *,
+    task: str,
+    split: str = "test",
+    baselines: bool = True,
 ) -> dict[str, Examples]:
     """The scored rows of the model (`MODEL`), its baselines, and the truth where it is known.
 
@@ -199,8 +204,11 @@ def judged_systems(
         prepared: data of the task.
         task: one of the model's.
         split: "validation" or "test".
+        baselines: False leaves them out.
     """
-    return _judged(predictor, prepared, spec=predictor.spec(task), split=split)[0]
+    spec = predictor.spec(task)
+    judged = spec if baselines else replace(spec, baselines=())
+    return _judged(predictor, prepared, spec=judged, split=split)[0]
 
 
 def _judged(
