@@ -29,7 +29,7 @@ __all__ = ["main"]
 
 _OUTPUT = Path("runs/bench")
 _SHARED = Path("../shared/data")
-_FULL = Scale(encoder_steps=60, head_steps=600, seeds=(0, 1, 2), folds=5, market_steps=60)
+_FULL = Scale(encoder_steps=40, head_steps=220, seeds=(0, 1, 2), folds=5, market_steps=60)
 _QUICK = Scale(encoder_steps=3, head_steps=20, seeds=(0,), folds=1, market_steps=3)
 
 

@@ -45,11 +45,17 @@ class _Phase:
 
 # Nearly equal shares: the texts of the small tasks gain most from a trained encoder.
 _ENCODER = _Phase(4096, 8.0, ("--train.head_learning_rate=2e-3", "--data.num_negatives=64"))
-# Nearly natural shares: rows are cheap now, and large tasks have more to learn.
+# Nearly natural shares: rows are cheap now, and large tasks have more to learn. The small ones come
+# again ten times and more, hence the dropout.
 _HEADS = _Phase(
     32_768,
     1.2,
-    ("--train.head_learning_rate=2e-3", "--data.num_negatives=256", "--train.freeze=encoder"),
+    (
+        "--train.freeze=encoder",
+        "--train.head_learning_rate=2e-3",
+        "--data.num_negatives=512",
+        "--model.dropout=0.2",
+    ),
 )
 _MARKET = ("--data.tokens_per_micro_batch=4096", "--train.head_learning_rate=2e-3")
 
@@ -218,6 +224,7 @@ class Study:
             f"--train.num_workers={_NUM_WORKERS}",
             "--train.learning_rate=1e-4",
             "--train.checkpoint_interval=100000",  # at the end alone
+            "--train.evaluate_rows=200",
             "--tracking.mlflow=off",
             "--tracking.tensorboard=false",
         ]
