@@ -42,7 +42,15 @@ from rectrain.metrics import (
 )
 from rectrain.model.spec import Loss, TaskSpec
 
-__all__ = ["BEST_POSSIBLE", "MODEL", "MetricResult", "TaskResult", "compare", "evaluate"]
+__all__ = [
+    "BEST_POSSIBLE",
+    "MODEL",
+    "MetricResult",
+    "TaskResult",
+    "compare",
+    "evaluate",
+    "judged_systems",
+]
 
 MODEL, BEST_POSSIBLE = "model", "best_possible"
 LIST_SIZE = 10
@@ -166,8 +174,7 @@ def _judge(
     progress: Callable[[str], None],
 ) -> TaskResult:
     progress(f"{spec.name}: scoring {split}")
-    score = _ranked_catalogue if spec.has_catalogue else _rows
-    systems, further, left_out = score(predictor, prepared, spec=spec, split=split)
+    systems, further, left_out = _judged(predictor, prepared, spec=spec, split=split)
     progress(f"{spec.name}: bootstrap over {systems[MODEL].num_groups} groups")
     names = list(dict.fromkeys((spec.primary, *spec.metrics, *_FURTHER[spec.loss])))
     metrics = compare(systems, names, num_resamples=num_resamples, seed=seed)
@@ -180,6 +187,35 @@ def _judge(
         num_left_out=left_out,
         metrics={**metrics, **further},
     )
+
+
+def judged_systems(
+    predictor: Predictor,
+    prepared: Prepared,
+    *,
+    task: str,
+    split: str = "test",
+    baselines: bool = True,
+) -> dict[str, Examples]:
+    """The scored rows of the model (`MODEL`), its baselines, and the truth where it is known.
+
+    Args:
+        predictor: the model.
+        prepared: data of the task.
+        task: one of the model's.
+        split: "validation" or "test".
+        baselines: False leaves them out.
+    """
+    spec = predictor.spec(task)
+    judged = spec if baselines else replace(spec, baselines=())
+    return _judged(predictor, prepared, spec=judged, split=split)[0]
+
+
+def _judged(
+    predictor: Predictor, prepared: Prepared, *, spec: TaskSpec, split: str
+) -> tuple[dict[str, Examples], dict[str, MetricResult], int]:
+    score = _ranked_catalogue if spec.has_catalogue else _rows
+    return score(predictor, prepared, spec=spec, split=split)
 
 
 def compare(

@@ -1,0 +1,266 @@
+"""The runs behind the quality benchmark: prepared data, training, scores; all kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+
+from jobs import prepare, pretrain, train
+from rectrain.inference.evaluate import MODEL, judged_systems
+from rectrain.inference.predictor import Predictor, open_prepared
+from rectrain.metrics import Examples
+from rectrain.train.build import open_data
+from rectrain.train.config import RunConfig
+from rectrain.train.outline import plan_run
+
+__all__ = ["PRETRAINED", "SINGLE", "Scale", "Study", "Systems"]
+
+#: a system's name -> its scores of the same rows
+Systems = Mapping[str, Examples]
+
+SINGLE = "single"
+PRETRAINED = "pretrained"
+_NUM_WORKERS = 2
+_ARRAYS = ("label", "score", "group", "weight", "rank")
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """One of the two runs that make a model: encoder and heads, then the heads alone.
+
+    Attributes:
+        tokens: real tokens of a joint micro-batch.
+        temperature: of the task mixing.
+        settings: what else is set.
+    """
+
+    tokens: int
+    temperature: float
+    settings: tuple[str, ...]
+
+
+# Nearly equal shares: the texts of the small tasks gain most from a trained encoder.
+_ENCODER = _Phase(4096, 8.0, ("--train.head_learning_rate=2e-3", "--data.num_negatives=64"))
+# Nearly natural shares: rows are cheap now, and large tasks have more to learn. The small ones come
+# again ten times and more, hence the dropout.
+_HEADS = _Phase(
+    32_768,
+    1.2,
+    (
+        "--train.freeze=encoder",
+        "--train.head_learning_rate=2e-3",
+        "--data.num_negatives=512",
+        "--model.dropout=0.2",
+    ),
+)
+_MARKET = ("--data.tokens_per_micro_batch=4096", "--train.head_learning_rate=2e-3")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is trained.
+
+    Attributes:
+        encoder_steps: steps of encoder and heads together.
+        head_steps: steps of the heads alone after that.
+        seeds: of the first fold; the others run with the first seed.
+        folds: of the data sets that have folds.
+        market_steps: steps of a run on the marketplace (no heads alone after it).
+    """
+
+    encoder_steps: int
+    head_steps: int
+    seeds: tuple[int, ...]
+    folds: int
+    market_steps: int
+
+
+class Study:
+    """Runs what is not yet there.
+
+    Args:
+        folder: of prepared data, runs and scores.
+        scale: sizes.
+        shared: folder of the real data.
+    """
+
+    def __init__(self, folder: Path, *, scale: Scale, shared: Path) -> None:
+        self.scale = scale
+        self._folder = folder
+        self._shared = shared
+
+    def real(
+        self, tasks: Collection[str], *, judged: Iterable[str], fold: int, seed: int
+    ) -> dict[str, Systems]:
+        """Of each judged task: the joint model of all tasks, its baselines, and `SINGLE`.
+
+        `SINGLE` is a model of that task alone, trained on the same rows in the same micro-batches
+        for as many steps: together the single models see the joint model's tokens, once each.
+        """
+        paths = self._real_data(fold)
+        name = f"real-{fold}-{seed}"
+        joint = self._two_runs(f"{name}-joint", paths, tasks, seed=seed)
+        found = {}
+        for task in judged:
+            alone = self._two_runs(f"{name}-{task}", paths, [task], seed=seed, shares=tuple(tasks))
+            single = self._scores(alone, paths, task, baselines=False)
+            systems = self._scores(joint, paths, task, baselines=seed == self.scale.seeds[0])
+            found[task] = {**systems, SINGLE: single[MODEL]}
+        return found
+
+    def market(self, name: str, settings: Sequence[str]) -> dict[str, Systems]:
+        """Of each task: a model of the marketplace under some settings."""
+        path = self._prepared("market", ["--source=simulated", "--size=demo"])
+        if name == PRETRAINED:
+            settings = [*settings, f"--model.encoder={self._pretrained(path) / 'encoder'}"]
+        steps = f"--train.num_steps={self.scale.market_steps}"
+        run = self._train(f"market-{name}", [path], [steps, *_MARKET, *settings], seed=0)
+        tasks = Predictor.from_checkpoint(str(run)).tasks
+        return {task: self._scores(run, [path], task, baselines=False) for task in tasks}
+
+    # ── data ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _real_data(self, fold: int) -> list[str]:
+        retail = self._shared / "recommendation" / "online_retail.parquet"
+        search, ads = self._shared / "search_ranking", self._shared / "ad_ctr"
+        judged = f"{search / 'judgments.csv'},{search / 'products.parquet'}"
+        pages = self._shared / "risk" / "dark_patterns.tsv"
+        return [
+            self._prepared(
+                "retail", ["--source=online_retail", f"--input={retail}", "--max_history=48"]
+            ),
+            self._prepared(
+                f"chorus-{fold}", ["--source=chorus", f"--input={judged}", f"--split.fold={fold}"]
+            ),
+            self._prepared(
+                "upworthy", ["--source=upworthy", f"--input={ads / 'upworthy_headline_pairs.csv'}"]
+            ),
+            self._prepared(
+                "bank", ["--source=bank_marketing", f"--input={ads / 'bank_marketing.csv'}"]
+            ),
+            self._prepared(
+                f"pages-{fold}",
+                ["--source=dark_patterns", f"--input={pages}", f"--split.fold={fold}"],
+            ),
+        ]
+
+    def _prepared(self, name: str, argv: Sequence[str]) -> str:
+        path = self._folder / "data" / name
+        if not (path / "manifest.json").exists():
+            prepare.main([*argv, f"--output={path}"])
+        return str(path)
+
+    # ── training ─────────────────────────────────────────────────────────────────────────────────
+
+    def _two_runs(
+        self,
+        name: str,
+        paths: Sequence[str],
+        tasks: Iterable[str],
+        *,
+        seed: int,
+        shares: tuple[str, ...] | None = None,
+    ) -> Path:
+        """Encoder and heads, then the heads alone; the second run's folder.
+
+        Args:
+            name: of the second run.
+            paths: prepared data.
+            tasks: to train.
+            seed: of the runs.
+            shares: tasks of a joint run; of its micro-batches these tasks' part is taken.
+        """
+        chosen = tuple(tasks)
+
+        def run(name: str, phase: _Phase, *settings: str) -> Path:
+            tokens = phase.tokens
+            if shares is not None:
+                tokens = ceil(tokens * self._share(paths, chosen[0], shares, phase=phase))
+            argv = [
+                f"--train.tasks={_listed(chosen)}",
+                f"--data.tokens_per_micro_batch={tokens}",
+                f"--data.temperature={phase.temperature}",
+            ]
+            return self._train(name, paths, [*argv, *phase.settings, *settings], seed=seed)
+
+        first = run(f"{name}-encoder", _ENCODER, f"--train.num_steps={self.scale.encoder_steps}")
+        steps = f"--train.num_steps={self.scale.head_steps}"
+        return run(name, _HEADS, steps, f"--train.start_from={first}")
+
+    def _share(
+        self, paths: Sequence[str], task: str, tasks: tuple[str, ...], *, phase: _Phase
+    ) -> float:
+        """A task's share of the tokens of a joint run's micro-batches."""
+        data = {
+            "paths": tuple(paths),
+            "tokens_per_micro_batch": phase.tokens,
+            "temperature": phase.temperature,
+        }
+        run = {"tasks": tasks, "num_workers": _NUM_WORKERS}
+        config = RunConfig.model_validate({"data": data, "train": run})
+        return plan_run(config, open_data(config)).plan.shares[task]
+
+    def _train(
+        self, name: str, paths: Sequence[str], settings: Sequence[str], *, seed: int
+    ) -> Path:
+        train.main([*self._common(name, paths, seed=seed), *settings])
+        return self._folder / "runs" / name
+
+    def _pretrained(self, path: str) -> Path:
+        steps = f"--train.num_steps={self.scale.market_steps}"
+        pretrain.main([*self._common("pretrain", [path], seed=0), steps, *_MARKET])
+        return self._folder / "runs" / "pretrain"
+
+    def _common(self, name: str, paths: Sequence[str], *, seed: int) -> list[str]:
+        return [
+            f"--name={name}",
+            f"--output={self._folder / 'runs'}",
+            f"--seed={seed}",
+            f"--data.paths={_listed(paths)}",
+            f"--train.num_workers={_NUM_WORKERS}",
+            "--train.learning_rate=1e-4",
+            "--train.checkpoint_interval=100000",  # at the end alone
+            "--train.evaluate_rows=200",
+            "--tracking.mlflow=off",
+            "--tracking.tensorboard=false",
+        ]
+
+    # ── scores ───────────────────────────────────────────────────────────────────────────────────
+
+    def _scores(self, run: Path, paths: Sequence[str], task: str, *, baselines: bool) -> Systems:
+        path = run / f"scores-{task}.npz"
+        if not path.exists():
+            predictor = Predictor.from_checkpoint(str(run))
+            data = open_prepared(predictor, paths, tasks=[task])
+            _save(path, judged_systems(predictor, data[task], task=task, baselines=baselines))
+        return _load(path)
+
+
+def _save(path: Path, systems: Systems) -> None:
+    arrays = {
+        f"{system}/{name}": getattr(examples, name)
+        for system, examples in systems.items()
+        for name in _ARRAYS
+        if getattr(examples, name) is not None
+    }
+    draft = path.with_name(f".{path.name}")
+    with draft.open("wb") as file:
+        np.savez(file, **arrays)
+    draft.replace(path)
+
+
+def _load(path: Path) -> Systems:
+    with np.load(path, allow_pickle=False) as stored:
+        parts: dict[str, dict[str, np.ndarray]] = {}
+        for key in stored.files:
+            system, _, name = key.rpartition("/")
+            parts.setdefault(system, {})[name] = stored[key]
+    return {system: Examples(**arrays) for system, arrays in parts.items()}
+
+
+def _listed(values: Iterable[str]) -> str:
+    return f"[{','.join(values)}]"
