@@ -15,7 +15,8 @@ def draw_differences(path: Path, panels: Sequence[tuple[str, Sequence[Figure]]])
 
     Args:
         path: of the PNG; its directory is made.
-        panels: (title, figures); intervals that exclude zero are drawn dark.
+        panels: (title, figures), a figure's id being its label; intervals that exclude zero have
+            a colour.
     """
     import matplotlib
 

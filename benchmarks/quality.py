@@ -1,6 +1,6 @@
 """Quality on real data and on the simulated marketplace (T6).
 
-    python -m benchmarks.quality [--quick] [--only real,market] [--folder runs/quality]
+    python -m benchmarks.quality [--quick] [--only real,market] [--folds 5] [--folder runs/quality]
 
 Real data: one joint model of six tasks beside six models of one task each, which are trained on the
 same rows and so together on as many tokens; all systems' scores of the same test rows are resampled
@@ -14,11 +14,12 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.picture import draw_differences
 from benchmarks.quality_runs import PRETRAINED, SINGLE, Scale, Study, Systems
 from benchmarks.table import Figure, print_table, write_figures
 from rectrain.inference.evaluate import MODEL
@@ -69,6 +70,8 @@ MARKET: Mapping[str, tuple[str, ...]] = {
     "cagrad": ("--train.balancer=cagrad",),
     "upgrad": ("--train.balancer=upgrad",),
     PRETRAINED: (),
+    "lora": ("--train.adapter=lora", "--train.learning_rate=1e-3"),
+    "adalora": ("--train.adapter=adalora", "--train.learning_rate=1e-3", "--train.zero_stage=0"),
 }
 
 
@@ -144,23 +147,41 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--quick", action="store_true", help="does it run? no figures to keep")
     parser.add_argument("--only", default="real,market", help="parts to run (default: both)")
+    parser.add_argument("--folds", type=int, help="of the data sets that have folds (default: 5)")
     parser.add_argument("--folder", help="of runs and data (default: runs/quality[-quick])")
     options = parser.parse_args(argv)
     logging.getLogger("ray").setLevel(logging.WARNING)
     name = f"quality{'-quick' if options.quick else ''}"
-    study = Study(
-        Path(options.folder or f"runs/{name}"),
-        scale=_QUICK if options.quick else _FULL,
-        shared=_SHARED,
-    )
+    scale = _QUICK if options.quick else _FULL
+    scale = replace(scale, folds=options.folds or scale.folds)
+    study = Study(Path(options.folder or f"runs/{name}"), scale=scale, shared=_SHARED)
     parts = {"real": _real, "market": _market}
     for part in options.only.split(","):
         figures = parts[part](study)
         print_table(figures)
         path = _OUTPUT / f"{name}-{part}.json"
         write_figures(path, figures)
-        print(f"written: {path}", flush=True)
+        draw_differences(path.with_suffix(".png"), _panels(figures))
+        print(f"written: {path}, .png", flush=True)
     return 0
+
+
+def _panels(figures: Sequence[Figure]) -> list[tuple[str, list[Figure]]]:
+    """The differences, by what they are differences to."""
+    panels: dict[str, list[Figure]] = {}
+    for figure in figures:
+        parts = figure.id.split("/")
+        if parts[0] != "quality" or "-" not in parts[-1]:
+            continue
+        rival = parts[-1].partition("-")[2]
+        if parts[1].startswith("market-"):
+            title = f"{parts[1].removeprefix('market-')}: against {rival} ({figure.unit})"
+            label = parts[-1].partition("-")[0]
+        else:
+            title = "joint - single-task" if rival == SINGLE else "joint - baseline"
+            label = f"{parts[1]} ({figure.unit})"
+        panels.setdefault(title, []).append(replace(figure, id=label))
+    return list(panels.items())
 
 
 def _real(study: Study) -> list[Figure]:

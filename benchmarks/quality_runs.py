@@ -15,7 +15,7 @@ from rectrain.inference.predictor import Predictor, open_prepared
 from rectrain.metrics import Examples
 from rectrain.train.build import open_data
 from rectrain.train.config import RunConfig
-from rectrain.train.outline import plan_run
+from rectrain.train.run_plan import plan_run
 
 __all__ = ["PRETRAINED", "SINGLE", "Scale", "Study", "Systems"]
 
