@@ -74,6 +74,8 @@ def _choice(given: str, meta: Mapping[str, Any]) -> str:
     is_run = run_folder(given) == given.rstrip("/")
     if not is_run or train.get("early_stopping") is None:
         return ""
+    if meta["score"] is None:
+        return ", the newest: none is validated yet"
     return f", the best of validation: {train['watch']} {meta['score']:.4f}"
 
 

@@ -43,12 +43,12 @@ def run_training(cls: type[RunConfig], argv: Sequence[str], *, doc: str | None) 
     config = launch.resolve_paths(config, overwrite=options.overwrite)
     config = launch.resolve_micro_batch(config, overwrite=options.overwrite)
     _say(launch.describe(config, overwrite=options.overwrite))
+    place = launch.claim(config, overwrite=options.overwrite)
     if options.dry_run:
         where, have = resources()
         _say(f"cluster: {where}: {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs")
         launch.check_resources(config, have)
         return 0
-    place = launch.claim(config, overwrite=options.overwrite)
     if place.result is not None:
         # A kill may have come between the last checkpoint and the export.
         export_encoder(load_trained_encoder(place.result), place.store)

@@ -25,6 +25,7 @@ from rectrain.data.batch import PackedTexts
 from rectrain.errors import EncoderError
 
 __all__ = [
+    "MINILM",
     "PRESETS",
     "check_positions",
     "encode",
@@ -35,6 +36,8 @@ __all__ = [
 
 #: Name -> (layers, hidden size, heads) of the fresh encoders; the inner size is four times hidden.
 PRESETS = {"tiny": (2, 128, 2), "small": (4, 256, 4), "base": (12, 768, 12)}
+#: Name of the pretrained encoder that comes as a package.
+MINILM = "minilm"
 
 # Stored vocabularies are often rounded up to a multiple of at most 128.
 _MAX_SPARE_ENTRIES = 127
@@ -77,7 +80,7 @@ def load_encoder(
             seed=seed,
         )
     directory = encoder_directory(name_or_dir)
-    if name_or_dir == "minilm":
+    if name_or_dir == MINILM:
         _check_hash(directory / "model.safetensors", sha256=_MINILM_SHA256)
     config = _read_config(directory)
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
@@ -121,7 +124,7 @@ def encoder_directory(name_or_dir: str) -> Path:
     Raises:
         EncoderError: the package isn't installed, or the directory isn't there.
     """
-    if name_or_dir == "minilm":
+    if name_or_dir == MINILM:
         found = importlib.util.find_spec(_MINILM_PACKAGE)
         if found is None or found.origin is None:
             raise EncoderError(

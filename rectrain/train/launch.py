@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rectrain.config import dump_config, parse_yaml
 from rectrain.errors import CheckpointError, ConfigError, ResourceError, without_credentials
+from rectrain.model.encoder import MINILM, PRESETS
 from rectrain.train.build import (
     check_start,
     finished_checkpoint,
@@ -180,7 +182,7 @@ def resolve_paths(config: RunConfig, *, overwrite: bool = False) -> RunConfig:
         update={"paths": tuple(absolute(path) for path in config.data.paths)}
     )
     update: dict[str, Any] = {"output": absolute(config.output), "data": data}
-    if Path(config.model.encoder).is_dir():
+    if config.model.encoder not in (*PRESETS, MINILM):
         update["model"] = config.model.model_copy(
             update={"encoder": absolute(config.model.encoder)}
         )
@@ -251,14 +253,14 @@ def describe(config: RunConfig, *, overwrite: bool = False) -> str:
         RectrainError: anything that the user must mend first.
     """
     data = open_data(config)
-    own = None if overwrite or config.train.start_from is None else _own_checkpoint(config)
+    own = None if overwrite else _own_checkpoint(config)
     notes: list[str] = []
     if own is None:
         model = new_model(config, data, say=notes.append)
     else:
         checkpoint = open_checkpoint(own)
         model = new_model(config, data, checkpoint=checkpoint)
-        notes.append(f"start: step {checkpoint.step} of this run, not {config.train.start_from}")
+        notes.append(f"start: step {checkpoint.step} of this run")
     plan = outline(config, data, model=model, device=device_facts(), run=plan_run(config, data))
     return "\n".join([plan, *notes])
 
@@ -275,7 +277,7 @@ def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
     """
     store = Store.open(f"{config.output}/{config.name}")
     start = config.train.start_from
-    if start is not None and f"{start}/".startswith(f"{config.output}/{config.name}/"):
+    if start is not None and f"{_place(start)}/".startswith(f"{_place(store.root)}/"):
         raise ConfigError(
             what="train.start_from",
             got=without_credentials(start),
@@ -292,6 +294,11 @@ def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
     if store.exists(_CONFIG) and not overwrite:
         _check_same(config, store)
     return RunPlace(store, None if overwrite else _result(config, store), overwrite)
+
+
+def _place(location: str) -> str:
+    """A path without links and `..`, or a URI: one text for one place."""
+    return location.rstrip("/") if "://" in location else os.path.realpath(location)
 
 
 def _result(config: RunConfig, store: Store) -> Store | None:

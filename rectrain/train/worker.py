@@ -358,6 +358,8 @@ class _Session:
                 rule="it must be written",
                 fix="make room, and run the same command again: it goes on from the one before",
             )
+        if score is not None and self.config.train.early_stopping is not None:
+            self.history = self.history[:-1]  # what was not written can't be the best
         self.send(
             self._event("note", done)
             | {"text": f"checkpoint of step {done} not written: {problem}; training goes on"}

@@ -214,7 +214,7 @@ def test_a_run_goes_on_where_its_start_is_gone(root: Path, begun: RunConfig) -> 
     for given in ("runs/joint", "runs/joint/checkpoints/step-00000001"):
         assert resolve_paths(config(root, start=given)) == begun
     assert claim(begun, overwrite=False).result is None
-    assert start_line(begun).startswith("start: step 1 of this run, not ")
+    assert start_line(begun) == "start: step 1 of this run"
 
     folder = Store.open(f"{begun.output}/{begun.name}/checkpoints/step-00000001")
     checkpoint = open_checkpoint(folder)
@@ -231,3 +231,27 @@ def test_a_run_that_begins_needs_its_start(root: Path, begun: RunConfig, start: 
         resolve_paths(again, overwrite=start == "runs/joint")
     with pytest.raises(CheckpointError, match="without one that is complete"):
         resolve_paths(again.model_copy(update={"name": "new"}))
+
+
+def test_a_run_goes_on_where_its_encoder_is_gone(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(root)
+    model = {**model_section(root), "encoder": "bert"}
+    own = resolve_paths(config(root, start=None, model=model))
+    _begin(own, RunPlace(Store.open(f"{own.output}/{own.name}"), None, False))
+    write_run(root / "runs" / own.name, root / "data", model=own.model.model_dump())
+    shutil.rmtree(root / "bert")
+    again = resolve_paths(config(root, start=None, model=model))
+    assert start_line(again) == "start: step 1 of this run"
+    assert claim(again, overwrite=False).result is None
+
+
+@pytest.mark.parametrize("way", ["dots", "link"])
+def test_a_run_is_not_removed_to_start_from_itself(root: Path, way: str) -> None:
+    write_start(root, name="heads")
+    (root / "link").symlink_to(root / "runs")
+    output = {"dots": root / "data" / ".." / "runs", "link": root / "link"}[way]
+    own = config(root, start="runs/heads").model_copy(update={"output": str(output)})
+    with pytest.raises(ConfigError, match="can't start from its own checkpoint"):
+        claim(resolve_paths(own, overwrite=True), overwrite=True)
