@@ -143,7 +143,7 @@ class Predictor:
         assert self.rows is not None, "this predictor scores prepared rows alone"
         return self.rows.encode(self.spec(task), rows, first=first)
 
-    def score(self, task: str, rows: pa.Table) -> Floats:
+    def score(self, task: str, rows: pa.Table) -> NDArray[np.float64]:
         """Scores of prepared rows, in their order.
 
         Args:
@@ -151,13 +151,14 @@ class Predictor:
             rows: prepared columns (of `Shards.table()` or `encode`).
 
         Returns:
-            float32 [n]: probabilities for a task of 0/1 labels, else scores that only rank.
+            float64 [n]: probabilities for a task of 0/1 labels, else scores that only rank. In
+            float32, probabilities of confident models would be equal: from 1 - 3e-8 on they are 1.
         """
-        parts = [output.float() for output in self._blocks(task, rows, mode="score")]
-        scores = torch.cat(parts) if parts else torch.empty(0)
+        parts = [output.double() for output in self._blocks(task, rows, mode="score")]
+        scores = torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
         if self.spec(task).has_probabilities:
             scores = scores.sigmoid()
-        return _numpy(scores)
+        return np.asarray(scores.cpu().numpy())
 
     def embed(self, task: str, rows: pa.Table) -> tuple[Floats, Floats]:
         """Vectors of both sides for a two-tower task: their inner product is the score.

@@ -69,9 +69,20 @@ def test_scores_equal_the_models_own_forward_of_all_rows_at_once(predictor: Pred
     with torch.no_grad():
         expected = predictor.model(batch, mode="score")["risk"].sigmoid().numpy()
     scores = predictor.score("risk", rows)
-    assert scores.dtype == np.float32
     assert scores == pytest.approx(expected, abs=1e-6)
     assert np.ptp(scores) > 1e-3
+
+
+def test_confident_probabilities_stay_apart(predictor: Predictor) -> None:
+    rows = predictor.encode("risk", orders(60)).prepared
+    usual = predictor.score("risk", rows)
+    last = predictor.model.tasks["risk"].head.logit.deep[-1]  # type: ignore[union-attr, index]
+    with torch.no_grad():
+        last.bias.add_(20.0)
+        sure = predictor.score("risk", rows)
+        last.bias.sub_(20.0)
+    assert sure.min() > 0.999 and sure.max() < 1
+    assert len(np.unique(sure)) == len(np.unique(usual))
 
 
 def test_a_score_does_not_depend_on_the_rows_beside_it(predictor: Predictor) -> None:
