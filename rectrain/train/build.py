@@ -106,7 +106,7 @@ def open_data(config: RunConfig) -> Data:
     The data of pre-training is one task, `mlm`, of these directories' texts.
 
     Raises:
-        ConfigError: no path, or loss weights of other tasks.
+        ConfigError: no path, settings of other tasks, or no validation rows to go by.
         DataError: see `open_tasks` and `TextCorpus`.
         EncoderError: see `TextCorpus`.
     """
@@ -119,11 +119,31 @@ def open_data(config: RunConfig) -> Data:
         )
     data = open_tasks(config.data.paths, tasks=config.train.tasks)
     if isinstance(config, PretrainConfig):
-        return {MLM: TextCorpus(data)}
+        corpus = {MLM: TextCorpus(data)}
+        _check_watched(config.train, corpus)
+        return corpus
     _check_tasks("data.paths", data, known=TASKS, owner="rectrain")
     _check_tasks("train.loss_weights", config.train.loss_weights, known=data, owner="the run")
     _check_tasks("train.watch", {config.train.watch} - {"mean"}, known=data, owner="the run")
+    _check_watched(config.train, data)
     return data
+
+
+def _check_watched(train: TrainConfig, data: Data) -> None:
+    """Refuses a run that goes by a validation without rows."""
+    watched = data if train.watch == "mean" else [train.watch]
+    if not train.follows_validation or any(
+        data[task].splits(task)["validation"]["rows"] for task in watched
+    ):
+        return
+    texts = MLM in watched
+    other = "" if texts or len(data) == 1 else "watch another task, "
+    raise ConfigError(
+        what="validation texts" if texts else f"validation rows of {', '.join(watched)}",
+        got="none that training does not have" if texts else "none",
+        rule="train.early_stopping and train.schedule=plateau go by them",
+        fix=f"prepare with a larger --split.validation_share, {other}or leave both settings out",
+    )
 
 
 def _check_tasks(what: str, given: Iterable[str], *, known: Collection[str], owner: str) -> None:

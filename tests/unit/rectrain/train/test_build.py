@@ -8,11 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prepared_toy import PRICE, write_prepared
 
 from rectrain.data.config import DataConfig
 from rectrain.data.encoding import FeatureEncoder
-from rectrain.errors import CheckpointError
-from rectrain.train.build import check_same_data, checkpoint_meta
+from rectrain.errors import CheckpointError, ConfigError
+from rectrain.train.build import (
+    check_same_data,
+    checkpoint_meta,
+    open_data,
+)
 from rectrain.train.checkpoint import Checkpoint
 from rectrain.train.config import RunConfig, TrackingConfig, TrainConfig
 
@@ -54,3 +59,29 @@ def test_a_run_goes_on_with_its_own_data_alone() -> None:
 
 def test_no_password_reaches_a_checkpoint() -> None:
     assert "secret" not in json.dumps(checkpoint_meta(CONFIG, data()))
+
+
+@pytest.mark.parametrize("watch", ["mean", "risk"])
+def test_a_run_that_goes_by_a_validation_without_rows_is_refused(
+    tmp_path: Path, watch: str
+) -> None:
+    folder = write_prepared(tmp_path / "data", tasks={"risk": PRICE, "search_ranking": PRICE})
+
+    def opened(**train: Any) -> Any:
+        train |= {"evaluate_interval": 5, "watch": watch}
+        return open_data(RunConfig(data=DataConfig(paths=(str(folder),)), train=train))  # type: ignore[arg-type]
+
+    for follows in ({"early_stopping": 2}, {"schedule": "plateau"}):
+        with pytest.raises(ConfigError, match="validation rows of risk") as caught:
+            opened(**follows)
+        assert "\n" not in str(caught.value)
+    opened()
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["tasks"]["search_ranking"]["splits"]["validation"]["rows"] = 3
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    if watch == "mean":  # is that of the tasks that have a value
+        opened(early_stopping=2)
+    else:
+        with pytest.raises(ConfigError, match="watch another task"):
+            opened(early_stopping=2)

@@ -158,3 +158,8 @@ def test_no_text_of_its_own_leaves_validation_out(tmp_path: Path) -> None:
     engine: Any = Plain(new_model(found, corpus))
     values = validate(engine, corpus, tokens_per_micro_batch=64, max_rows=20)
     assert all(math.isnan(value) for value in values.values())
+
+    watching = ["--train.early_stopping=2", "--train.evaluate_interval=5"]
+    with pytest.raises(ConfigError, match="none that training does not have") as caught:
+        describe(config(tmp_path / "data", *watching))
+    assert "\n" not in str(caught.value)
