@@ -482,12 +482,11 @@ def result_checkpoint(run: Store) -> Store | None:
 
 def finished_checkpoint(run: Store, *, train: TrainConfig, num_steps: int) -> Store | None:
     """The checkpoint that a run of `num_steps` has come to; None while work is left."""
-    last = run.sub(f"checkpoints/step-{num_steps:08d}")
-    if train.early_stopping is None:
-        return last if last.exists(MARKER) else None
     newest = latest_complete(run.sub("checkpoints"))
     if newest is None:
         return None
+    is_last = newest == run.sub(f"checkpoints/step-{num_steps:08d}")
+    if train.early_stopping is None:
+        return newest if is_last else None
     history = read_history(json.loads(newest.read("meta.json")))
-    is_over = newest == last or has_stopped(history, train=train)
-    return result_checkpoint(run) if is_over else None
+    return result_checkpoint(run) if is_last or has_stopped(history, train=train) else None

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from prepared_toy import PRICE, write_prepared
+from untrained import write_run
 
 from rectrain.data.config import DataConfig
 from rectrain.data.encoding import FeatureEncoder
@@ -16,10 +17,12 @@ from rectrain.errors import CheckpointError, ConfigError
 from rectrain.train.build import (
     check_same_data,
     checkpoint_meta,
+    finished_checkpoint,
     open_data,
 )
 from rectrain.train.checkpoint import Checkpoint
 from rectrain.train.config import RunConfig, TrackingConfig, TrainConfig
+from rectrain.train.storage import Store
 
 CONFIG = RunConfig(
     output="s3://key:secret@bucket/runs",
@@ -85,3 +88,21 @@ def test_a_run_that_goes_by_a_validation_without_rows_is_refused(
     else:
         with pytest.raises(ConfigError, match="watch another task"):
             opened(early_stopping=2)
+
+
+@pytest.mark.parametrize("early_stopping", [None, 2])
+def test_a_run_whose_last_checkpoint_is_damaged_is_not_finished(
+    tmp_path: Path, early_stopping: int | None
+) -> None:
+    data = write_prepared(tmp_path / "data", tasks={"risk": PRICE})
+    run = write_run(tmp_path / "run", data)
+    store = Store.open(str(run))
+    train = TrainConfig(early_stopping=early_stopping, evaluate_interval=1)
+    last = store.sub("checkpoints/step-00000001")
+    assert finished_checkpoint(store, train=train, num_steps=1) == last
+    assert finished_checkpoint(store, train=train, num_steps=2) is None
+
+    (weights,) = (run / "checkpoints").glob("*/model-*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.warns(UserWarning, match="skipped"):
+        assert finished_checkpoint(store, train=train, num_steps=1) is None
