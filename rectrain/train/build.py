@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -379,20 +380,13 @@ def load_model(location: str | Store) -> LoadedModel:
             rule="only jobs.train makes a model of tasks",
             fix="run jobs.train with --model.encoder=RUN/encoder, RUN being the pre-training",
         )
-    try:
+    with _settings_of(folder):
         config = RunConfig.model_validate(checkpoint.meta["config"])
         features = {
             task: FeatureEncoder.from_json(facts["features"])
             for task, facts in checkpoint.meta["tasks"].items()
             if TASKS[task]
         }
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            what=f"checkpoint {folder.root}",
-            got=f"{type(error).__name__} {error}",
-            rule="this version must know its tasks and settings",
-            fix="use the version of rectrain that wrote it",
-        ) from error
     model = _assemble(_empty_encoder(checkpoint), features=features, config=config)
     model.ranks = _adapt(model.encoder, config.train)
     load_weights(model, checkpoint)
@@ -413,18 +407,28 @@ def load_trained_encoder(location: str | Store) -> TrainedEncoder:
     """
     folder = Store.open(location) if isinstance(location, str) else location
     checkpoint = open_checkpoint(_find(folder))
-    train = TrainConfig.model_validate(checkpoint.meta["config"]["train"])
+    with _settings_of(folder):
+        train = TrainConfig.model_validate(checkpoint.meta["config"]["train"])
     encoder: Any = _empty_encoder(checkpoint)
     _adapt(encoder, train)
-    weights = {
-        name.removeprefix(_ENCODER): tensor
-        for name, tensor in checkpoint.tensors("model")
-        if name.startswith(_ENCODER)
-    }
-    encoder.load_state_dict(weights)
+    load_weights(encoder, checkpoint, prefix=_ENCODER)
     if train.adapter != "none":
         merge_adapters(encoder)
     return TrainedEncoder(encoder.eval(), checkpoint)
+
+
+@contextmanager
+def _settings_of(folder: Store) -> Iterator[None]:
+    """Makes one line of what can't be read of a checkpoint's settings."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            what=f"checkpoint {folder.root}",
+            got=f"{type(error).__name__} {error}",
+            rule="this version must know its tasks and settings",
+            fix="use the version of rectrain that wrote it",
+        ) from error
 
 
 def _empty_encoder(checkpoint: Checkpoint) -> BertModel:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from prepared_toy import PRICE, write_prepared
 from untrained import write_run
 
@@ -18,6 +20,8 @@ from rectrain.train.build import (
     check_same_data,
     checkpoint_meta,
     finished_checkpoint,
+    load_model,
+    load_trained_encoder,
     open_data,
 )
 from rectrain.train.checkpoint import Checkpoint
@@ -106,3 +110,26 @@ def test_a_run_whose_last_checkpoint_is_damaged_is_not_finished(
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     with pytest.warns(UserWarning, match="skipped"):
         assert finished_checkpoint(store, train=train, num_steps=1) is None
+
+
+@pytest.mark.parametrize("load", [load_model, load_trained_encoder])
+def test_a_checkpoint_of_another_version_is_refused_in_one_line(
+    tmp_path: Path, load: Callable[[str], Any]
+) -> None:
+    data = write_prepared(tmp_path / "data", tasks={"risk": PRICE})
+    run = write_run(
+        tmp_path / "run", data, change_meta=lambda meta: meta["config"]["train"].update(new=1)
+    )
+    with pytest.raises(CheckpointError, match="this version must know") as caught:
+        load(str(run))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_encoder_of_another_shape_is_refused_in_one_line(tmp_path: Path) -> None:
+    def grow(model: Any) -> None:
+        model.encoder.embeddings.word_embeddings = torch.nn.Embedding(3, 128)
+
+    data = write_prepared(tmp_path / "data", tasks={"risk": PRICE})
+    run = write_run(tmp_path / "run", data, change=grow)
+    with pytest.raises(CheckpointError, match=r"other tensors: embeddings\.word_embeddings"):
+        load_trained_encoder(str(run))
