@@ -15,11 +15,11 @@ from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.loader import longest_text, open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.data.texts import MLM, TextCorpus
-from rectrain.data.tokenize import load_tokenizer, word_pieces
+from rectrain.data.tokenize import load_tokenizer, tokenizer_hash, tokenizer_path, word_pieces
 from rectrain.errors import CheckpointError, ConfigError, EncoderError, without_credentials
 from rectrain.model.adapters import RankBudget, add_adapters, merge_adapters
 from rectrain.model.balancing import check_installed
-from rectrain.model.encoder import check_positions, load_encoder
+from rectrain.model.encoder import PRESETS, check_positions, load_encoder
 from rectrain.model.masked import MaskedLanguageModel
 from rectrain.model.multitask import MultiTaskModel
 from rectrain.model.transfer import take_over
@@ -57,6 +57,7 @@ __all__ = [
 ]
 
 _ENCODER = "encoder."
+_TOKENIZERS = ("tokenizer.json", "vocab.txt")  # an encoder's directory may do without
 
 Data = Mapping[str, Prepared]
 Model = MultiTaskModel | MaskedLanguageModel
@@ -234,7 +235,7 @@ def _encoder(config: RunConfig, data: Data, checkpoint: Checkpoint | None) -> Be
         return _empty_encoder(checkpoint)
     first = next(iter(data.values()))
     tokenizer = first.manifest["tokenizer"]
-    return load_encoder(
+    encoder = load_encoder(
         config.model.encoder,
         vocab_size=int(tokenizer["vocab_size"]),
         dropout=config.model.dropout,
@@ -242,6 +243,23 @@ def _encoder(config: RunConfig, data: Data, checkpoint: Checkpoint | None) -> Be
         pad_token_id=load_tokenizer(first.tokenizer_path).pad_token_id or 0,
         seed=config.seed,
     )
+    _check_tokenizer(config.model.encoder, first)
+    return encoder
+
+
+def _check_tokenizer(encoder: str, prepared: Prepared) -> None:
+    """Refuses an encoder whose directory holds another tokenizer than the data's."""
+    if encoder in PRESETS:
+        return
+    if not any((tokenizer_path(encoder) / name).is_file() for name in _TOKENIZERS):
+        return
+    if tokenizer_hash(load_tokenizer(encoder)) != prepared.tokenizer_sha256:
+        raise EncoderError(
+            what=f"tokenizer of encoder {encoder}",
+            got=f"another one than that of {prepared.root}",
+            rule="token ids must mean the same",
+            fix=f"prepare the data with --encoder {encoder}",
+        )
 
 
 def _continued(

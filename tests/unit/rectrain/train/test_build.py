@@ -10,22 +10,25 @@ from typing import Any
 
 import pytest
 import torch
-from prepared_toy import PRICE, write_prepared
+from prepared_toy import PRICE, write_encoder, write_prepared
+from pretrain_toy import VOCABULARY
 from untrained import write_run
 
 from rectrain.data.config import DataConfig
 from rectrain.data.encoding import FeatureEncoder
-from rectrain.errors import CheckpointError, ConfigError
+from rectrain.errors import CheckpointError, ConfigError, EncoderError
 from rectrain.train.build import (
     check_same_data,
     checkpoint_meta,
     finished_checkpoint,
     load_model,
     load_trained_encoder,
+    new_model,
     open_data,
 )
 from rectrain.train.checkpoint import Checkpoint
 from rectrain.train.config import RunConfig, TrackingConfig, TrainConfig
+from rectrain.train.export import export_encoder
 from rectrain.train.storage import Store
 
 CONFIG = RunConfig(
@@ -133,3 +136,33 @@ def test_an_encoder_of_another_shape_is_refused_in_one_line(tmp_path: Path) -> N
     run = write_run(tmp_path / "run", data, change=grow)
     with pytest.raises(CheckpointError, match=r"other tensors: embeddings\.word_embeddings"):
         load_trained_encoder(str(run))
+
+
+def begin_with(encoder: Path, data: Path) -> None:
+    config = RunConfig.model_validate(
+        {"data": {"paths": [str(data)]}, "model": {"encoder": str(encoder)}}
+    )
+    new_model(config, open_data(config))
+
+
+def test_an_encoder_must_have_the_datas_tokenizer_if_it_has_one(tmp_path: Path) -> None:
+    data = write_prepared(tmp_path / "data", tasks={"risk": PRICE})
+    bert = write_encoder(tmp_path / "bert")
+    begin_with(bert, data)
+
+    vocabulary = bert / "vocab.txt"
+    vocabulary.write_text("\n".join(VOCABULARY))
+    begin_with(bert, data)
+    *words, before_last, last = VOCABULARY
+    vocabulary.write_text("\n".join([*words, last, before_last]))
+    with pytest.raises(EncoderError, match="token ids must mean the same") as caught:
+        begin_with(bert, data)
+    assert str(bert) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_encoder_of_a_run_begins_another_on_the_same_data(tmp_path: Path) -> None:
+    data = write_prepared(tmp_path / "data", tasks={"risk": PRICE})
+    run = write_run(tmp_path / "run", data)
+    export_encoder(load_trained_encoder(str(run)), Store.open(str(run)))
+    assert (run / "encoder" / "tokenizer.json").exists()
+    begin_with(run / "encoder", data)
