@@ -283,6 +283,15 @@ class RunConfig(Section):
 
 
 class PretrainConfig(RunConfig):
+    @model_validator(mode="after")
+    def _counts_what_the_encoder_keeps(self) -> Self:
+        if self.data.tokens_per_micro_batch == "auto" and self.train.freeze == "encoder":
+            raise ValueError(
+                "data.tokens_per_micro_batch=auto counts what the encoder's layers keep, and with "
+                "train.freeze=encoder they keep nothing; give a number"
+            )
+        return self
+
     """A run that trains the encoder alone, to guess masked words of the data's texts.
 
     Settings of heads and of the tasks' losses have no effect, so that one file can serve both runs.

@@ -200,7 +200,8 @@ def resolve_micro_batch(config: RunConfig, *, overwrite: bool) -> RunConfig:
         overwrite: the run begins anew.
 
     Raises:
-        ConfigError, ResourceError: see `largest_micro_batch`.
+        ConfigError: the folder holds a run of the other job.
+        ResourceError: see `largest_micro_batch`.
     """
     if config.data.tokens_per_micro_batch != "auto":
         return config
