@@ -81,7 +81,9 @@ class TrainConfig(Section):
     )
     adapter_rank: PositiveInt = Field(default=8, description="of a layer; of adalora on average")
     adapter_alpha: PositiveFloat = Field(
-        default=16.0, description="what an adapter adds is multiplied by alpha / rank"
+        default=16.0,
+        description="what an adapter adds is multiplied by alpha / rank; with adalora by alpha / "
+        "its first rank, 3/2 of adapter_rank rounded up, to the end",
     )
     adapter_dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="of adapters' inputs")
     adapter_targets: Annotated[tuple[AdapterTarget, ...], Field(min_length=1)] = Field(
@@ -281,8 +283,6 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     tracking: TrackingConfig = TrackingConfig()
 
-
-class PretrainConfig(RunConfig):
     @model_validator(mode="after")
     def _counts_what_the_encoder_keeps(self) -> Self:
         if self.data.tokens_per_micro_batch == "auto" and self.train.freeze == "encoder":
@@ -292,6 +292,8 @@ class PretrainConfig(RunConfig):
             )
         return self
 
+
+class PretrainConfig(RunConfig):
     """A run that trains the encoder alone, to guess masked words of the data's texts.
 
     Settings of heads and of the tasks' losses have no effect, so that one file can serve both runs.
