@@ -18,7 +18,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from rectrain.errors import ConfigError
 
-__all__ = ["Section", "dump_config", "help_text", "load_config", "parse_yaml"]
+__all__ = ["Section", "dump_config", "help_text", "load_config", "parse_yaml", "yaml_mapping"]
 
 
 class Section(BaseModel):
@@ -48,7 +48,7 @@ def load_config(cls: type[T], *, file: str | None, overrides: Sequence[str]) -> 
         ConfigError: anything wrong, as one line with the dotted key, the value, the rule, the fix.
     """
     given = dict(_parse_overrides(cls, overrides))
-    content = _parse_yaml(_read(file), name=file) if file else {}
+    content = yaml_mapping(_read(file), name=file) if file else {}
     return _validated(cls, content, file=file, given=given)
 
 
@@ -63,7 +63,7 @@ def parse_yaml(cls: type[T], text: bytes, *, name: str) -> T:
     Raises:
         ConfigError: as of `load_config`.
     """
-    return _validated(cls, _parse_yaml(text, name=name), file=name, given={})
+    return _validated(cls, yaml_mapping(text, name=name), file=name, given={})
 
 
 def _validated(
@@ -154,7 +154,16 @@ def _read(file: str) -> bytes:
         ) from None
 
 
-def _parse_yaml(text: bytes, *, name: str) -> dict[str, Any]:
+def yaml_mapping(text: bytes, *, name: str) -> dict[str, Any]:
+    """The keys and values of YAML in UTF-8, not validated.
+
+    Args:
+        text: a mapping, or nothing.
+        name: as of `parse_yaml`.
+
+    Raises:
+        ConfigError: it is no such text.
+    """
     try:
         content = yaml.load(text.decode("utf-8"), _StrictLoader)
     except (UnicodeDecodeError, yaml.YAMLError) as error:

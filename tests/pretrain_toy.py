@@ -43,6 +43,8 @@ def write_texts(
     train: list[str],
     validation: list[str] = (),  # type: ignore[assignment]
     catalogue: list[str] = (),  # type: ignore[assignment]
+    task: str = "recommendation",
+    max_length: int = MAX_LENGTH,
 ) -> Path:
     """Prepared data of one task, whose rows are one text each, and its catalogue."""
     tokenizer = load_tokenizer(str(write_tokenizer(root / "tokenizer")))
@@ -50,9 +52,9 @@ def write_texts(
     for name, texts in (
         ("train", train), ("validation", validation), ("test", []), ("items", catalogue),
     ):  # fmt: skip
-        path = root / "recommendation" / f"{name}-00000.arrow"
+        path = root / task / f"{name}-00000.arrow"
         path.parent.mkdir(exist_ok=True)
-        ids = tokenize(list(texts), tokenizer=tokenizer, max_length=MAX_LENGTH)
+        ids = tokenize(list(texts), tokenizer=tokenizer, max_length=max_length)
         table = pa.table(
             {
                 "item": pa.ListArray.from_arrays(pa.array(range(len(ids) + 1), pa.int32()), ids),
@@ -70,14 +72,14 @@ def write_texts(
     }
     manifest = {
         "format": FORMAT,
-        "tasks": {"recommendation": {"splits": splits, "items": entries["items"]}},
+        "tasks": {task: {"splits": splits, "items": entries["items"]}},
         "tokenizer": {
             "sha256": tokenizer_hash(tokenizer), "vocab_size": len(VOCABULARY),
-            "max_length": MAX_LENGTH,
+            "max_length": max_length,
         },
         "seed": 0,
         "source": "parquet",
-        "config": {"max_length": MAX_LENGTH, "max_history": 8},
+        "config": {"max_length": max_length, "max_history": 8},
     }  # fmt: skip
     (root / MANIFEST).write_text(json.dumps(manifest))
     return root

@@ -21,11 +21,12 @@ def write_run(
     seed: int = 0,
     kind: type[RunConfig] = RunConfig,
     change: Callable[[Model], Any] = lambda model: None,
+    change_meta: Callable[[dict[str, Any]], Any] = lambda meta: None,
     **sections: dict[str, Any],
 ) -> Path:
     """A run on prepared data whose only checkpoint holds the weights that training starts from.
 
-    `change` may alter them first; `sections` are settings.
+    `change` may alter them first, `change_meta` what the checkpoint says; `sections` are settings.
     """
     config = kind.model_validate(
         {"name": folder.name, "seed": seed, "data": {"paths": [str(data)]},
@@ -34,11 +35,11 @@ def write_run(
     prepared = open_data(config)
     model = new_model(config, prepared)
     change(model)
+    meta = {**checkpoint_meta(config, prepared), "step": 1, "score": None}
+    change_meta(meta)
     files = {
         "model-00000-00000.safetensors": save(dict(model.state_dict())),
-        "meta.json": json.dumps(
-            {**checkpoint_meta(config, prepared), "step": 1, "score": None}
-        ).encode(),
+        "meta.json": json.dumps(meta).encode(),
         **attachments(model, prepared),
     }
     checkpoint = folder / "checkpoints" / "step-00000001"

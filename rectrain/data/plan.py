@@ -114,12 +114,24 @@ class Plan:
         self._seed = seed
         self._num_negatives = num_negatives
         self._units = dict(tasks)
+        self._temperature = temperature
         self.shares = _shares(tasks, temperature)
         self._num_slots = {
             task: _num_slots(units, budget=self.shares[task] * tokens_per_micro_batch)
             for task, units in tasks.items()
         }
         self._epochs: dict[str, dict[int, _Epoch]] = {task: {} for task in tasks}
+
+    def resized(self, tokens_per_micro_batch: int) -> Plan:
+        """The plan of the same units with larger or smaller micro-batches."""
+        return Plan(
+            self._units,
+            seed=self._seed,
+            tokens_per_micro_batch=tokens_per_micro_batch,
+            temperature=self._temperature,
+            num_micro_batches=self.num_micro_batches,
+            num_negatives=self._num_negatives,
+        )
 
     def slot(self, step: int, *, task: str, micro_batch: int) -> Integers:
         """Rows of a task in one micro-batch of a step, ascending; never empty.

@@ -12,6 +12,7 @@ import torch
 
 from rectrain.data.batch import PackedTexts, distinct_texts, empty_table, take_texts, text_keys
 from rectrain.data.encoding import FeatureEncoder
+from rectrain.data.loader import longest_text
 from rectrain.data.shards import Prepared, Shards
 from rectrain.data.tokenize import load_tokenizer, word_pieces
 from rectrain.errors import DataError
@@ -150,6 +151,7 @@ def _manifest(data: Mapping[str, Prepared], rows: Mapping[str, Shards]) -> dict[
         if prepared.has_items(task):
             files["train"].append(prepared.manifest["tasks"][task]["items"])
     configs = [prepared.manifest["config"] for prepared in data.values()]
+    tokenizer = next(iter(data.values())).manifest["tokenizer"]
     return {
         "tasks": {
             MLM: {
@@ -161,7 +163,7 @@ def _manifest(data: Mapping[str, Prepared], rows: Mapping[str, Shards]) -> dict[
                 },
             }
         },
-        "tokenizer": next(iter(data.values())).manifest["tokenizer"],
+        "tokenizer": tokenizer | {"max_length": longest_text(data)},
         "config": {
             key: max(int(config[key]) for config in configs)
             for key in ("max_length", "max_history")

@@ -35,8 +35,9 @@ def add_adapters(
     """Freezes an encoder and puts an adapter beside each of its chosen linear layers, in place.
 
     LoRA (Hu et al., 2022) adds alpha / r · B A x to W x. AdaLoRA (Zhang et al., 2023) adds
-    alpha / r · B diag(E) A x, begins with 3/2 of the rank and leaves the least important parts of
-    all layers out, until `rank` a layer is left on average. Both begin at the encoder itself.
+    alpha / r₀ · B diag(E) A x, begins with r₀ = ceil(3/2 r) and leaves the least important parts of
+    all layers out, until `rank` a layer is left on average; peft keeps the scale. Both begin at the
+    encoder itself.
 
     Args:
         encoder: not split over workers.

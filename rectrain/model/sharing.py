@@ -62,7 +62,7 @@ class GatedExperts(nn.Module):
         self.experts = nn.Linear(width, num_experts * width, bias=False)
         self.gates = _gates(tasks, width=width, num_experts=num_experts)
         self._num_experts = num_experts
-        self._activation = _ACTIVATIONS[activation]
+        self.activation = activation
         nn.init.eye_(self.shared.weight)
         nn.init.normal_(self.experts.weight, std=0.1 * width**-0.5)
 
@@ -78,7 +78,7 @@ class GatedExperts(nn.Module):
         """
         experts = self.experts(x).view(x.shape[0], self._num_experts, x.shape[1])
         mixed = torch.cat(_mix_by_task(self.gates, x, experts, sizes))
-        return list(torch.split(self._activation(self.shared(x) + mixed), list(sizes)))
+        return list(torch.split(_ACTIVATIONS[self.activation](self.shared(x) + mixed), list(sizes)))
 
 
 class ResidualExperts(nn.Module):

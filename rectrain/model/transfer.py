@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from torch import nn
+
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.model.multitask import MultiTaskModel
+from rectrain.model.sharing import GatedExperts
 
 __all__ = ["take_over"]
 
@@ -32,6 +35,8 @@ def take_over(
     own, given = model.state_dict(), start.state_dict()
     taken, fresh = [], []
     for part, prefix, reason in _parts(features, start_features):
+        if part == "sharing" and not reason:
+            reason = _other_function(model.sharing, start.sharing)
         shapes = {name: value.shape for name, value in own.items() if name.startswith(prefix)}
         offered = {name: value.shape for name, value in given.items() if name.startswith(prefix)}
         if not shapes:
@@ -59,3 +64,10 @@ def _parts(features: Features, start_features: Features) -> Iterator[tuple[str, 
     reason = "" if list(features) == list(start_features) else "tasks"  # they go by place
     yield "sharing", "sharing.", reason
     yield "balancer", "balancer.log_variance", reason
+
+
+def _other_function(own: nn.Module, given: nn.Module) -> str:
+    """What differs between sharing layers of one kind and size, whose weights look alike."""
+    if isinstance(own, GatedExperts) and isinstance(given, GatedExperts):
+        return "" if own.activation == given.activation else "expert_activation"
+    return ""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.loader import longest_text, open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.data.texts import MLM, TextCorpus
-from rectrain.data.tokenize import load_tokenizer, word_pieces
+from rectrain.data.tokenize import load_tokenizer, tokenizer_hash, tokenizer_path, word_pieces
 from rectrain.errors import CheckpointError, ConfigError, EncoderError, without_credentials
 from rectrain.model.adapters import RankBudget, add_adapters, merge_adapters
 from rectrain.model.balancing import check_installed
-from rectrain.model.encoder import check_positions, load_encoder
+from rectrain.model.encoder import PRESETS, check_positions, load_encoder
 from rectrain.model.masked import MaskedLanguageModel
 from rectrain.model.multitask import MultiTaskModel
 from rectrain.model.transfer import take_over
@@ -56,6 +57,7 @@ __all__ = [
 ]
 
 _ENCODER = "encoder."
+_TOKENIZERS = ("tokenizer.json", "vocab.txt")  # an encoder's directory may do without
 
 Data = Mapping[str, Prepared]
 Model = MultiTaskModel | MaskedLanguageModel
@@ -106,7 +108,7 @@ def open_data(config: RunConfig) -> Data:
     The data of pre-training is one task, `mlm`, of these directories' texts.
 
     Raises:
-        ConfigError: no path, or loss weights of other tasks.
+        ConfigError: no path, settings of other tasks, or no validation rows to go by.
         DataError: see `open_tasks` and `TextCorpus`.
         EncoderError: see `TextCorpus`.
     """
@@ -119,11 +121,31 @@ def open_data(config: RunConfig) -> Data:
         )
     data = open_tasks(config.data.paths, tasks=config.train.tasks)
     if isinstance(config, PretrainConfig):
-        return {MLM: TextCorpus(data)}
+        corpus = {MLM: TextCorpus(data)}
+        _check_watched(config.train, corpus)
+        return corpus
     _check_tasks("data.paths", data, known=TASKS, owner="rectrain")
     _check_tasks("train.loss_weights", config.train.loss_weights, known=data, owner="the run")
     _check_tasks("train.watch", {config.train.watch} - {"mean"}, known=data, owner="the run")
+    _check_watched(config.train, data)
     return data
+
+
+def _check_watched(train: TrainConfig, data: Data) -> None:
+    """Refuses a run that goes by a validation without rows."""
+    watched = data if train.watch == "mean" else [train.watch]
+    if not train.follows_validation or any(
+        data[task].splits(task)["validation"]["rows"] for task in watched
+    ):
+        return
+    texts = MLM in watched
+    other = "" if texts or len(data) == 1 else "watch another task, "
+    raise ConfigError(
+        what="validation texts" if texts else f"validation rows of {', '.join(watched)}",
+        got="none that training does not have" if texts else "none",
+        rule="train.early_stopping and train.schedule=plateau go by them",
+        fix=f"prepare with a larger --split.validation_share, {other}or leave both settings out",
+    )
 
 
 def _check_tasks(what: str, given: Iterable[str], *, known: Collection[str], owner: str) -> None:
@@ -213,7 +235,7 @@ def _encoder(config: RunConfig, data: Data, checkpoint: Checkpoint | None) -> Be
         return _empty_encoder(checkpoint)
     first = next(iter(data.values()))
     tokenizer = first.manifest["tokenizer"]
-    return load_encoder(
+    encoder = load_encoder(
         config.model.encoder,
         vocab_size=int(tokenizer["vocab_size"]),
         dropout=config.model.dropout,
@@ -221,6 +243,23 @@ def _encoder(config: RunConfig, data: Data, checkpoint: Checkpoint | None) -> Be
         pad_token_id=load_tokenizer(first.tokenizer_path).pad_token_id or 0,
         seed=config.seed,
     )
+    _check_tokenizer(config.model.encoder, first)
+    return encoder
+
+
+def _check_tokenizer(encoder: str, prepared: Prepared) -> None:
+    """Refuses an encoder whose directory holds another tokenizer than the data's."""
+    if encoder in PRESETS:
+        return
+    if not any((tokenizer_path(encoder) / name).is_file() for name in _TOKENIZERS):
+        return
+    if tokenizer_hash(load_tokenizer(encoder)) != prepared.tokenizer_sha256:
+        raise EncoderError(
+            what=f"tokenizer of encoder {encoder}",
+            got=f"another one than that of {prepared.root}",
+            rule="token ids must mean the same",
+            fix=f"prepare the data with --encoder {encoder}",
+        )
 
 
 def _continued(
@@ -359,20 +398,13 @@ def load_model(location: str | Store) -> LoadedModel:
             rule="only jobs.train makes a model of tasks",
             fix="run jobs.train with --model.encoder=RUN/encoder, RUN being the pre-training",
         )
-    try:
+    with _settings_of(folder):
         config = RunConfig.model_validate(checkpoint.meta["config"])
         features = {
             task: FeatureEncoder.from_json(facts["features"])
             for task, facts in checkpoint.meta["tasks"].items()
             if TASKS[task]
         }
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            what=f"checkpoint {folder.root}",
-            got=f"{type(error).__name__} {error}",
-            rule="this version must know its tasks and settings",
-            fix="use the version of rectrain that wrote it",
-        ) from error
     model = _assemble(_empty_encoder(checkpoint), features=features, config=config)
     model.ranks = _adapt(model.encoder, config.train)
     load_weights(model, checkpoint)
@@ -393,18 +425,28 @@ def load_trained_encoder(location: str | Store) -> TrainedEncoder:
     """
     folder = Store.open(location) if isinstance(location, str) else location
     checkpoint = open_checkpoint(_find(folder))
-    train = TrainConfig.model_validate(checkpoint.meta["config"]["train"])
+    with _settings_of(folder):
+        train = TrainConfig.model_validate(checkpoint.meta["config"]["train"])
     encoder: Any = _empty_encoder(checkpoint)
     _adapt(encoder, train)
-    weights = {
-        name.removeprefix(_ENCODER): tensor
-        for name, tensor in checkpoint.tensors("model")
-        if name.startswith(_ENCODER)
-    }
-    encoder.load_state_dict(weights)
+    load_weights(encoder, checkpoint, prefix=_ENCODER)
     if train.adapter != "none":
         merge_adapters(encoder)
     return TrainedEncoder(encoder.eval(), checkpoint)
+
+
+@contextmanager
+def _settings_of(folder: Store) -> Iterator[None]:
+    """Makes one line of what can't be read of a checkpoint's settings."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            what=f"checkpoint {folder.root}",
+            got=f"{type(error).__name__} {error}",
+            rule="this version must know its tasks and settings",
+            fix="use the version of rectrain that wrote it",
+        ) from error
 
 
 def _empty_encoder(checkpoint: Checkpoint) -> BertModel:
@@ -462,12 +504,11 @@ def result_checkpoint(run: Store) -> Store | None:
 
 def finished_checkpoint(run: Store, *, train: TrainConfig, num_steps: int) -> Store | None:
     """The checkpoint that a run of `num_steps` has come to; None while work is left."""
-    last = run.sub(f"checkpoints/step-{num_steps:08d}")
-    if train.early_stopping is None:
-        return last if last.exists(MARKER) else None
     newest = latest_complete(run.sub("checkpoints"))
     if newest is None:
         return None
+    is_last = newest == run.sub(f"checkpoints/step-{num_steps:08d}")
+    if train.early_stopping is None:
+        return newest if is_last else None
     history = read_history(json.loads(newest.read("meta.json")))
-    is_over = newest == last or has_stopped(history, train=train)
-    return result_checkpoint(run) if is_over else None
+    return result_checkpoint(run) if is_last or has_stopped(history, train=train) else None

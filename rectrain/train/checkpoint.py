@@ -403,13 +403,22 @@ def _score(folder: Store) -> float | None:
     return score
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+def load_weights(model: nn.Module, checkpoint: Checkpoint, *, prefix: str = "") -> None:
     """Copies a checkpoint's weights and buffers into a model that is not split.
+
+    Args:
+        model: is changed.
+        checkpoint: of a run.
+        prefix: of the names that the model's tensors have there; others are left out.
 
     Raises:
         CheckpointError: names or shapes differ.
     """
-    state = dict(checkpoint.tensors("model"))
+    state = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in checkpoint.tensors("model")
+        if name.startswith(prefix)
+    }
     own = model.state_dict()
     wrong = sorted(own.keys() ^ state.keys()) + sorted(
         name for name in own.keys() & state.keys() if own[name].shape != state[name].shape

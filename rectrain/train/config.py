@@ -81,7 +81,9 @@ class TrainConfig(Section):
     )
     adapter_rank: PositiveInt = Field(default=8, description="of a layer; of adalora on average")
     adapter_alpha: PositiveFloat = Field(
-        default=16.0, description="what an adapter adds is multiplied by alpha / rank"
+        default=16.0,
+        description="what an adapter adds is multiplied by alpha / rank; with adalora by alpha / "
+        "its first rank, 3/2 of adapter_rank rounded up, to the end",
     )
     adapter_dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="of adapters' inputs")
     adapter_targets: Annotated[tuple[AdapterTarget, ...], Field(min_length=1)] = Field(
@@ -280,6 +282,15 @@ class RunConfig(Section):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _counts_what_the_encoder_keeps(self) -> Self:
+        if self.data.tokens_per_micro_batch == "auto" and self.train.freeze == "encoder":
+            raise ValueError(
+                "data.tokens_per_micro_batch=auto counts what the encoder's layers keep, and with "
+                "train.freeze=encoder they keep nothing; give a number"
+            )
+        return self
 
 
 class PretrainConfig(RunConfig):

@@ -70,7 +70,6 @@ def _validation(store: Store, *, step: int) -> dict[str, float]:
 
 def _card(loaded: TrainedEncoder, *, validation: Mapping[str, float]) -> str:
     meta: dict[str, Any] = loaded.checkpoint.meta
-    base = meta["config"]["model"]["encoder"]
     tasks = list(meta["tasks"])
     is_pretrained = MLM in tasks
     names = {MLM: ("loss", "perplexity")} if is_pretrained else {t: (t,) for t in tasks}
@@ -80,21 +79,19 @@ def _card(loaded: TrainedEncoder, *, validation: Mapping[str, float]) -> str:
         for task in tasks
         for name in names[task]
     ]
-    trained = "pre-trained by masked words" if is_pretrained else "trained jointly"
     return "\n".join(
         [
             "---",
             "library_name: transformers",
             "license: other",
             "license_name: that-of-the-base-encoder-and-data",
-            f"base_model: {base}",
+            f"base_model: {_base(meta)}",
             "pipeline_tag: feature-extraction",
             "---",
             "",
             "# Shared text encoder of a rectrain model",
             "",
-            f"A BERT {trained} on {', '.join(tasks)} for {meta['step']:,} steps, from "
-            f"`{base}`. A text's vector is the mean of its tokens' last hidden states.",
+            f"{_history(meta)} A text's vector is the mean of its tokens' last hidden states.",
             "",
             "Licence: the weights derive from the base encoder and the training data; state theirs "
             "here before publishing.",
@@ -108,3 +105,22 @@ def _card(loaded: TrainedEncoder, *, validation: Mapping[str, float]) -> str:
             "",
         ]
     )
+
+
+def _history(meta: Mapping[str, Any]) -> str:
+    """What a run has done to its encoder, in a sentence."""
+    train, tasks = meta["config"]["train"], ", ".join(meta["tasks"])
+    begun = f"`{train.get('start_from') or meta['config']['model']['encoder']}`"
+    if train.get("freeze") == "encoder":
+        return f"The BERT of {begun}, unchanged: heads for {tasks} were trained on its vectors."
+    trained = "pre-trained by masked words" if MLM in meta["tasks"] else "trained jointly"
+    return f"A BERT {trained} on {tasks} for {meta['step']:,} steps, from {begun}."
+
+
+def _base(meta: Mapping[str, Any]) -> str:
+    """The encoder that the first of the runs behind a checkpoint began with, as far as known."""
+    start = meta["config"]["train"].get("start_from")
+    if start is None:
+        return str(meta["config"]["model"]["encoder"])
+    before = Path(start) / "meta.json"  # a URI's may be behind a password, which isn't stored
+    return _base(json.loads(before.read_bytes())) if before.is_file() else str(start)

@@ -16,7 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rectrain.config import dump_config, parse_yaml
+from rectrain.config import dump_config, parse_yaml, yaml_mapping
 from rectrain.errors import CheckpointError, ConfigError, ResourceError, without_credentials
 from rectrain.model.encoder import MINILM, PRESETS
 from rectrain.train.build import (
@@ -55,7 +55,7 @@ Say = Callable[[str], None]
 _CONFIG = "config.yaml"
 _POLL_S = 0.5
 _MAX_DEATHS = 3
-_PRETRAIN_KEY = b"mask_share:"  # only these runs have it
+_PRETRAIN_KEY = "mask_share"  # only these runs have it
 _MICRO_BATCHES = "train.num_micro_batches"
 _START = "train.start_from_sha256"
 # Settings that decide how a run goes, and not what comes out of it: they may change on resuming.
@@ -202,7 +202,8 @@ def resolve_micro_batch(config: RunConfig, *, overwrite: bool) -> RunConfig:
         overwrite: the run begins anew.
 
     Raises:
-        ConfigError, ResourceError: see `largest_micro_batch`.
+        ConfigError: the folder holds a run of the other job.
+        ResourceError: see `largest_micro_batch`.
     """
     if config.data.tokens_per_micro_batch != "auto":
         return config
@@ -307,20 +308,21 @@ def _result(config: RunConfig, store: Store) -> Store | None:
 
 
 def _stored(config: RunConfig) -> RunConfig:
-    """The settings that the run of this name began with."""
+    """The settings that the run of this name began with; refuses those of the other job."""
     root = f"{config.output}/{config.name}"
-    return parse_yaml(type(config), Store.open(root).read(_CONFIG), name=f"{root}/{_CONFIG}")
-
-
-def _check_same(config: RunConfig, store: Store) -> None:
+    text, name = Store.open(root).read(_CONFIG), f"{root}/{_CONFIG}"
     is_pretraining = isinstance(config, PretrainConfig)
-    if (_PRETRAIN_KEY in store.read(_CONFIG)) != is_pretraining:
+    if (_PRETRAIN_KEY in yaml_mapping(text, name=name)) != is_pretraining:
         raise ConfigError(
-            what=f"run {store.root}",
+            what=f"run {root}",
             got=f"a run of jobs.{'train' if is_pretraining else 'pretrain'}",
             rule="pre-training and training are two runs",
             fix="give another --name, or --overwrite to begin anew",
         )
+    return parse_yaml(type(config), text, name=name)
+
+
+def _check_same(config: RunConfig, store: Store) -> None:
     before = _stored(config)
     old, new = _identity(before), _identity(config)
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))

@@ -11,7 +11,7 @@ import psutil
 from rectrain.data.loader import catalogues, longest_text
 from rectrain.data.plan import Plan
 from rectrain.data.shards import Prepared
-from rectrain.errors import ConfigError, ResourceError
+from rectrain.errors import ResourceError
 from rectrain.train.build import Model
 from rectrain.train.config import PretrainConfig, RunConfig
 from rectrain.train.frozen import cached_texts
@@ -120,21 +120,14 @@ def largest_micro_batch(
         memory_bytes: what a worker may take, of which a fifth is left to what isn't counted.
 
     Raises:
-        ConfigError: the run's encoder is frozen.
         ResourceError: the smallest micro-batch doesn't fit.
     """
-    if config.train.freeze == "encoder":
-        raise ConfigError(
-            what="data.tokens_per_micro_batch",
-            got="auto with train.freeze=encoder",
-            rule="it counts what the encoder's layers keep, and a frozen encoder keeps nothing",
-            fix="give a number",
-        )
+    first, fewest = with_micro_batch(config, FEWEST_TOKENS), config.train.min_workers
+    smallest = plan_run(first, data).plan
 
     def needed(tokens: int) -> int:
-        trial = with_micro_batch(config, tokens)
-        plan, fewest = plan_run(trial, data).plan, config.train.min_workers
-        return sum(worker_bytes(trial, data, model=model, plan=plan, num_workers=fewest).values())
+        plan = smallest.resized(tokens)
+        return sum(worker_bytes(first, data, model=model, plan=plan, num_workers=fewest).values())
 
     most = sum(int(prepared.splits(task)["train"]["tokens"]) for task, prepared in data.items())
     choices = range(FEWEST_TOKENS, max(FEWEST_TOKENS, most) + 1)

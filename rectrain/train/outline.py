@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rectrain.data.shards import Prepared
 from rectrain.errors import without_credentials
+from rectrain.model.encoder import PRESETS
 from rectrain.train.build import Model
 from rectrain.train.config import RunConfig
 from rectrain.train.memory import PROCESS_BYTES, worker_bytes
@@ -17,6 +18,7 @@ __all__ = ["outline", "repetitions"]
 
 _MIB = 1 << 20
 _MANY_EPOCHS = 50  # rows that come again more often are learned by heart
+_FEW_STEPS = 50  # warm-up alone takes a tenth
 
 
 def outline(
@@ -39,7 +41,7 @@ def outline(
         steps = run.plan.steps_per_epoch(task)
         sizes = f"{facts['rows']:>10,} {facts['tokens']:>12,} {steps:>15,}"
         lines.append(f"{task:<16} {sizes} {epochs[task]:>7.2f}")
-    lines += repetitions(epochs)
+    lines += repetitions(epochs) + _few_steps(config, run) + _random_encoder(config)
     tokens = run.plan.tokens_per_step()
     lines.append(
         f"tokens: {tokens:,.0f} a step ({train.micro_batches} micro-batches of "
@@ -75,3 +77,26 @@ def repetitions(epochs: Mapping[str, float]) -> list[str]:
         return []
     shares = "lower data.temperature (1: by rows), or " if len(epochs) > 1 else ""
     return [f"warning: many epochs: {', '.join(many)}; {shares}give fewer train.num_steps"]
+
+
+def _few_steps(config: RunConfig, run: RunPlan) -> list[str]:
+    """A warning where large micro-batches leave few updates, and nobody asked for so few."""
+    if config.train.num_steps is not None or run.num_steps >= _FEW_STEPS:
+        return []
+    return [
+        f"warning: few steps: {run.num_steps}; give more train.num_epochs, or less "
+        f"data.tokens_per_micro_batch (now {config.data.micro_batch_tokens})"
+    ]
+
+
+def _random_encoder(config: RunConfig) -> list[str]:
+    """A warning where the encoder's weights are random, and stay so."""
+    train, encoder = config.train, config.model.encoder
+    is_fixed = train.adapter != "none" or train.freeze == "encoder"
+    if not is_fixed or encoder not in PRESETS or train.start_from is not None:
+        return []
+    setting = f"adapter={train.adapter}" if train.adapter != "none" else "freeze=encoder"
+    return [
+        f"warning: random encoder: train.{setting} never trains the weights of the fresh "
+        f"{encoder}; give a trained model.encoder, or train.start_from"
+    ]

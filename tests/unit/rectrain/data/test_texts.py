@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from rectrain.data.config import DataConfig
-from rectrain.data.loader import open_tasks, plan_training
+from rectrain.data.loader import longest_text, open_tasks, plan_training
 from rectrain.data.shards import Shards
 from rectrain.data.texts import MLM, TextCorpus
 from rectrain.data.tokenize import load_tokenizer, word_pieces
@@ -67,6 +67,18 @@ def test_a_step_counts_the_pieces_that_could_be_masked(tmp_path: Path) -> None:
     for step in range(4):
         taken = [plan.slot(step, task=MLM, micro_batch=m) for m in range(3)]
         assert plan.count(step, task=MLM) == pieces[np.concatenate(taken)].sum()
+
+
+def test_the_longest_text_is_that_of_all_directories(tmp_path: Path) -> None:
+    text = " ".join(["red"] * 9)
+    paths = [
+        str(write_texts(tmp_path / task, train=[text], task=task, max_length=length))
+        for task, length in (("risk", 6), ("recommendation", 12))
+    ]
+    for order in (paths, paths[::-1]):
+        found = TextCorpus(open_tasks(order))
+        assert longest_text({MLM: found}) == 12
+        assert max(found.shards(MLM, "train").column("num_tokens").to_pylist()) == 11
 
 
 def test_a_corpus_travels_to_another_process(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from pretrain_toy import random_texts, write_texts
 
 from rectrain.config import load_config
 from rectrain.data.batch import PackedTexts
-from rectrain.errors import ConfigError, ResourceError
+from rectrain.errors import ResourceError
 from rectrain.model.encoder import encode, load_encoder
 from rectrain.train import launch
 from rectrain.train.build import new_model, open_data
@@ -85,9 +84,6 @@ def test_an_elastic_run_must_fit_its_fewest_workers(data: Path) -> None:
 def test_what_can_not_be_chosen_is_told(data: Path) -> None:
     with pytest.raises(ResourceError, match=r"auto with 1 MiB free.*needs \d+ MiB at least"):
         largest(config(data), memory_bytes=MIB)
-    frozen = SimpleNamespace(train=SimpleNamespace(freeze="encoder"))
-    with pytest.raises(ConfigError, match=r"auto with train\.freeze=encoder"):
-        largest_micro_batch(frozen, {}, model=None, memory_bytes=MIB)  # type: ignore[arg-type]
 
 
 def test_a_run_keeps_its_number(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

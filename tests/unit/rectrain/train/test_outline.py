@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from prepared_toy import PRICE, write_encoder, write_prepared
+from untrained import write_run
 
 from rectrain.train.config import RunConfig
-from rectrain.train.launch import describe
+from rectrain.train.launch import describe, resolve_paths
 from rectrain.train.outline import repetitions
 
 
@@ -29,6 +31,35 @@ def test_the_plan_counts_texts_as_long_as_the_data_has_them(tmp_path: Path) -> N
     few = activations(tmp_path)
     write_encoder(tmp_path / "bert", num_positions=4096)
     assert 0 < activations(tmp_path) == few
+
+
+def warnings(root: Path, *, encoder: str = "tiny", tokens: int = 32, **train: Any) -> list[str]:
+    config = RunConfig.model_validate(
+        {
+            "data": {"paths": [str(root / "data")], "tokens_per_micro_batch": tokens},
+            "model": {"encoder": encoder},
+            "train": train,
+        }
+    )
+    lines = describe(resolve_paths(config)).splitlines()
+    return [line.split(": ")[1] for line in lines if line.startswith("warning: ")]
+
+
+def test_an_encoder_that_stays_random_is_told(tmp_path: Path) -> None:
+    data = write_prepared(tmp_path / "data", tasks={"risk": PRICE})
+    bert, start = write_encoder(tmp_path / "bert"), write_run(tmp_path / "start", data)
+    for fixed in ({"adapter": "lora"}, {"freeze": "encoder"}):
+        train: dict[str, Any] = {"num_steps": 3, **fixed}
+        assert warnings(tmp_path, **train) == ["random encoder"]
+        assert warnings(tmp_path, encoder=str(bert), **train) == []
+        assert warnings(tmp_path, start_from=str(start), **train) == []
+    assert warnings(tmp_path, num_steps=3) == []
+
+
+def test_few_steps_that_nobody_asked_for_are_told(tmp_path: Path) -> None:
+    write_prepared(tmp_path / "data", tasks={"risk": PRICE}, num_rows=600)  # 3,300 tokens or so
+    assert warnings(tmp_path, tokens=100_000) == warnings(tmp_path, tokens=300) == ["few steps"]
+    assert warnings(tmp_path, tokens=32) == warnings(tmp_path, tokens=100_000, num_steps=1) == []
 
 
 def test_a_task_that_repeats_very_often_is_told_with_the_fix() -> None:

@@ -16,7 +16,14 @@ from rectrain.errors import ConfigError
 from rectrain.model.masked import MaskedLanguageModel
 from rectrain.train.build import new_model, open_data
 from rectrain.train.config import PretrainConfig, RunConfig
-from rectrain.train.launch import RunPlace, _begin, claim, describe, resolve_paths
+from rectrain.train.launch import (
+    RunPlace,
+    _begin,
+    claim,
+    describe,
+    resolve_micro_batch,
+    resolve_paths,
+)
 from rectrain.train.storage import Store
 from rectrain.train.validate import validate
 
@@ -97,12 +104,14 @@ def test_training_and_pretraining_keep_out_of_one_anothers_folder(
     store = Store.open(f"{before.output}/{before.name}")
     _begin(before, RunPlace(store, None, False))
     job = "pretrain" if kind is RunConfig else "train"
+    auto = config(data, "--data.tokens_per_micro_batch=auto", kind=kind, name=f"of_{kind.__name__}")
     with pytest.raises(ConfigError, match=rf"a run of jobs\.{job}"):
         claim(after, overwrite=False)
+    with pytest.raises(ConfigError, match=rf"a run of jobs\.{job}"):
+        resolve_micro_batch(auto, overwrite=False)
 
 
 def test_another_share_is_another_run(data: Path) -> None:
-
     first = config(data, name="share")
     store = Store.open(f"{first.output}/{first.name}")
     _begin(first, RunPlace(store, None, False))
@@ -149,3 +158,8 @@ def test_no_text_of_its_own_leaves_validation_out(tmp_path: Path) -> None:
     engine: Any = Plain(new_model(found, corpus))
     values = validate(engine, corpus, tokens_per_micro_batch=64, max_rows=20)
     assert all(math.isnan(value) for value in values.values())
+
+    watching = ["--train.early_stopping=2", "--train.evaluate_interval=5"]
+    with pytest.raises(ConfigError, match="none that training does not have") as caught:
+        describe(config(tmp_path / "data", *watching))
+    assert "\n" not in str(caught.value)

@@ -133,6 +133,19 @@ def test_another_balancers_history_stays_with_its_run(root: Path) -> None:
     assert not any(tensor.any() for tensor in state.values())
 
 
+def test_experts_under_another_function_are_not_taken(root: Path) -> None:
+    experts = {"sharing": "gated_experts", "num_experts": 2}
+    write_start(root, change=spread, model=model_section(root, **experts))
+    for function, is_taken in (("identity", True), ("tanh", False)):
+        settings = model_section(root, expert_activation=function, **experts)
+        own = resolve_paths(config(root, model=settings))
+        line = start_line(own)
+        assert ("sharing (expert_activation)" in line) is not is_taken, line
+        fresh = new_model(config(root, start=None, model=settings), open_data(own))
+        weight = new_model(own, open_data(own)).sharing.experts.weight
+        assert weight.equal(fresh.sharing.experts.weight) is not is_taken
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

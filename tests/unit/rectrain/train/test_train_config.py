@@ -20,6 +20,7 @@ def load(*overrides: str) -> RunConfig:
         (["--train.offload=optimizer", "--train.zero_stage=0"], "zero_stage 1, 2 or 3"),
         (["--train.offload=all", "--train.zero_stage=2"], "zero_stage 3"),
         (["--train.balancer=pcgrad", "--train.zero_stage=3"], "zero_stage 0, 1 or 2: at stage 3"),
+        (["--train.freeze=encoder", "--data.tokens_per_micro_batch=auto"], "give a number"),
         (["--train.freeze=encoder", "--train.layer_decay=0.9"], "an encoder that trains"),
         (["--train.optimizer=adafactor"], "flat piece of many matrices"),
         (["--train.optimizer=adafactor", "--train.zero_stage=0", "--train.decay=l2"], "alone"),
