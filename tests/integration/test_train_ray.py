@@ -201,8 +201,8 @@ def test_the_run_leaves_what_it_names(
 def test_killed_workers_change_nothing(
     cluster: Path, straight: tuple[Path, Any], tmp_path: Path, num_kills: int
 ) -> None:
-    # Anew each time; shown on failure. A run ends after 3 deaths without a new checkpoint: at most 2
-    # between checkpoints, and none beside one.
+    # Anew each time; shown on failure. A run ends after 3 deaths without a new checkpoint: at most
+    # 2 between checkpoints, and none beside one.
     between = [random.sample(range(start + 1, start + 4), 2) for start in range(0, NUM_STEPS, 4)]
     steps = sorted(random.sample([step for pair in between for step in pair], num_kills))
     run = tmp_path / "killed"
