@@ -48,7 +48,7 @@ from rectrain.inference.parts import Part, Sink, open_inputs, plan_parts, read_p
 from rectrain.inference.predictor import Predictor, open_prepared, pick_device
 from rectrain.inference.recommend import Catalogue, Shoppers
 from rectrain.inference.rows import EXCLUDE, EncodedRows
-from rectrain.train.build import newest_checkpoint
+from rectrain.train.selection import newest_checkpoint
 
 __all__ = ["main"]
 

@@ -36,14 +36,14 @@ def run_training(cls: type[RunConfig], argv: Sequence[str], *, doc: str | None) 
     config, options = parse_config(cls, argv, parser=parser)
     lasting(config.output, what="output")
 
-    from rectrain.train import launch  # after --help: it imports torch and Ray
+    from rectrain.train import launch, preflight  # after --help: it imports torch and Ray
     from rectrain.train.build import load_trained_encoder
     from rectrain.train.export import export_encoder
 
-    config = launch.resolve_paths(config, overwrite=options.overwrite)
-    config = launch.resolve_micro_batch(config, overwrite=options.overwrite)
-    _say(launch.describe(config, overwrite=options.overwrite))
-    place = launch.claim(config, overwrite=options.overwrite)
+    config = preflight.resolve_paths(config, overwrite=options.overwrite)
+    config = preflight.resolve_micro_batch(config, overwrite=options.overwrite)
+    _say(preflight.describe(config, overwrite=options.overwrite))
+    place = preflight.claim(config, overwrite=options.overwrite)
     if options.dry_run:
         where, have = resources()
         _say(f"cluster: {where}: {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs")

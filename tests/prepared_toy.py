@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pretrain_toy import VOCABULARY
+from pretrain_toy import VOCABULARY, write_manifest
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from rectrain.data.batch import empty_table
 from rectrain.data.encoding import FeatureEncoder
-from rectrain.data.shards import FORMAT, MANIFEST, file_entry, write_shard
-from rectrain.data.tokenize import load_tokenizer, tokenizer_hash
+from rectrain.data.shards import file_entry, write_shard
 
 PRICE = FeatureEncoder({"price": (0.0, 1.0, 2.0)}, {}, {})
 NUM_ROWS = 12
@@ -36,21 +34,11 @@ def write_prepared(
     BertTokenizerFast(vocab=str(root / "tokenizer" / "vocab.txt")).save_pretrained(
         root / "tokenizer"
     )
-    manifest = {
-        "format": FORMAT,
-        "tasks": {
-            task: _write_task(root, task, encoder, max_length=max_length, num_rows=num_rows)
-            for task, encoder in tasks.items()
-        },
-        "tokenizer": {
-            "sha256": tokenizer_hash(load_tokenizer(str(root / "tokenizer"))),
-            "vocab_size": len(words), "max_length": max_length,
-        },
-        "seed": 0,
-        "source": "parquet",
-        "config": {"max_length": max_length, "max_history": 8},
-    }  # fmt: skip
-    (root / MANIFEST).write_text(json.dumps(manifest))
+    parts = {
+        task: _write_task(root, task, encoder, max_length=max_length, num_rows=num_rows)
+        for task, encoder in tasks.items()
+    }
+    write_manifest(root, parts, vocab_size=len(words), max_length=max_length)
     return root
 
 

@@ -70,16 +70,22 @@ def write_texts(
         name: {"rows": 0, "tokens": 0, "files": [entries[name]]}
         for name in ("train", "validation", "test")
     }
+    parts = {task: {"splits": splits, "items": entries["items"]}}
+    write_manifest(root, parts, vocab_size=len(VOCABULARY), max_length=max_length)
+    return root
+
+
+def write_manifest(root: Path, tasks: dict[str, Any], *, vocab_size: int, max_length: int) -> None:
+    """The manifest of tasks whose shards and whose tokenizer are there."""
     manifest = {
         "format": FORMAT,
-        "tasks": {task: {"splits": splits, "items": entries["items"]}},
+        "tasks": tasks,
         "tokenizer": {
-            "sha256": tokenizer_hash(tokenizer), "vocab_size": len(VOCABULARY),
-            "max_length": max_length,
+            "sha256": tokenizer_hash(load_tokenizer(str(root / "tokenizer"))),
+            "vocab_size": vocab_size, "max_length": max_length,
         },
         "seed": 0,
         "source": "parquet",
         "config": {"max_length": max_length, "max_history": 8},
     }  # fmt: skip
     (root / MANIFEST).write_text(json.dumps(manifest))
-    return root

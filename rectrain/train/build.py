@@ -24,18 +24,10 @@ from rectrain.model.masked import MaskedLanguageModel
 from rectrain.model.multitask import MultiTaskModel
 from rectrain.model.transfer import take_over
 from rectrain.tasks import TASKS
-from rectrain.train.checkpoint import (
-    MARKER,
-    Checkpoint,
-    best_complete,
-    latest_complete,
-    load_weights,
-    manifest_sha256,
-    open_checkpoint,
-)
+from rectrain.train.checkpoint import Checkpoint, load_weights, manifest_sha256, open_checkpoint
 from rectrain.train.config import PretrainConfig, RunConfig, TrainConfig
-from rectrain.train.history import has_stopped, read_history
 from rectrain.train.run_plan import plan_run
+from rectrain.train.selection import find_checkpoint
 from rectrain.train.storage import Store
 
 __all__ = [
@@ -47,16 +39,14 @@ __all__ = [
     "check_same_data",
     "check_start",
     "checkpoint_meta",
-    "finished_checkpoint",
     "load_model",
     "load_trained_encoder",
     "new_model",
-    "newest_checkpoint",
     "open_data",
-    "result_checkpoint",
 ]
 
 _ENCODER = "encoder."
+_KNOWN = "this version must know its tasks and settings"
 _TOKENIZERS = ("tokenizer.json", "vocab.txt")  # an encoder's directory may do without
 
 Data = Mapping[str, Prepared]
@@ -390,7 +380,7 @@ def load_model(location: str | Store) -> LoadedModel:
             heads.
     """
     folder = Store.open(location) if isinstance(location, str) else location
-    checkpoint = open_checkpoint(_find(folder))
+    checkpoint = open_checkpoint(find_checkpoint(folder))
     if MLM in checkpoint.meta.get("tasks", ()):
         raise CheckpointError(
             what=f"checkpoint {folder.root}",
@@ -398,7 +388,7 @@ def load_model(location: str | Store) -> LoadedModel:
             rule="only jobs.train makes a model of tasks",
             fix="run jobs.train with --model.encoder=RUN/encoder, RUN being the pre-training",
         )
-    with _settings_of(folder):
+    with _readable(f"checkpoint {folder.root}", rule=_KNOWN):
         config = RunConfig.model_validate(checkpoint.meta["config"])
         features = {
             task: FeatureEncoder.from_json(facts["features"])
@@ -424,8 +414,8 @@ def load_trained_encoder(location: str | Store) -> TrainedEncoder:
         CheckpointError: nothing complete is there, it is damaged, or it isn't ours.
     """
     folder = Store.open(location) if isinstance(location, str) else location
-    checkpoint = open_checkpoint(_find(folder))
-    with _settings_of(folder):
+    checkpoint = open_checkpoint(find_checkpoint(folder))
+    with _readable(f"checkpoint {folder.root}", rule=_KNOWN):
         train = TrainConfig.model_validate(checkpoint.meta["config"]["train"])
     encoder: Any = _empty_encoder(checkpoint)
     _adapt(encoder, train)
@@ -436,15 +426,15 @@ def load_trained_encoder(location: str | Store) -> TrainedEncoder:
 
 
 @contextmanager
-def _settings_of(folder: Store) -> Iterator[None]:
-    """Makes one line of what can't be read of a checkpoint's settings."""
+def _readable(what: str, *, rule: str) -> Iterator[None]:
+    """Makes one line of what can't be read of a checkpoint."""
     try:
         yield
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(
-            what=f"checkpoint {folder.root}",
+            what=what,
             got=f"{type(error).__name__} {error}",
-            rule="this version must know its tasks and settings",
+            rule=rule,
             fix="use the version of rectrain that wrote it",
         ) from error
 
@@ -452,63 +442,6 @@ def _settings_of(folder: Store) -> Iterator[None]:
 def _empty_encoder(checkpoint: Checkpoint) -> BertModel:
     """An encoder of a checkpoint's shape, whose weights are still to be loaded."""
     path = checkpoint.path / "encoder" / "config.json"
-    try:
+    with _readable(f"{path}", rule="a checkpoint describes its encoder"):
         described = BertConfig.from_dict(json.loads(path.read_bytes()))
-    except (TypeError, ValueError, OSError) as error:
-        raise CheckpointError(
-            what=f"{path}",
-            got=f"{type(error).__name__} {error}",
-            rule="a checkpoint describes its encoder",
-            fix="use the version of rectrain that wrote it",
-        ) from error
     return BertModel(described, add_pooling_layer=False)
-
-
-def newest_checkpoint(location: str) -> str:
-    """The one checkpoint that a run's folder, or a checkpoint's own, stands for now; path or URI.
-
-    Raises:
-        CheckpointError: nothing complete is there.
-    """
-    folder = Store.open(location)
-    found = _find(folder)
-    name = found.root.rpartition("/")[2]
-    return location if found is folder else f"{location.rstrip('/')}/checkpoints/{name}"
-
-
-def _find(folder: Store) -> Store:
-    if folder.exists(MARKER) or folder.exists("manifest.json"):
-        return folder
-    found = result_checkpoint(folder)
-    if found is None:
-        raise CheckpointError(
-            what="checkpoint",
-            got=f"{folder.root} without one that is complete",
-            rule="give a checkpoint, or the folder of a run that has written one",
-            fix="train first, or correct the path",
-        )
-    return found
-
-
-def result_checkpoint(run: Store) -> Store | None:
-    """What a run has come to so far: with early stopping its best complete checkpoint, else its
-    newest; None if there is none.
-    """
-    checkpoints = run.sub("checkpoints")
-    newest = latest_complete(checkpoints)
-    if newest is None:
-        return None
-    train = json.loads(newest.read("meta.json"))["config"]["train"]
-    return newest if train.get("early_stopping") is None else best_complete(checkpoints) or newest
-
-
-def finished_checkpoint(run: Store, *, train: TrainConfig, num_steps: int) -> Store | None:
-    """The checkpoint that a run of `num_steps` has come to; None while work is left."""
-    newest = latest_complete(run.sub("checkpoints"))
-    if newest is None:
-        return None
-    is_last = newest == run.sub(f"checkpoints/step-{num_steps:08d}")
-    if train.early_stopping is None:
-        return newest if is_last else None
-    history = read_history(json.loads(newest.read("meta.json")))
-    return result_checkpoint(run) if is_last or has_stopped(history, train=train) else None

@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import tempfile
-import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -41,13 +39,10 @@ from rectrain.train.storage import Store
 __all__ = [
     "MARKER",
     "Checkpoint",
-    "best_complete",
-    "checkpoint_steps",
-    "latest_complete",
+    "discard",
     "load_weights",
     "manifest_sha256",
     "open_checkpoint",
-    "prune",
     "restore_optimizer",
     "save_checkpoint",
     "verify",
@@ -58,7 +53,6 @@ _FORMAT = 1
 _MANIFEST, _META = "manifest.json", "meta.json"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _PART_BYTES = 1 << 28  # a part is serialised in memory before it is written
-_NAME = re.compile(r"^step-(\d{8,})$")
 
 
 @dataclass(frozen=True)
@@ -234,17 +228,17 @@ def _complete(
         for parent in {Path(file).parent.as_posix() for file in files}:
             folder.sync(parent)
         if run.local is not None:
-            _discard(run, name)  # damaged, or it would have been resumed from
+            discard(run, name)  # damaged, or it would have been resumed from
             run.rename(draft, name)
         run.sub(name).write(MARKER, hashlib.sha256(manifest).hexdigest().encode())
         run.sync(name)
     except OSError as error:
-        _discard(run, name)
+        discard(run, name)
         return str(error)
     return None
 
 
-def _discard(run: Store, name: str) -> None:
+def discard(run: Store, name: str) -> None:
     """Removes a checkpoint, its marker first: what a death leaves is not taken for complete."""
     run.remove_file(f"{name}/{MARKER}")
     run.remove(name)
@@ -335,72 +329,6 @@ def open_checkpoint(folder: Store) -> Checkpoint:
     if folder.local is None:
         weakref.finalize(checkpoint, shutil.rmtree, path, ignore_errors=True)
     return checkpoint
-
-
-def checkpoint_steps(run: Store) -> list[int]:
-    """Steps that have a checkpoint folder, ascending; verified or not."""
-    found = (_NAME.match(folder) for folder in run.folders())
-    return sorted(int(match.group(1)) for match in found if match)
-
-
-def latest_complete(run: Store) -> Store | None:
-    """The newest checkpoint that passes `verify`, or None; warns about each that does not."""
-    for step in reversed(checkpoint_steps(run)):
-        folder = run.sub(f"step-{step:08d}")
-        try:
-            verify(folder)
-        except CheckpointError as error:
-            warnings.warn(f"skipped: {error}", stacklevel=2)
-        else:
-            return folder
-    return None
-
-
-def best_complete(run: Store) -> Store | None:
-    """The checkpoint of the highest score that passes `verify`, of equals the newest, or None."""
-    scored = [(score, name) for name, score in _complete_ones(run) if score is not None]
-    for _, name in sorted(scored, reverse=True):
-        try:
-            verify(run.sub(name))
-        except CheckpointError as error:
-            warnings.warn(f"skipped: {error}", stacklevel=2)
-        else:
-            return run.sub(name)
-    return None
-
-
-def _complete_ones(run: Store) -> list[tuple[str, float | None]]:
-    """Name and score of each checkpoint with a marker, by step; not verified."""
-    names = (f"step-{step:08d}" for step in checkpoint_steps(run))
-    return [(name, _score(run.sub(name))) for name in names if run.exists(f"{name}/{MARKER}")]
-
-
-def prune(run: Store, *, keep_last: int) -> None:
-    """Removes all but the newest `keep_last` complete checkpoints and the one of the best score.
-
-    Folders without a marker are left-overs of a death and go too.
-    """
-    complete = _complete_ones(run)
-    for step in checkpoint_steps(run):
-        if not run.exists(f"step-{step:08d}/{MARKER}"):
-            run.remove(f"step-{step:08d}")
-    scored = [(score, name) for name, score in complete if score is not None]
-    kept = {name for name, _ in complete[-keep_last:]} | ({max(scored)[1]} if scored else set())
-    for name, _ in complete:
-        if name not in kept:
-            _discard(run, name)
-    for folder in run.folders():
-        if folder.startswith(".draft-"):
-            run.remove(folder)
-
-
-def _score(folder: Store) -> float | None:
-    try:
-        score: float | None = json.loads(folder.read(_META))["score"]
-    except (OSError, ValueError, KeyError) as error:
-        warnings.warn(f"{folder.root} is damaged: {error}", stacklevel=2)
-        return None
-    return score
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, *, prefix: str = "") -> None:

@@ -27,10 +27,8 @@ from rectrain.train.build import (
     open_data,
 )
 from rectrain.train.checkpoint import (
-    latest_complete,
     load_weights,
     open_checkpoint,
-    prune,
     restore_optimizer,
     save_checkpoint,
 )
@@ -45,6 +43,7 @@ from rectrain.train.history import (
 )
 from rectrain.train.process import set_up_process
 from rectrain.train.run_plan import RunPlan, plan_run
+from rectrain.train.selection import latest_complete, prune
 from rectrain.train.step import (
     Engine,
     StepResult,

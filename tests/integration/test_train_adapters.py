@@ -75,12 +75,12 @@ def train(rank: int, kind: str, stage: int, folder: str, *, resume: bool = False
     from rectrain.tasks import TASKS
     from rectrain.train.checkpoint import (
         _owned_tensors,
-        latest_complete,
         load_weights,
         open_checkpoint,
         restore_optimizer,
         save_checkpoint,
     )
+    from rectrain.train.selection import latest_complete
     from rectrain.train.step import build_engine, num_accumulations, train_step
     from rectrain.train.storage import Store
 

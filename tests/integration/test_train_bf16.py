@@ -44,6 +44,7 @@ def _model_and_batch(rank: int) -> tuple[Any, Any]:
 
 def _train(rank: int, stage: int, precision: Any, folder: str, *, resume: bool) -> dict[str, Any]:
     from rectrain.train import checkpoint as files
+    from rectrain.train.selection import latest_complete
     from rectrain.train.step import build_engine, train_step
     from rectrain.train.storage import Store
 
@@ -53,7 +54,7 @@ def _train(rank: int, stage: int, precision: Any, folder: str, *, resume: bool) 
     layer.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
     run, saved = Store.open(f"{folder}/{stage}-{precision}"), None
     if resume:
-        place = files.latest_complete(run)
+        place = latest_complete(run)
         assert place is not None
         saved = files.open_checkpoint(place)
         files.load_weights(model, saved)

@@ -21,16 +21,8 @@ from pyarrow import fs
 from train_toy import TASKS, ToyModel, toy_micro_batch
 
 from rectrain.errors import CheckpointError, ConfigError
-from rectrain.train.checkpoint import (
-    MARKER,
-    checkpoint_steps,
-    latest_complete,
-    load_weights,
-    open_checkpoint,
-    prune,
-    save_checkpoint,
-    verify,
-)
+from rectrain.train.checkpoint import MARKER, load_weights, open_checkpoint, save_checkpoint, verify
+from rectrain.train.selection import checkpoint_steps, latest_complete, prune
 from rectrain.train.storage import Store
 
 NEED_ROOM = ("write", "fsync", "replace")

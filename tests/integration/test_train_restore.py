@@ -39,12 +39,12 @@ def _train(
     """Trains to the end, with dropout; saves a checkpoint on the way, or begins from it."""
     from rectrain.train.checkpoint import (
         _owned_tensors,
-        latest_complete,
         load_weights,
         open_checkpoint,
         restore_optimizer,
         save_checkpoint,
     )
+    from rectrain.train.selection import latest_complete
     from rectrain.train.step import (
         build_engine,
         learning_rate_share,

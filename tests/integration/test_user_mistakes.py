@@ -331,7 +331,7 @@ def assert_one_line(printed: str, cause: str, fix: str) -> None:
 @pytest.mark.parametrize("mistake", CASES)
 def test_a_mistake_is_one_line(mistake, things, unchanged, capfd, monkeypatch):
     # Some machines that run this have bf16 units.
-    monkeypatch.setattr("rectrain.train.launch.device_facts", lambda: DeviceFacts("cpu", False))
+    monkeypatch.setattr("rectrain.train.preflight.device_facts", lambda: DeviceFacts("cpu", False))
     job, arguments, cause, fix = CASES[mistake]
     given = arguments(things)
     capfd.readouterr()

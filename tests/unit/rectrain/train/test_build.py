@@ -20,7 +20,6 @@ from rectrain.errors import CheckpointError, ConfigError, EncoderError
 from rectrain.train.build import (
     check_same_data,
     checkpoint_meta,
-    finished_checkpoint,
     load_model,
     load_trained_encoder,
     new_model,
@@ -29,6 +28,7 @@ from rectrain.train.build import (
 from rectrain.train.checkpoint import Checkpoint
 from rectrain.train.config import RunConfig, TrackingConfig, TrainConfig
 from rectrain.train.export import export_encoder
+from rectrain.train.selection import finished_checkpoint
 from rectrain.train.storage import Store
 
 CONFIG = RunConfig(

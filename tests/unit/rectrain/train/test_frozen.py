@@ -16,7 +16,7 @@ from rectrain.model.multitask import MultiTaskModel
 from rectrain.train.build import new_model, open_data
 from rectrain.train.config import RunConfig
 from rectrain.train.frozen import cached_texts, freeze_encoder
-from rectrain.train.launch import describe
+from rectrain.train.preflight import describe
 
 HIDDEN = 16
 

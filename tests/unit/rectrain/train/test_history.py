@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 
 from rectrain.data.config import DataConfig
 from rectrain.errors import ConfigError
-from rectrain.train import launch
-from rectrain.train.build import result_checkpoint
-from rectrain.train.checkpoint import best_complete, prune
+from rectrain.train import preflight
 from rectrain.train.config import RunConfig, TrainConfig
 from rectrain.train.history import (
     has_stopped,
@@ -24,6 +22,7 @@ from rectrain.train.history import (
     read_history,
     watched_value,
 )
+from rectrain.train.selection import best_complete, prune, result_checkpoint
 from rectrain.train.storage import Store
 
 EARLY = TrainConfig(evaluate_interval=10, early_stopping=2, min_delta=0.1)
@@ -149,9 +148,9 @@ def test_how_a_run_validates_may_change_where_nothing_follows_it(
         train = TrainConfig(evaluate_interval=interval, **more)  # type: ignore[arg-type]
         return RunConfig(output=str(tmp_path), data=DataConfig(paths=("d",)), train=train)
 
-    launch._begin(config(5), launch.RunPlace(Store.open(str(tmp_path / "run")), None, False))
+    preflight.begin(config(5), preflight.RunPlace(Store.open(str(tmp_path / "run")), None, False))
     if is_free:
-        launch._check_same(config(6), Store.open(str(tmp_path / "run")))
+        preflight._check_same(config(6), Store.open(str(tmp_path / "run")))
         return
     with pytest.raises(ConfigError, match=r"another train\.evaluate_interval"):
-        launch._check_same(config(6), Store.open(str(tmp_path / "run")))
+        preflight._check_same(config(6), Store.open(str(tmp_path / "run")))

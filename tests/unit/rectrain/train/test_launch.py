@@ -9,7 +9,8 @@ import pytest
 from rectrain.data.config import DataConfig
 from rectrain.errors import ConfigError, ResourceError
 from rectrain.train.config import RunConfig, TrackingConfig, TrainConfig
-from rectrain.train.launch import RunPlace, _begin, check_resources, claim
+from rectrain.train.launch import check_resources
+from rectrain.train.preflight import RunPlace, begin, claim
 from rectrain.train.storage import Store
 
 
@@ -34,13 +35,13 @@ def test_a_folder_that_holds_no_run_is_left_alone(tmp_path: Path, overwrite: boo
 
 
 def test_another_number_of_workers_is_told_how_to_go_on(tmp_path: Path) -> None:
-    _begin(run(tmp_path, train=TrainConfig(num_workers=2)), place(tmp_path))
+    begin(run(tmp_path, train=TrainConfig(num_workers=2)), place(tmp_path))
     with pytest.raises(ConfigError, match=r"fix: add --train\.num_micro_batches=2, or"):
         claim(run(tmp_path, train=TrainConfig(num_workers=4)), overwrite=False)
 
 
 def test_a_stored_setting_that_is_no_more_is_named_with_the_runs_own_file(tmp_path: Path) -> None:
-    _begin(run(tmp_path), place(tmp_path))
+    begin(run(tmp_path), place(tmp_path))
     stored = tmp_path / "Documents" / "config.yaml"
     for text in ("train: {old_setting: 1}", "train: [", "- 1"):
         stored.write_text(text)
@@ -51,7 +52,7 @@ def test_a_stored_setting_that_is_no_more_is_named_with_the_runs_own_file(tmp_pa
 
 def test_a_run_is_written_without_passwords(tmp_path: Path) -> None:
     tracking = TrackingConfig(mlflow="http://me:secret@host")
-    _begin(run(tmp_path, tracking=tracking), place(tmp_path))
+    begin(run(tmp_path, tracking=tracking), place(tmp_path))
     text = (tmp_path / "Documents" / "config.yaml").read_text()
     assert "http://host" in text and "secret" not in text
 
@@ -82,10 +83,10 @@ def test_one_process_at_a_time_holds_a_run(tmp_path: Path) -> None:
     with store.locked():
         with pytest.raises(ResourceError, match="one process at a time"), store.locked():
             pass
-        _begin(run(tmp_path), place(tmp_path))
+        begin(run(tmp_path), place(tmp_path))
         (tmp_path / "Documents" / "checkpoints").mkdir()
         (tmp_path / "Documents" / "metrics.jsonl").write_text("{}")
-        _begin(run(tmp_path, seed=1), place(tmp_path, overwrite=True))
+        begin(run(tmp_path, seed=1), place(tmp_path, overwrite=True))
         with pytest.raises(ResourceError), store.locked():  # overwriting lets nobody in
             pass
     assert store.entries() == [".lock", "config.yaml"]

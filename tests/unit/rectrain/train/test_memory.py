@@ -13,7 +13,7 @@ from rectrain.config import load_config
 from rectrain.data.batch import PackedTexts
 from rectrain.errors import ResourceError
 from rectrain.model.encoder import encode, load_encoder
-from rectrain.train import launch
+from rectrain.train import preflight
 from rectrain.train.build import new_model, open_data
 from rectrain.train.config import PretrainConfig
 from rectrain.train.memory import activation_bytes, free_bytes, largest_micro_batch, worker_bytes
@@ -28,7 +28,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(data: Path, *more: str) -> PretrainConfig:
-    return launch.resolve_paths(
+    return preflight.resolve_paths(
         load_config(
             PretrainConfig, file=None,
             overrides=[
@@ -88,10 +88,10 @@ def test_what_can_not_be_chosen_is_told(data: Path) -> None:
 
 def test_a_run_keeps_its_number(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def resolve(free_mib: int, *, overwrite: bool = False) -> int:
-        monkeypatch.setattr(launch, "free_bytes", lambda num_workers: free_mib * MIB)
-        settings = launch.resolve_micro_batch(config(data, "--name=kept"), overwrite=overwrite)
-        launch._begin(settings, launch.claim(settings, overwrite=overwrite))
-        assert f"micro_batch={settings.data.micro_batch_tokens})" in launch.describe(settings)
+        monkeypatch.setattr(preflight, "free_bytes", lambda num_workers: free_mib * MIB)
+        settings = preflight.resolve_micro_batch(config(data, "--name=kept"), overwrite=overwrite)
+        preflight.begin(settings, preflight.claim(settings, overwrite=overwrite))
+        assert f"micro_batch={settings.data.micro_batch_tokens})" in preflight.describe(settings)
         return settings.data.micro_batch_tokens
 
     first = resolve(32)

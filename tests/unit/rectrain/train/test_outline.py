@@ -9,8 +9,8 @@ from prepared_toy import PRICE, write_encoder, write_prepared
 from untrained import write_run
 
 from rectrain.train.config import RunConfig
-from rectrain.train.launch import describe, resolve_paths
 from rectrain.train.outline import repetitions
+from rectrain.train.preflight import describe, resolve_paths
 
 
 def activations(root: Path) -> int:

@@ -16,9 +16,9 @@ from rectrain.errors import ConfigError
 from rectrain.model.masked import MaskedLanguageModel
 from rectrain.train.build import new_model, open_data
 from rectrain.train.config import PretrainConfig, RunConfig
-from rectrain.train.launch import (
+from rectrain.train.preflight import (
     RunPlace,
-    _begin,
+    begin,
     claim,
     describe,
     resolve_micro_batch,
@@ -102,7 +102,7 @@ def test_training_and_pretraining_keep_out_of_one_anothers_folder(
     after = config(data, kind=kind, name=f"of_{kind.__name__}")
 
     store = Store.open(f"{before.output}/{before.name}")
-    _begin(before, RunPlace(store, None, False))
+    begin(before, RunPlace(store, None, False))
     job = "pretrain" if kind is RunConfig else "train"
     auto = config(data, "--data.tokens_per_micro_batch=auto", kind=kind, name=f"of_{kind.__name__}")
     with pytest.raises(ConfigError, match=rf"a run of jobs\.{job}"):
@@ -114,7 +114,7 @@ def test_training_and_pretraining_keep_out_of_one_anothers_folder(
 def test_another_share_is_another_run(data: Path) -> None:
     first = config(data, name="share")
     store = Store.open(f"{first.output}/{first.name}")
-    _begin(first, RunPlace(store, None, False))
+    begin(first, RunPlace(store, None, False))
     assert claim(first, overwrite=False).result is None
     with pytest.raises(ConfigError, match="a run with another mask_share"):
         claim(config(data, "--mask_share=0.2", name="share"), overwrite=False)

@@ -17,7 +17,7 @@ from rectrain.errors import CheckpointError, ConfigError, EncoderError
 from rectrain.train.build import Model, load_model, new_model, open_data
 from rectrain.train.checkpoint import load_weights, open_checkpoint
 from rectrain.train.config import RunConfig
-from rectrain.train.launch import RunPlace, _begin, claim, describe, resolve_paths
+from rectrain.train.preflight import RunPlace, begin, claim, describe, resolve_paths
 from rectrain.train.storage import Store
 
 BOTH = {"search_ranking": PRICE, "risk": PRICE}
@@ -169,7 +169,7 @@ def begun(root: Path) -> RunConfig:
     write_start(root)
     own = resolve_paths(config(root))
     store = Store.open(f"{own.output}/{own.name}")
-    _begin(own, RunPlace(store, None, False))
+    begin(own, RunPlace(store, None, False))
     write_run(root / "runs" / "heads", root / "data", seed=9, model=model_section(root))
     return own
 
@@ -252,7 +252,7 @@ def test_a_run_goes_on_where_its_encoder_is_gone(
     monkeypatch.chdir(root)
     model = {**model_section(root), "encoder": "bert"}
     own = resolve_paths(config(root, start=None, model=model))
-    _begin(own, RunPlace(Store.open(f"{own.output}/{own.name}"), None, False))
+    begin(own, RunPlace(Store.open(f"{own.output}/{own.name}"), None, False))
     write_run(root / "runs" / own.name, root / "data", model=own.model.model_dump())
     shutil.rmtree(root / "bert")
     again = resolve_paths(config(root, start=None, model=model))
