@@ -9,7 +9,6 @@ should run meanwhile.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.loop import Measurement, Variant
 from benchmarks.table import Figure, paired_ratio, print_table, write_figures
-from benchmarks.train import Scale, run_variant, simulated
+from benchmarks.train import Scale, parser_of, run_variant, simulated
 
 __all__ = ["main"]
 
@@ -31,17 +30,7 @@ _MIB = 1 << 20
 
 def main(argv: Sequence[str]) -> int:
     """Measures, prints the table, writes it as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="tiny sizes: does it run? no figures to keep"
-    )
-    parser.add_argument(
-        "--data", help="prepared directories, by commas (default: data/demo, made if missing)"
-    )
-    parser.add_argument("--rounds", type=int, help="default: 5")
-    options = parser.parse_args(argv)
+    options = parser_of(__doc__).parse_args(argv)
     scale = _QUICK if options.quick else _FULL
     scale = replace(scale, rounds=options.rounds or scale.rounds)
     data = tuple(options.data.split(",")) if options.data else simulated(scale.size)

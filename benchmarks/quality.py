@@ -157,6 +157,9 @@ def main(argv: Sequence[str]) -> int:
     study = Study(Path(options.folder or f"runs/{name}"), scale=scale, shared=_SHARED)
     parts = {"real": _real, "market": _market}
     for part in options.only.split(","):
+        if part == "real" and not _SHARED.is_dir():
+            print(f"skipped: real, for {_SHARED} is not here", file=sys.stderr)
+            continue
         figures = parts[part](study)
         print_table(figures)
         path = _OUTPUT / f"{name}-{part}.json"

@@ -22,7 +22,7 @@ from statistics import median
 from benchmarks.loop import Measurement, Run, Variant
 from benchmarks.table import Figure, paired_ratio, print_table, write_figures
 
-__all__ = ["Scale", "main", "run_variant", "simulated"]
+__all__ = ["Scale", "main", "parser_of", "run_variant", "simulated"]
 
 _OUTPUT = Path("runs/bench")
 _VARIANTS: dict[str, tuple[Variant, ...]] = {
@@ -64,17 +64,8 @@ _QUICK = Scale(1, 1, 3, "tiny", 512, "tiny")
 
 def main(argv: Sequence[str]) -> int:
     """Measures, prints the table, writes it as JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="tiny sizes: does it run? no figures to keep"
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--only", default="T1,T2,T3", help="goals to measure (default: all)")
-    parser.add_argument(
-        "--data", help="prepared directories, by commas (default: data/demo, made if missing)"
-    )
-    parser.add_argument("--rounds", type=int, help="default: 5")
     options = parser.parse_args(argv)
     scale = _QUICK if options.quick else _FULL
     scale = replace(scale, rounds=options.rounds or scale.rounds)
@@ -94,6 +85,21 @@ def main(argv: Sequence[str]) -> int:
     write_figures(path, figures)
     print(f"written: {path}")
     return 0
+
+
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """The options of a benchmark of training."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes: does it run? no figures to keep"
+    )
+    parser.add_argument(
+        "--data", help="prepared directories, by commas (default: data/demo, made if missing)"
+    )
+    parser.add_argument("--rounds", type=int, help="default: 5")
+    return parser
 
 
 def simulated(size: str) -> tuple[str, ...]:
