@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from transformers import BertConfig, BertModel
 
@@ -21,7 +21,7 @@ from rectrain.model.adapters import RankBudget, add_adapters, merge_adapters
 from rectrain.model.balancing import check_installed
 from rectrain.model.encoder import PRESETS, check_positions, load_encoder
 from rectrain.model.masked import MaskedLanguageModel
-from rectrain.model.multitask import MultiTaskModel
+from rectrain.model.multitask import Distillation, MultiTaskModel
 from rectrain.model.transfer import take_over
 from rectrain.tasks import TASKS
 from rectrain.train.checkpoint import Checkpoint, load_weights, manifest_sha256, open_checkpoint
@@ -31,13 +31,15 @@ from rectrain.train.selection import find_checkpoint
 from rectrain.train.storage import Store
 
 __all__ = [
+    "ORIGINS",
     "Data",
     "LoadedModel",
     "Model",
+    "Origin",
     "TrainedEncoder",
     "attachments",
+    "check_origin",
     "check_same_data",
-    "check_start",
     "checkpoint_meta",
     "load_model",
     "load_trained_encoder",
@@ -48,6 +50,10 @@ __all__ = [
 _ENCODER = "encoder."
 _KNOWN = "this version must know its tasks and settings"
 _TOKENIZERS = ("tokenizer.json", "vocab.txt")  # an encoder's directory may do without
+
+Origin = Literal["start_from", "teacher"]
+ORIGINS: tuple[Origin, ...] = get_args(Origin)
+"""Settings that name another run, each beside one of its SHA-256."""
 
 Data = Mapping[str, Prepared]
 Model = MultiTaskModel | MaskedLanguageModel
@@ -158,18 +164,21 @@ def new_model(
 ) -> Model:
     """The model that a run starts from: pretrained or fresh weights, alike on every worker.
 
+    With `train.teacher` the model holds it (see `Distillation`), as it was trained.
+
     Args:
         config: of the run.
         data: its data.
-        checkpoint: one of the run's own, whose weights will be loaded: then nothing else is read,
+        checkpoint: one of the run's own, whose weights will be loaded: then no others are read,
             neither the encoder's directory nor `train.start_from`.
         say: is told which parts of `train.start_from` are taken over.
 
     Raises:
         EncoderError: the encoder can't be used, or doesn't fit the data's tokenizer.
-        ConfigError: the balancer's packages are missing.
-        CheckpointError: see `load_model` (of `train.start_from`), or it is not the one that the
-            run began with.
+        ConfigError: the balancer's packages are missing, or the teacher's tasks or features are
+            others.
+        CheckpointError: see `load_model` (of `train.start_from` and `train.teacher`), or it is not
+            the one that the run began with.
     """
     if isinstance(config, PretrainConfig):
         return _masked_model(config, data, checkpoint)
@@ -186,7 +195,41 @@ def new_model(
     is_ranked = config.train.adapter == "adalora"
     num_steps = plan_run(config, data).num_steps if is_ranked else None
     model.ranks = _adapt(model.encoder, config.train, seed=config.seed, num_steps=num_steps)
+    if config.train.teacher is not None:
+        model.distillation = _distillation(config, data, features=features)
     return model
+
+
+def _distillation(
+    config: RunConfig, data: Data, *, features: Mapping[str, FeatureEncoder]
+) -> Distillation:
+    train, location = config.train, config.train.teacher
+    assert location is not None
+    check_origin(config, "teacher")
+    taught = load_model(location)
+    _check_same_tokenizer(taught, data, where=f"train.teacher {location}")
+    if list(taught.features) != list(features):
+        raise ConfigError(
+            what=f"train.teacher {location}",
+            got=f"a model of {', '.join(taught.features)}",
+            rule=f"a teacher has the run's tasks in their order, {', '.join(features)}",
+            fix=f"train.tasks=[{', '.join(taught.features)}], or another teacher",
+        )
+    for task, encoder in features.items():
+        if encoder.to_json() != taught.features[task].to_json():
+            raise ConfigError(
+                what=f"train.teacher {location}",
+                got=f"other features of {task}, or other bins or vocabularies, than the data's",
+                rule="teacher and student see the same rows",
+                fix="give the data that the teacher was trained on, or another teacher",
+            )
+    return Distillation(
+        teacher=taught.model.requires_grad_(False),
+        weight=train.distill_weight,
+        temperature=train.distill_temperature,
+        relation=0.0 if train.freeze == "encoder" else train.distill_relation,
+        num_micro_batches=train.micro_batches,
+    )
 
 
 def _adapt(
@@ -258,16 +301,9 @@ def _continued(
     """A model with another's encoder and those of its other parts that fit; which these are."""
     location = config.train.start_from
     assert location is not None
-    check_start(config)
+    check_origin(config, "start_from")
     start = load_model(location)
-    for task, prepared in data.items():
-        if prepared.tokenizer_sha256 != start.checkpoint.meta["tokenizer_sha256"]:
-            raise EncoderError(
-                what=f"train.start_from {location}",
-                got=f"a model with another tokenizer than the data of {task}",
-                rule="token ids must mean the same",
-                fix=f"prepare the data with --encoder {start.tokenizer_path}",
-            )
+    _check_same_tokenizer(start, data, where=f"train.start_from {location}")
     described = start.model.encoder.config
     check_positions(described, longest_text(data), where=f"train.start_from {location}")
     described.hidden_dropout_prob = config.model.dropout
@@ -277,21 +313,33 @@ def _continued(
     return model, take_over(model, start.model, features=features, start_features=start.features)
 
 
-def check_start(config: RunConfig) -> None:
-    """Refuses a `train.start_from` whose SHA-256 is not the run's, if that has one.
+def _check_same_tokenizer(given: LoadedModel, data: Data, *, where: str) -> None:
+    for task, prepared in data.items():
+        if prepared.tokenizer_sha256 != given.checkpoint.meta["tokenizer_sha256"]:
+            raise EncoderError(
+                what=where,
+                got=f"a model with another tokenizer than the data of {task}",
+                rule="token ids must mean the same",
+                fix=f"prepare the data with --encoder {given.tokenizer_path}",
+            )
+
+
+def check_origin(config: RunConfig, setting: Origin) -> None:
+    """Refuses another `train.start_from` or `train.teacher` than the run began with, if it has one.
 
     Raises:
         CheckpointError: it was trained anew since.
     """
-    location, expected = config.train.start_from, config.train.start_from_sha256
+    location = getattr(config.train, setting)
+    expected = getattr(config.train, f"{setting}_sha256")
     if location is None or expected is None:
         return
     found = manifest_sha256(Store.open(location))
     if found != expected:
         raise CheckpointError(
-            what=f"train.start_from {location}",
+            what=f"train.{setting} {location}",
             got=f"a checkpoint with SHA-256 {found[:12]}…",
-            rule=f"the run began with another, {expected[:12]}… (train.start_from_sha256)",
+            rule=f"the run began with another, {expected[:12]}… (train.{setting}_sha256)",
             fix="give another --name, or --overwrite, to begin anew from this one",
         )
 
@@ -317,8 +365,9 @@ def checkpoint_meta(config: RunConfig, data: Data) -> dict[str, Any]:
     Where the run is written and watched is no part of it: such URIs can hold passwords.
     """
     described = config.model_dump(mode="json", exclude={"output", "tracking"})
-    if config.train.start_from is not None:
-        described["train"]["start_from"] = without_credentials(config.train.start_from)
+    for setting in ORIGINS:
+        if described["train"][setting] is not None:
+            described["train"][setting] = without_credentials(described["train"][setting])
     return {
         "config": described,
         "tasks": {

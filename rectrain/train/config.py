@@ -21,6 +21,7 @@ __all__ = ["PretrainConfig", "RunConfig", "Schedule", "TrackingConfig", "TrainCo
 
 Schedule = Literal["cosine", "linear", "constant", "plateau"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+_DISTILL = ("distill_weight", "distill_temperature", "distill_relation")
 
 
 class TrainConfig(Section):
@@ -71,8 +72,34 @@ class TrainConfig(Section):
         default="none",
         description="encoder: train all but the encoder, on vectors that are computed once",
     )
+    teacher: str | None = Field(
+        default=None,
+        description="a run or checkpoint of the same tasks, features and tokenizer, whose scores "
+        "this run learns beside the labels; its texts are encoded once",
+    )
+    teacher_sha256: str | None = Field(
+        default=None,
+        description="of manifest.json in that checkpoint; noted when the run begins, so that it "
+        "goes on with the same teacher alone",
+    )
+    distill_weight: Share = Field(
+        default=0.7,
+        description="share of the teacher's soft labels in each task's loss; the rest is that of "
+        "the labels",
+    )
+    distill_temperature: PositiveFloat = Field(
+        default=2.0, description="what the scores of teacher and student are divided by for that"
+    )
+    distill_relation: float = Field(
+        default=1.0,
+        ge=0.0,
+        description="weight of how alike a micro-batch's texts are to teacher and student; nothing "
+        "with freeze=encoder",
+    )
     frozen_cache_gib: PositiveFloat = Field(
-        default=4.0, description="memory of a worker for the vectors of a frozen encoder, at most"
+        default=4.0,
+        description="memory of a worker for the vectors of a frozen encoder and of a teacher, at "
+        "most",
     )
     adapter: Adapter = Field(
         default="none",
@@ -205,6 +232,10 @@ class TrainConfig(Section):
             raise ValueError("offload needs zero_stage 1, 2 or 3")
         if self.offload == "all" and self.zero_stage != 3:
             raise ValueError("offload=all needs zero_stage 3; use offload=optimizer below it")
+        fields = type(self).model_fields
+        idle = [name for name in _DISTILL if getattr(self, name) != fields[name].default]
+        if self.teacher is None and idle:
+            raise ValueError(f"{', '.join(idle)} needs a teacher; give train.teacher")
         if self.adapter != "none" and self.freeze != "none":
             raise ValueError("adapters train beside the encoder, and freeze leaves it as it is")
         if self.adapter == "adalora" and self.zero_stage != 0:
@@ -315,6 +346,8 @@ class PretrainConfig(RunConfig):
                 "pre-training starts from an encoder; give model.encoder=RUN/encoder in the place "
                 "of train.start_from"
             )
+        if self.train.teacher is not None:
+            raise ValueError("pre-training has no tasks to teach; leave out train.teacher")
         if self.train.adapter != "none":
             raise ValueError("pre-training trains the whole encoder; leave out train.adapter")
         if self.train.watch != "mean":

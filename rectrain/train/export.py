@@ -114,7 +114,8 @@ def _history(meta: Mapping[str, Any]) -> str:
     if train.get("freeze") == "encoder":
         return f"The BERT of {begun}, unchanged: heads for {tasks} were trained on its vectors."
     trained = "pre-trained by masked words" if MLM in meta["tasks"] else "trained jointly"
-    return f"A BERT {trained} on {tasks} for {meta['step']:,} steps, from {begun}."
+    taught = f", taught by `{train['teacher']}`" if train.get("teacher") else ""
+    return f"A BERT {trained} on {tasks} for {meta['step']:,} steps, from {begun}{taught}."
 
 
 def _base(meta: Mapping[str, Any]) -> str:

@@ -12,9 +12,10 @@ from rectrain.data.loader import catalogues, longest_text
 from rectrain.data.plan import Plan
 from rectrain.data.shards import Prepared
 from rectrain.errors import ResourceError
+from rectrain.model.multitask import MultiTaskModel
 from rectrain.train.build import Model
 from rectrain.train.config import PretrainConfig, RunConfig
-from rectrain.train.frozen import cached_texts
+from rectrain.train.frozen import cached_texts, fixed_models
 from rectrain.train.run_plan import plan_run, with_micro_batch
 from rectrain.train.step import factored_elements, model_facts
 from rectrain.train.zero import bucket_elements, state_bytes
@@ -78,8 +79,16 @@ def worker_bytes(
         plan: of the run, which knows its largest micro-batch.
         num_workers: over which ZeRO splits.
     """
-    train, bert = config.train, model.encoder.config
-    facts = model_facts(model, hidden_size=bert.hidden_size)
+    fixed = _fixed_bytes(config, data, model=model, num_workers=num_workers)
+    return fixed | _forward_bytes(config, data, model=model, plan=plan)
+
+
+def _fixed_bytes(
+    config: RunConfig, data: Mapping[str, Prepared], *, model: Model, num_workers: int
+) -> dict[str, int]:
+    """What does not depend on the size of a micro-batch."""
+    train = config.train
+    facts = model_facts(model, hidden_size=model.encoder.config.hidden_size)
     held = state_bytes(facts.num_parameters, zero_stage=train.zero_stage, world_size=num_workers)
     if train.optimizer == "adafactor":
         held["optimizer"] = 4 * factored_elements(model)
@@ -87,14 +96,28 @@ def worker_bytes(
     if train.adapter != "none":
         frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         held["frozen"] = 4 * frozen // (num_workers if train.zero_stage == 3 else 1)
+    if train.freeze == "encoder":
+        held["frozen encoder"] = 4 * model.encoder.num_parameters()
+    if isinstance(model, MultiTaskModel) and model.distillation is not None:
+        teacher = model.distillation.teacher
+        held["teacher"] = 4 * sum(p.numel() for p in teacher.parameters())
+    if fixed := fixed_models(model):
+        widths = [int(one.encoder.config.hidden_size) for one in fixed]
+        held["vectors"] = cached_texts(config, data, widths=widths).num_bytes
+    return held
+
+
+def _forward_bytes(
+    config: RunConfig, data: Mapping[str, Prepared], *, model: Model, plan: Plan
+) -> dict[str, int]:
+    """What grows with a micro-batch."""
+    train, bert = config.train, model.encoder.config
     items = {
         task: table.column("num_tokens").to_numpy() for task, table in catalogues(data).items()
     }
     num_tokens = plan.most_tokens(item_tokens=items)
-    if train.freeze == "encoder":
-        held["frozen encoder"] = 4 * model.encoder.num_parameters()
-        held["vectors"] = cached_texts(config, data, hidden_size=bert.hidden_size).num_bytes
-    else:
+    held = {}
+    if train.freeze == "none":
         held["activations, at most"] = activation_bytes(
             num_tokens=num_tokens,
             hidden_size=bert.hidden_size,
@@ -124,10 +147,11 @@ def largest_micro_batch(
     """
     first, fewest = with_micro_batch(config, FEWEST_TOKENS), config.train.min_workers
     smallest = plan_run(first, data).plan
+    fixed = sum(_fixed_bytes(first, data, model=model, num_workers=fewest).values())
 
     def needed(tokens: int) -> int:
         plan = smallest.resized(tokens)
-        return sum(worker_bytes(first, data, model=model, plan=plan, num_workers=fewest).values())
+        return fixed + sum(_forward_bytes(first, data, model=model, plan=plan).values())
 
     most = sum(int(prepared.splits(task)["train"]["tokens"]) for task, prepared in data.items())
     choices = range(FEWEST_TOKENS, max(FEWEST_TOKENS, most) + 1)
