@@ -64,12 +64,7 @@ def cached_texts(
             what="train.freeze" if config.train.teacher is None else "train.teacher",
             got=f"{num_texts:,} different texts, {size / _GIB:,.2g} GiB of vectors and keys",
             rule=f"each worker holds train.frozen_cache_gib = {config.train.frozen_cache_gib:g}",
-            fix="raise it, or do without"
-            + (
-                ""
-                if config.train.freeze == "none"
-                else "; train.freeze=none trains the encoder too"
-            ),
+            fix="raise it, or train without (train.freeze=none, no train.teacher)",
         )
     return CachedTexts(texts, size)
 
