@@ -12,6 +12,8 @@ student's and the teacher's text vectors.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -148,15 +150,15 @@ def soft_in_batch(
     Returns:
         Float32 scalar, in nats.
     """
-    columns = {
-        "item_key": item_key,
-        "group_key": group_key,
-        "bought": bought,
-        "log_q": log_q,
-        "num_items": num_items,
-    }
-    own = in_batch_logits(logits.float() / temperature, **columns).log_softmax(1)
-    given = in_batch_logits(teacher.float() / temperature, **columns).log_softmax(1)
+    corrected = partial(
+        in_batch_logits,
+        item_key=item_key,
+        group_key=group_key,
+        bought=bought,
+        log_q=log_q,
+        num_items=num_items,
+    )
+    own, given = (corrected(s.float() / temperature).log_softmax(1) for s in (logits, teacher))
     return temperature**2 * (weight * _divergence(given, own)).sum()
 
 
