@@ -1,4 +1,4 @@
-"""Soft losses against hand-computed values, and a student that equals its teacher has nothing to learn."""
+"""Soft losses against hand-computed values; who equals the teacher has nothing to learn."""
 
 from __future__ import annotations
 
@@ -32,14 +32,7 @@ from rectrain.tasks import TASKS
 S, T = torch.tensor([0.3, -1.2, 2.0, 0.7, 0.1]), torch.tensor([1.0, -0.4, 0.6, 2.2, -3.0])
 WEIGHT = torch.tensor([1.0, 3.0, 0.5, 0.0, 2.0])
 OFFSETS = torch.tensor([0, 3, 5])
-ROWS = {
-    "recommendation": 5,
-    "search_ranking": 6,
-    "ad_ctr": 4,
-    "risk": 3,
-    "ad_headline": 6,
-    "risk_text": 2,
-}
+ROWS = dict.fromkeys(TASKS, 6) | {"recommendation": 5, "ad_ctr": 4, "risk_text": 2}
 
 
 def sigmoid(x: float) -> float:
@@ -290,8 +283,8 @@ def test_other_rows_of_the_batch_have_no_part_in_a_rows_soft_label(
     counts = dict.fromkeys(TASKS, 6.0)
     teach(student, teacher, relation=0.0)
     whole = student(make_batch(rows, counts=counts))[1]
-    halves = [
+    first, second = (
         student(make_batch(rows, counts=counts, part=part))[1] for part in (slice(3), slice(3, 6))
-    ]
+    )
     for task in TASKS:
-        torch.testing.assert_close(halves[0][task] + halves[1][task], whole[task])
+        torch.testing.assert_close(first[task] + second[task], whole[task])
