@@ -6,7 +6,7 @@ Legend: n rows, U distinct texts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,16 @@ from rectrain.data.tokenize import tokenize
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["HISTORY", "Spec", "assemble", "feature_columns", "item_columns", "side_texts"]
+__all__ = [
+    "HISTORY",
+    "Spec",
+    "TextLimits",
+    "assemble",
+    "feature_columns",
+    "item_columns",
+    "side_texts",
+    "tokenised",
+]
 
 HISTORY = "history"
 _TEXTS = pa.list_(pa.string())
@@ -40,6 +49,13 @@ class Spec(Protocol):
     def has_lists(self) -> bool: ...
     @property
     def has_catalogue(self) -> bool: ...
+
+
+class TextLimits(NamedTuple):
+    """max_length: tokens kept of one text; max_history: texts kept of a list, the last ones."""
+
+    max_length: int
+    max_history: int
 
 
 def side_texts(table: pa.Table, names: Sequence[str], *, max_texts: int) -> pa.ListArray:
@@ -144,6 +160,30 @@ def item_columns(
             "item_text": texts,
         }
     )
+
+
+def tokenised(
+    prepared: pa.Table, *, tokenizer: PreTrainedTokenizerFast, max_length: int
+) -> pa.Table:
+    """Prepared rows or items with the token ids of another tokenizer than the data's.
+
+    Args:
+        prepared: with `item_text`, and `query_text` where the rows have a query side.
+        tokenizer, max_length: for the token ids.
+    """
+    num_tokens = np.zeros(prepared.num_rows, dtype=np.int64)
+    for side in ("query", "item"):
+        if side not in prepared.column_names:
+            continue
+        texts = prepared[f"{side}_text"].combine_chunks()
+        # The column may be a slice; its own offsets need not start at 0.
+        offsets = np.concatenate([[0], np.cumsum(np.asarray(pc.list_value_length(texts)))])
+        whole = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), texts.flatten())
+        ids = _token_lists(whole, tokenizer=tokenizer, max_length=max_length)
+        num_tokens += _num_tokens(ids)
+        prepared = prepared.set_column(prepared.column_names.index(side), side, ids)
+    place = prepared.column_names.index("num_tokens")
+    return prepared.set_column(place, "num_tokens", pa.array(num_tokens, pa.int32()))
 
 
 def feature_columns(rows: pa.Table, features: FeatureEncoder) -> dict[str, pa.Array]:

@@ -26,8 +26,9 @@ from rectrain.data.shards import Prepared
 from rectrain.data.simulate import SIZES, purchase_propensity
 from rectrain.errors import DataError
 from rectrain.inference.baselines import CatalogueScorer, catalogue_scorer, score_rows
+from rectrain.inference.index import ItemIndex, Scorer
 from rectrain.inference.predictor import Predictor
-from rectrain.inference.recommend import Catalogue, Scorer, Shoppers
+from rectrain.inference.recommend import Shoppers
 from rectrain.metrics import (
     Examples,
     Interval,
@@ -329,8 +330,9 @@ def _ranked_catalogue(
     items = prepared.items(task).table()
     shoppers = Shoppers.of(_table(prepared, task, split), items.column("item_id").to_pylist())
     train = _purchases(prepared, task, split)
-    catalogue = Catalogue(predictor, task, items)
-    rankings = {MODEL: shoppers.rank(catalogue.scorer(shoppers.rows), k=LIST_SIZE)}
+    index = ItemIndex.build(predictor, task, items)
+    queries = predictor.embed(task, shoppers.rows)[0]
+    rankings = {MODEL: shoppers.rank(index.scorer(queries), k=LIST_SIZE)}
     for name in spec.baselines:
         baseline = catalogue_scorer(name, train, items=shoppers.item_ids)
         rankings[name] = shoppers.rank(_of_block(baseline, shoppers.bought), k=LIST_SIZE)
@@ -345,8 +347,8 @@ def _ranked_catalogue(
         )
         for name, ranking in rankings.items()
     }
-    lists = {name: ranking.lists for name, ranking in rankings.items()}
-    return systems, _diversity(lists, prepared.features(task), items, catalogue.vectors), 0
+    lists = {name: ranking.best.items for name, ranking in rankings.items()}
+    return systems, _diversity(lists, prepared.features(task), items, index.vectors), 0
 
 
 def _of_block(baseline: CatalogueScorer, bought: Sequence[Sequence[str]]) -> Scorer:

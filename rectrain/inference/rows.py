@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from rectrain.data.assemble import assemble
+from rectrain.data.assemble import TextLimits, assemble, tokenised
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.fields import SET_ASIDE, Field, FieldTable
 from rectrain.model.spec import TaskSpec
@@ -41,13 +41,6 @@ class EncodedRows:
     prepared: pa.Table
     number: pa.Array
     rejects: pa.Table
-
-
-class TextLimits(NamedTuple):
-    """max_length: tokens kept of one text; max_history: texts kept of a list, the last ones."""
-
-    max_length: int
-    max_history: int
 
 
 @dataclass(frozen=True)
@@ -90,6 +83,11 @@ class RowEncoder:
             for field in table.extend(own).fields
         )
         return replace(table, fields=sized)
+
+    def tokenised(self, spec: TaskSpec, prepared: pa.Table) -> pa.Table:
+        """Prepared rows or items, whose tokenizer may be another one, with this model's tokens."""
+        length = self.limits[spec.name].max_length
+        return tokenised(prepared, tokenizer=self.tokenizer, max_length=length)
 
     def encode(self, spec: TaskSpec, rows: pa.Table, *, first: int = 0) -> EncodedRows:
         """Parts good rows from bad ones and makes the good ones a model's input.

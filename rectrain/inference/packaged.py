@@ -1,0 +1,303 @@
+"""A packaged model in use: rows as dictionaries or a table in, scores or lists of items out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from rectrain.data.fields import FieldTable
+from rectrain.data.shards import Prepared
+from rectrain.errors import ConfigError, DataError, PackageError
+from rectrain.inference.index import ItemIndex
+from rectrain.inference.predictor import Predictor, check_features
+from rectrain.inference.rows import EXCLUDE, EncodedRows
+from rectrain.package import Package, open_package, update_package
+
+__all__ = ["PackagedModel", "Recommended", "Rows", "load", "publish_index"]
+
+Rows = Sequence[Mapping[str, Any]] | pa.Table
+"""Rows in a task's fields; other keys and columns are passed over."""
+
+
+class Recommended(NamedTuple):
+    """item_id: of the catalogue; score: the model's, which only ranks."""
+
+    item_id: str
+    score: float
+
+
+class PackagedModel:
+    """A model that scores rows of its tasks, and recommends items where it has their index.
+
+    Args:
+        package: where it comes from, verified.
+        predictor: of its model.
+
+    Raises:
+        PackageError: an item index of another model.
+    """
+
+    def __init__(self, package: Package, *, predictor: Predictor) -> None:
+        self.package = package
+        self.predictor = predictor
+        for task, path in package.indexes.items():
+            ItemIndex.read_facts(path, task=task, model=package.version)
+        self.index = cache(self._open_index)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the model's tasks."""
+        return self.predictor.tasks
+
+    @property
+    def version(self) -> str:
+        """SHA-256 of what decides the model's vectors and scores."""
+        return self.package.version
+
+    def fields(self, task: str) -> FieldTable:
+        """What a row of the task has.
+
+        Raises:
+            DataError: the model has no such task.
+        """
+        return self.predictor.fields(task)
+
+    def predict(self, task: str, rows: Rows) -> NDArray[np.float64]:
+        """Scores of rows, in their order.
+
+        Args:
+            task: one of `tasks`.
+            rows: in the task's fields (see `fields`); may be none.
+
+        Returns:
+            float64 [n]: probabilities for a task of 0/1 labels, else scores that only rank, within
+            a query or user.
+
+        Raises:
+            DataError: no such task, one that ranks a catalogue (see `recommend`), a missing or
+                wrong column, or rows that break a rule: the first of them and their number.
+        """
+        if self.predictor.spec(task).has_catalogue:
+            raise DataError(
+                what=f"task {task}",
+                got="predict",
+                rule="its rows are users, for whom a whole catalogue is ranked",
+                fix="call recommend(rows, k=10)",
+            )
+        if not len(rows):
+            return np.empty(0, dtype=np.float64)
+        return self.predictor.score(task, self._encode(task, rows).prepared)
+
+    def recommend(
+        self,
+        rows: Rows,
+        *,
+        k: int = 10,
+        task: str | None = None,
+        diversity: float = 0.0,
+        out_of_stock: Collection[str] | NDArray[np.bool_] = (),
+    ) -> list[list[Recommended]]:
+        """The best items of the catalogue for each user, best first.
+
+        Args:
+            rows: users in the task's fields; the field `exclude` lists ids that the user must not
+                get (already bought).
+            k: length of the lists; a list is shorter where items run out.
+            task: which, where several rank a catalogue.
+            diversity: 0 (by score alone) to 1, see `index.diversify`.
+            out_of_stock: ids that nobody gets, or bool [I] in the order of `index(task).ids`.
+
+        Raises:
+            DataError: see `predict`.
+            ConfigError: an argument out of its range.
+            PackageError: the package has no item index.
+        """
+        task = task or self._catalogue_task()
+        index = self.index(task)
+        if not len(rows):
+            return []
+        encoded = self._encode(task, rows)
+        items, scores = index.search(
+            self.predictor.embed(task, encoded.prepared)[0],
+            k=k,
+            exclude=[ids or [] for ids in encoded.given[EXCLUDE].to_pylist()],
+            out_of_stock=out_of_stock,
+            diversity=diversity,
+        )
+        return [
+            [
+                Recommended(index.ids[item], score)
+                for item, score in zip(*pair, strict=True)
+                if item >= 0
+            ]
+            for pair in zip(items.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def _catalogue_task(self) -> str:
+        found = [task for task in self.tasks if self.predictor.spec(task).has_catalogue]
+        if len(found) != 1:
+            raise DataError(
+                what="task of recommend",
+                got="nothing",
+                rule=f"the model's tasks with a catalogue are {', '.join(found) or 'none'}",
+                fix=f'task="{found[0]}"' if found else "train recommendation too",
+            )
+        return found[0]
+
+    def _open_index(self, task: str) -> ItemIndex:
+        """The item index of a task, read once."""
+        if task not in self.package.indexes:
+            raise PackageError(
+                what=f"package {self.package.path}",
+                got=f"no item index of {task}",
+                rule="a catalogue is ranked by the vectors of its items",
+                fix="python -m jobs.publish --refresh-index --output PACKAGE --data DATA",
+            )
+        return ItemIndex.open(self.package.indexes[task], task=task, model=self.version)
+
+    def _encode(self, task: str, rows: Rows) -> EncodedRows:
+        fields = self.fields(task)
+        encoded = self.predictor.encode(task, _table(rows, fields=fields))
+        if bad := encoded.rejects.num_rows:
+            first, reason = (encoded.rejects[name][0].as_py() for name in ("row", "reason"))
+            raise _bad_rows(task, first, reason, num_bad=bad, num_rows=len(rows))
+        return encoded
+
+
+def load(
+    path: Path | str,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    device: str = "cpu",
+    cached_texts: int = 1 << 14,
+) -> PackagedModel:
+    """Opens a package, verified, ready to score.
+
+    Args:
+        path: the package's folder.
+        backend: what runs the encoder: "auto" or "torch".
+        threads: of this process's computations, from now on; None leaves torch's own choice.
+        device: "cpu", "cuda", or "auto" for a GPU where there is one.
+        cached_texts: texts whose vectors are kept for the next calls, at most; 0 keeps none.
+
+    Raises:
+        PackageError: see `open_package`.
+        ConfigError: no such backend.
+        ResourceError: no such device.
+    """
+    package = open_package(path)
+    if backend not in _BACKENDS:
+        raise ConfigError(
+            what="backend", got=backend, rule=f"must be {' or '.join(_BACKENDS)}", fix="auto"
+        )
+    if threads is not None:
+        torch.set_num_threads(threads)
+    predictor = Predictor.of(package.read(), device=device, cached_texts=cached_texts)
+    return PackagedModel(package, predictor=predictor)
+
+
+_BACKENDS = ("auto", "torch")
+
+
+def publish_index(package: Package, data: Mapping[str, Prepared]) -> Package:
+    """Puts the vectors of catalogues, by the package's own model in torch, into the package.
+
+    The texts are tokenised with the package's tokenizer, whatever the data's is.
+
+    Args:
+        package: an open one.
+        data: two-tower task of its model -> prepared data with the catalogue.
+
+    Returns:
+        The package with the indexes; itself where they are there already.
+
+    Raises:
+        DataError: features that were encoded in another way than the model's.
+        StorageError: the folder can't be written.
+    """
+    predictor = Predictor.of(package.read())
+    files = {}
+    for task, prepared in data.items():
+        check_features(predictor, prepared, task=task)
+        catalogue = str(prepared.manifest["tasks"][task]["items"]["sha256"])
+        if _is_current(package, task, catalogue):
+            continue
+        items = predictor.tokenised(task, prepared.items(task).table())
+        index = ItemIndex.build(predictor, task, items, model=package.version, catalogue=catalogue)
+        files[f"items/{task}.safetensors"] = index.to_bytes()
+    return update_package(package, files) if files else package
+
+
+def _is_current(package: Package, task: str, catalogue: str) -> bool:
+    path = package.indexes.get(task)
+    if path is None:
+        return False
+    facts = ItemIndex.read_facts(path, task=task, model=package.version)
+    return facts.get("catalogue") == catalogue
+
+
+def _table(rows: Rows, *, fields: FieldTable) -> pa.Table:
+    """Rows as a table of those of the task's fields that any row has."""
+    if isinstance(rows, pa.Table):
+        return rows
+    wrong = next((row for row in rows if not isinstance(row, Mapping)), None)
+    if wrong is not None:
+        raise DataError(
+            what=f"rows of {fields.task}",
+            got=type(wrong).__name__,
+            rule="must be a list of dictionaries, or a pyarrow Table",
+            fix="give one dictionary a row",
+        )
+    names = [name for name in fields.names() if any(name in row for row in rows)]
+    if not names:
+        raise DataError(
+            what=f"rows of {fields.task}",
+            got=f"none of its fields in {', '.join(map(str, rows[0])) or 'an empty row'}",
+            rule=f"its fields are {', '.join(fields.names())}",
+            fix="name the values so",
+        )
+    return pa.table(
+        {name: _column([row.get(name) for row in rows], name, fields) for name in names}
+    )
+
+
+def _column(values: list[Any], name: str, fields: FieldTable) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        alone = replace(fields, fields=(fields[name],))
+        faults = {row: fault for row, value in enumerate(values) if (fault := _fault(value, alone))}
+        first, reason = next(iter(faults.items()), (0, "its type is not that of the other rows"))
+        raise _bad_rows(
+            fields.task, first, f"{name}: {reason}", num_bad=len(faults) or 1, num_rows=len(values)
+        ) from None
+
+
+def _fault(value: Any, field: FieldTable) -> str | None:
+    """Why a value alone can't be in its field's column; None where it can."""
+    name = field.fields[0].name
+    try:
+        field.check_columns(pa.schema([(name, pa.array([value]).type)]))
+    except DataError as error:
+        return f"got {error.got}; {error.rule}"
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return f"got {type(value).__name__}, which no column holds"
+    return None
+
+
+def _bad_rows(task: str, first: int, reason: str, *, num_bad: int, num_rows: int) -> DataError:
+    return DataError(
+        what=f"row {first} of {task}",
+        got=reason,
+        rule=f"{num_bad:,} of {num_rows:,} rows break a rule of their fields; this is the first",
+        fix="mend these rows or leave them out (model.fields(task) has the rules)",
+    )
