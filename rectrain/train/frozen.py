@@ -19,7 +19,7 @@ from rectrain.model.multitask import MultiTaskModel
 from rectrain.train.build import Model
 from rectrain.train.config import RunConfig
 
-__all__ = ["CachedTexts", "cached_texts", "fixed_models", "keep_vectors"]
+__all__ = ["CachedTexts", "cached_texts", "fixed_models", "keep_vectors", "training_texts"]
 
 _GIB = 1 << 30
 _KEY_BYTES = 140  # at most, besides its tokens: bytes, integer, place in a dictionary (CPython)
@@ -43,10 +43,15 @@ def fixed_models(model: Model) -> list[MultiTaskModel]:
     return found if trains else [*found, model]
 
 
+def training_texts(data: Mapping[str, Prepared]) -> PackedTexts:
+    """The different texts of all training rows and of the catalogues, shortest first."""
+    return distinct_texts(_tables(data))
+
+
 def cached_texts(
     config: RunConfig, data: Mapping[str, Prepared], *, widths: Sequence[int]
 ) -> CachedTexts:
-    """The different texts of all training rows and of the catalogues; others come too rarely.
+    """The texts that fixed encoders run over, if a worker may hold their vectors.
 
     Args:
         config: of the run.
@@ -56,7 +61,7 @@ def cached_texts(
     Raises:
         ConfigError: vectors and keys need more than `train.frozen_cache_gib`.
     """
-    texts = distinct_texts(_tables(data))
+    texts = training_texts(data)
     num_texts, num_tokens = len(texts.lengths), len(texts.input_ids)
     size = sum(num_texts * (4 * width + _KEY_BYTES) + 4 * num_tokens for width in widths)
     if size > config.train.frozen_cache_gib * _GIB:
