@@ -1,4 +1,4 @@
-"""Texts of training rows that steps of compression look at: all of them, or a sample of each task."""
+"""Texts that steps of compression look at: a sample of training's, and held-out ones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def sample(data: Mapping[str, Prepared], *, num_texts: int, seed: int) -> list[l
 
 def unpack(texts: PackedTexts) -> list[list[int]]:
     """Each text's token ids."""
-    parts = texts.input_ids.split(texts.lengths.tolist())
+    parts = torch.split(texts.input_ids, texts.lengths.tolist())
     return [part.tolist() for part in parts]
 
 
