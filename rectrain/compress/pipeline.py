@@ -164,7 +164,12 @@ class Pipeline:
         return _Step(name, text, exported.exists, lambda: self._train(self._run(name)))
 
     def _is_packaged(self) -> bool:
-        return (self.space.root / "package" / "manifest.json").exists()
+        package = self.space.root / "package"
+        indexes = (package / "items" / f"{task}.safetensors" for task in self._catalogues())
+        return all(file.exists() for file in (package / "manifest.json", *indexes))
+
+    def _catalogues(self) -> dict[str, Prepared]:
+        return {task: found for task, found in self.data.items() if found.has_items(task)}
 
     def _cut(self) -> None:
         large = self.teacher.model.encoder
@@ -175,7 +180,7 @@ class Pipeline:
         refit(student, large, shape=self.shape, importance=importance, texts=packed)
         folder = self.space.fresh("cut")
         student.save_pretrained(folder)
-        load_tokenizer(self.teacher.tokenizer_path).save_pretrained(str(folder))
+        shutil.copytree(self.teacher.tokenizer_path, folder, dirs_exist_ok=True)
         self.space.finish("cut", {"shape": asdict(self.shape), "texts": digest(texts)})
 
     def _run(self, name: str) -> RunConfig:
@@ -273,9 +278,10 @@ class Pipeline:
             parts,
             card=self._card(metrics=metrics, facts=facts),
             graphs=graphs,
+            overwrite=True,  # a kill may have come before its index
         )
         shutil.rmtree(graphs)
-        if catalogues := {task: p for task, p in self.data.items() if p.has_items(task)}:
+        if catalogues := self._catalogues():
             publish_index(package, catalogues)
 
     # --- measuring -------------------------------------------------------------------------------
