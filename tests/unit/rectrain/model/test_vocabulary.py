@@ -38,7 +38,7 @@ def bert() -> BertModel:
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=16,
     )  # fmt: skip
-    return BertModel(config, add_pooling_layer=False).eval()
+    return BertModel(config, add_pooling_layer=False).eval().requires_grad_(False)
 
 
 def _pack(tokenizer: BertTokenizer, texts: list[str]) -> PackedTexts:
