@@ -235,11 +235,11 @@ def measure_fallback(
     cosine = np.ones(len(texts))
     moved = np.flatnonzero(fallback)
     if len(moved):
-        vectors = [
+        before, after = (
             _encode(model, tokens.take(pa.array(moved)))
             for model, tokens in ((bert, full), (trimmed.bert, small))
-        ]
-        cosine[moved] = torch.cosine_similarity(*vectors).cpu().numpy()
+        )
+        cosine[moved] = torch.cosine_similarity(before, after).cpu().numpy()
     return Fallback(
         num_texts=len(texts),
         num_fallbacks=len(moved),

@@ -170,7 +170,7 @@ def test_the_loss_of_falling_back_is_measured(tokenizer: BertTokenizer, bert: Be
         float(
             torch.cosine_similarity(
                 encode(bert, _pack(tokenizer, [text])),
-                encode(trimmed.bert, _pack(trimmed.tokenizer, [text])),
+                encode(trimmed.bert, _pack(trimmed.tokenizer, [text])).detach(),
             )
         )
         for text in (texts[0], texts[3])
