@@ -125,7 +125,7 @@ def measure_importance(bert: BertModel, texts: Sequence[PackedTexts]) -> Importa
     the refit puts it into a bias. A neuron i with activations g and output weights w_i adds
     Var(g) |w_i|²; a head with context c and its columns W of the output projection adds
     tr(W Cov(c) Wᵀ); a hidden dimension has the sum of its variances behind the embeddings and every
-    layer. (The criterion of Molchanov et al. 2017 up to the gradient, which was no better here.)
+    layer.
 
     Args:
         bert: the BERT to cut; left as it is.
@@ -215,8 +215,8 @@ def refit(
     up for what those before it lost, and nothing changes where nothing was cut. Fitted to: queries,
     keys and values; attention's sum before LayerNorm; LayerNorm's output; the neurons' inputs; the
     layer's sum before LayerNorm; LayerNorm's output. Where layers were left out, the next one that
-    stayed is fitted to its own parent, across the gap. Needs memory for about T × (9 D + 3 I)
-    floats of the student's sizes.
+    stayed is fitted to its own parent, across the gap. Holds about T × N × (7 D + I)
+    floats of the student's sizes at once.
 
     Args:
         student: from `cut`; changed in place.
