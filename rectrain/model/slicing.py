@@ -10,10 +10,12 @@ Shapes: T tokens, D hidden size, H heads of size K, I inner size, N layers; a st
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import reduce
 from typing import Any
 
 import torch
@@ -123,7 +125,7 @@ def measure_importance(bert: BertModel, texts: Sequence[PackedTexts]) -> Importa
     the refit puts it into a bias. A neuron i with activations g and output weights w_i adds
     Var(g) |w_i|²; a head with context c and its columns W of the output projection adds
     tr(W Cov(c) Wᵀ); a hidden dimension has the sum of its variances behind the embeddings and every
-    layer. (The criterion of Molchanov et al. 2017 up to the gradient, which was no better here.)
+    layer.
 
     Args:
         bert: the BERT to cut; left as it is.
@@ -213,8 +215,8 @@ def refit(
     up for what those before it lost, and nothing changes where nothing was cut. Fitted to: queries,
     keys and values; attention's sum before LayerNorm; LayerNorm's output; the neurons' inputs; the
     layer's sum before LayerNorm; LayerNorm's output. Where layers were left out, the next one that
-    stayed is fitted to its own parent, across the gap. Needs memory for about T × (9 D + 3 I)
-    floats of the student's sizes.
+    stayed is fitted to its own parent, across the gap. Holds about T × N × (7 D + I)
+    floats of the student's sizes at once.
 
     Args:
         student: from `cut`; changed in place.
@@ -306,7 +308,7 @@ def _select(bert: BertModel, parts: _Parts) -> BertModel:
     state = bert.state_dict()
     hidden = parts.hidden
     weights = {
-        name: _take(tensor, [None] * (tensor.dim() - 1) + [hidden])
+        name: tensor.index_select(tensor.dim() - 1, hidden.to(tensor.device))
         for name, tensor in state.items()
         if name.startswith("embeddings.")
     }
@@ -327,10 +329,9 @@ def _select(bert: BertModel, parts: _Parts) -> BertModel:
     return with_weights(config, weights)
 
 
-def _take(tensor: Tensor, index: Sequence[Tensor | None]) -> Tensor:
+def _take(tensor: Tensor, index: Sequence[Tensor]) -> Tensor:
     for axis, chosen in enumerate(index):
-        if chosen is not None:
-            tensor = tensor.index_select(axis, chosen.to(tensor.device))
+        tensor = tensor.index_select(axis, chosen.to(tensor.device))
     return tensor
 
 
@@ -455,11 +456,10 @@ def _fit_linear(dense: nn.Linear, inputs: Tensor, target: Tensor, *, ridge: floa
     weight, bias = dense.weight.double(), dense.bias.double()
     residuals = [(x.double(), y.double() - F.linear(x.double(), weight, bias)) for x, y in parts]
     count = len(inputs)
-    mean_x = sum(x.sum(0) for x, _ in residuals) / count
-    mean_r = sum(r.sum(0) for _, r in residuals) / count
-    gram = sum((x - mean_x).T @ (x - mean_x) for x, _ in residuals)
-    cross = sum((x - mean_x).T @ (r - mean_r) for x, r in residuals)
-    assert isinstance(gram, Tensor)
+    mean_x = _total(x.sum(0) for x, _ in residuals) / count
+    mean_r = _total(r.sum(0) for _, r in residuals) / count
+    gram = _total((x - mean_x).T @ (x - mean_x) for x, _ in residuals)
+    cross = _total((x - mean_x).T @ (r - mean_r) for x, r in residuals)
     gram.diagonal().add_(ridge * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
     change = torch.linalg.solve(gram, cross).T
     dense.weight += change.to(dense.weight.dtype)
@@ -475,6 +475,11 @@ def _fit_norm(norm: nn.LayerNorm, inputs: Tensor, target: Tensor, *, ridge: floa
     change = (centred * residual).sum(0) / (square + ridge * len(inputs))
     norm.weight += change.to(norm.weight.dtype)
     norm.bias += (residual.mean(0) - change * normal.mean(0)).to(norm.bias.dtype)
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    total: Tensor = reduce(operator.add, parts)
+    return total
 
 
 def _rows(values: Tensor) -> Tensor:

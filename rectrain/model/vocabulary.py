@@ -30,8 +30,8 @@ from torch import Tensor
 from transformers import BertModel
 
 from rectrain.data.batch import PackedTexts, split_texts
-from rectrain.data.tokenize import load_tokenizer, tokenize, word_pieces
-from rectrain.errors import ConfigError
+from rectrain.data.tokenize import load_tokenizer, tokenize
+from rectrain.errors import ConfigError, EncoderError
 from rectrain.model.encoder import encode
 from rectrain.model.slicing import with_weights
 
@@ -140,6 +140,7 @@ def trim(tokenizer: PreTrainedTokenizerFast, bert: BertModel, keep: Ints) -> Tri
         ConfigError: an id that isn't in the vocabulary, or a special or added token is missing.
         EncoderError: the tokenizer is no WordPiece.
     """
+    _continuing_prefix(tokenizer)
     ids = np.unique(np.asarray(keep, dtype=np.int64))
     _check_kept(tokenizer, ids)
     new_ids = _new_ids(ids, num_pieces=_num_ids(tokenizer))
@@ -234,11 +235,11 @@ def measure_fallback(
     cosine = np.ones(len(texts))
     moved = np.flatnonzero(fallback)
     if len(moved):
-        vectors = [
+        before, after = (
             _encode(model, tokens.take(pa.array(moved)))
             for model, tokens in ((bert, full), (trimmed.bert, small))
-        ]
-        cosine[moved] = torch.cosine_similarity(*vectors).cpu().numpy()
+        )
+        cosine[moved] = torch.cosine_similarity(before, after).cpu().numpy()
     return Fallback(
         num_texts=len(texts),
         num_fallbacks=len(moved),
@@ -266,10 +267,10 @@ def _encode(bert: BertModel, tokens: pa.ListArray) -> Tensor:
 
 def _always_kept(tokenizer: PreTrainedTokenizerFast) -> Flags:
     """Bool [V]: special and added tokens, and single characters that can come up."""
-    kept = word_pieces(tokenizer).is_special.copy()
-    kept[list(tokenizer.added_tokens_decoder)] = True
+    kept = np.zeros(_num_ids(tokenizer), dtype=bool)
+    kept[_special_ids(tokenizer)] = True
     backend = tokenizer.backend_tokenizer
-    prefix = backend.model.continuing_subword_prefix
+    prefix = _continuing_prefix(tokenizer)
     for piece, number in tokenizer.get_vocab().items():
         if len(piece) == 1:
             kept[number] |= _words(backend, piece) == [piece]
@@ -288,6 +289,24 @@ def _words(backend: Any, text: str) -> list[str]:
     return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
 
 
+def _special_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    return sorted({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
+
+
+def _continuing_prefix(tokenizer: PreTrainedTokenizerFast) -> str:
+    """What a piece inside a word begins with, "##"; refuses what is no WordPiece."""
+    from tokenizers.models import WordPiece
+
+    model = tokenizer.backend_tokenizer.model
+    if not isinstance(model, WordPiece):
+        raise EncoderError(
+            what="tokenizer", got=type(model).__name__,
+            rule="only a WordPiece vocabulary can be trimmed",
+            fix="leave the vocabulary whole, or take a BERT's tokenizer",
+        )  # fmt: skip
+    return str(model.continuing_subword_prefix)
+
+
 def _num_ids(tokenizer: PreTrainedTokenizerFast) -> int:
     """One more than the highest id; a vocabulary may have gaps."""
     return max(tokenizer.get_vocab().values()) + 1
@@ -301,9 +320,7 @@ def _new_ids(ids: Ints, *, num_pieces: int) -> Ints:
 
 
 def _check_kept(tokenizer: PreTrainedTokenizerFast, ids: Ints) -> None:
-    word_pieces(tokenizer)  # refuses what is no WordPiece
-    needed = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    missing = sorted(needed - set(ids.tolist()))
+    missing = sorted({*_special_ids(tokenizer)} - {*ids.tolist()})
     num_ids = _num_ids(tokenizer)
     outside = ids[(ids < 0) | (ids >= num_ids)]
     for wrong, rule in (
