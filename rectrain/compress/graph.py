@@ -1,0 +1,123 @@
+"""The encoder with mean pooling as one module that OpenVINO and ONNX take in as it is.
+
+Shapes: B texts, L tokens with padding, D hidden size, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertModel
+
+__all__ = ["EncoderGraph", "Engine", "name_in_graph"]
+
+Engine = Literal["openvino", "onnx"]
+
+# Added to the score of a padding token: exp of it is 0 in float32 beside any real token's.
+_MASKED = -1e9
+# Padding may reach beyond the last position; what stands there is never read.
+_SPARE_POSITIONS = 256
+
+
+def name_in_graph(layer: str) -> str:
+    """What an encoder's linear layer, such as "encoder.layer.0.output.dense", is called there."""
+    return layer.replace("encoder.layer.", "layers.", 1)
+
+
+class EncoderGraph(nn.Module):
+    """BERT's forward over padded texts, then the mean over each text's real tokens.
+
+    Args:
+        bert: the encoder in evaluation mode; its modules are used, not copied.
+        engine: which engine's fused attention the graph is to have.
+        int8_table: hold the word vectors as int8, a scale for each row.
+    """
+
+    def __init__(self, bert: BertModel, *, engine: Engine, int8_table: bool = False) -> None:
+        super().__init__()
+        embeddings: Any = bert.embeddings
+        self.heads = int(bert.config.num_attention_heads)
+        self.engine = engine
+        self.layers = bert.encoder.layer
+        self.norm = embeddings.LayerNorm
+        # Every token is of type 0, so that type's vector joins the positions'.
+        places = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
+        spare = places[-1:].expand(_SPARE_POSITIONS, -1)
+        self.register_buffer("positions", torch.cat([places, spare]).detach())
+        words = embeddings.word_embeddings.weight.detach()
+        self.words = _Int8Table(words) if int8_table else _Table(words)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Mean-pooled vectors.
+
+        Args:
+            input_ids: int64 [B, L]; any valid id where there is padding.
+            attention_mask: int64 [B, L], 1 for real tokens, at least one a text.
+
+        Returns:
+            float32 [B, D].
+        """
+        hidden: Tensor = self.norm(self.words(input_ids) + self.positions[: input_ids.shape[1]])
+        mask = attention_mask.to(hidden.dtype)
+        bias = ((1 - mask) * _MASKED)[:, None, None, :]
+        for layer in self.layers:
+            attention: Any = layer.attention
+            hidden = attention.output(self._attend(attention.self, hidden, bias), hidden)
+            hidden = layer.output(layer.intermediate(hidden), hidden)
+        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+    def _attend(self, module: Any, hidden: Tensor, bias: Tensor) -> Tensor:
+        """Self-attention: [B, L, D] -> [B, L, D]."""
+        q, k, v = module.query(hidden), module.key(hidden), module.value(hidden)
+        if self.engine == "onnx" and torch.onnx.is_in_onnx_export():
+            return _OnnxAttention.apply(q, k, v, bias, self.heads)  # type: ignore[no-any-return, no-untyped-call]
+        return _attention(q, k, v, bias, self.heads)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: int) -> Tensor:
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+
+
+class _OnnxAttention(torch.autograd.Function):
+    """Attention that is exported as ONNX Runtime's own fused operation."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: int) -> Tensor:
+        return _attention(q, k, v, bias, heads)
+
+    @staticmethod
+    def symbolic(g: Any, q: Any, k: Any, v: Any, bias: Any, heads: int) -> Any:
+        nothing = g.op("Constant", value_t=torch.empty(0))
+        found = g.op(
+            "com.microsoft::MultiHeadAttention", q, k, v, nothing, nothing, bias, num_heads_i=heads
+        )
+        return found.setType(q.type())
+
+
+class _Table(nn.Module):
+    """Rows of a table in float32."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("rows", rows)
+
+    def forward(self, index: Tensor) -> Tensor:
+        return F.embedding(index, self.rows)  # type: ignore[arg-type]
+
+
+class _Int8Table(nn.Module):
+    """Rows of a table in int8: row r is its integers times scale[r], the largest of them ±127."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+        self.register_buffer("rows", (rows / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+
+    def forward(self, index: Tensor) -> Tensor:
+        rows, scale = F.embedding(index, self.rows), F.embedding(index, self.scale)  # type: ignore[arg-type]
+        return rows.to(scale.dtype) * scale
