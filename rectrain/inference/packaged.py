@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from rectrain.data.fields import FieldTable
 from rectrain.data.shards import Prepared
-from rectrain.errors import ConfigError, DataError, PackageError
+from rectrain.errors import DataError, PackageError
+from rectrain.inference.engine import Engine, open_engine
 from rectrain.inference.index import ItemIndex
-from rectrain.inference.predictor import Predictor, check_features
+from rectrain.inference.predictor import Predictor, check_features, pick_device
 from rectrain.inference.rows import EXCLUDE, EncodedRows
 from rectrain.package import Package, open_package, update_package
 
@@ -40,14 +41,16 @@ class PackagedModel:
     Args:
         package: where it comes from, verified.
         predictor: of its model.
+        engine: what runs its encoder.
 
     Raises:
         PackageError: an item index of another model.
     """
 
-    def __init__(self, package: Package, *, predictor: Predictor) -> None:
+    def __init__(self, package: Package, *, predictor: Predictor, engine: Engine) -> None:
         self.package = package
         self.predictor = predictor
+        self.engine = engine
         for task, path in package.indexes.items():
             ItemIndex.read_facts(path, task=task, model=package.version)
         self.index = cache(self._open_index)
@@ -184,28 +187,33 @@ def load(
 
     Args:
         path: the package's folder.
-        backend: what runs the encoder: "auto" or "torch".
-        threads: of this process's computations, from now on; None leaves torch's own choice.
+        backend: what runs the encoder: "torch", one of the package's graphs by name, or "auto":
+            the fastest by a short measurement of all of these, which `engine.choice` then holds.
+        threads: of this process's computations, from now on; None: as many as torch has.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
         cached_texts: texts whose vectors are kept for the next calls, at most; 0 keeps none.
 
     Raises:
-        PackageError: see `open_package`.
-        ConfigError: no such backend.
+        PackageError: see `open_package`, `Package.read` and `PackagedModel`.
+        ConfigError: no such backend, or its engine is not installed.
         ResourceError: no such device.
     """
     package = open_package(path)
-    if backend not in _BACKENDS:
-        raise ConfigError(
-            what="backend", got=backend, rule=f"must be {' or '.join(_BACKENDS)}", fix="auto"
-        )
     if threads is not None:
         torch.set_num_threads(threads)
-    predictor = Predictor.of(package.read(), device=device, cached_texts=cached_texts)
-    return PackagedModel(package, predictor=predictor)
-
-
-_BACKENDS = ("auto", "torch")
+    parts, device = package.read(), pick_device(device)
+    engine = open_engine(
+        package,
+        parts.model.encoder,
+        backend=backend,
+        threads=torch.get_num_threads(),
+        device=device,
+        max_length=max(limit.max_length for limit in parts.limits.values()),
+    )
+    predictor = Predictor.of(
+        parts, device=device, encoder=engine.encoder, cached_texts=cached_texts
+    )
+    return PackagedModel(package, predictor=predictor, engine=engine)
 
 
 def publish_index(package: Package, data: Mapping[str, Prepared]) -> Package:

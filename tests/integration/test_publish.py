@@ -16,7 +16,9 @@ TASK = "recommendation"
 
 
 @pytest.fixture(scope="module")
-def package(marketplace: Path, untrained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def package(
+    marketplace: Path, untrained_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     output = tmp_path_factory.mktemp("published") / "package"
     publish.main([f"--checkpoint={untrained_run}", f"--output={output}"])
     return output
