@@ -52,7 +52,7 @@ def _peer_onnx(setup: Setup, path: Path) -> None:
         setup.encoder, add_pooling_layer=False, attn_implementation="eager"
     )
     example = torch.ones(2, 8, dtype=torch.int64)
-    ragged = {0: "texts", 1: "tokens"}
+    names = ["input_ids", "attention_mask", "last_hidden_state"]
     with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported, fused = f"{directory}/exported.onnx", f"{directory}/fused.onnx"
@@ -60,9 +60,9 @@ def _peer_onnx(setup: Setup, path: Path) -> None:
             _Hidden(bert).eval(),
             (example, example),
             exported,
-            input_names=["input_ids", "attention_mask"],
-            output_names=["last_hidden_state"],
-            dynamic_axes=dict.fromkeys(
+            input_names=names[:2],
+            output_names=names[2:],
+            dynamic_axes=dict.fromkeys(names, {0: "texts", 1: "tokens"}),
                 ("input_ids", "attention_mask", "last_hidden_state"), ragged
             ),
             opset_version=17,
