@@ -63,8 +63,6 @@ def _peer_onnx(setup: Setup, path: Path) -> None:
             input_names=names[:2],
             output_names=names[2:],
             dynamic_axes=dict.fromkeys(names, {0: "texts", 1: "tokens"}),
-                ("input_ids", "attention_mask", "last_hidden_state"), ragged
-            ),
             opset_version=17,
             dynamo=False,
         )
