@@ -62,7 +62,7 @@ def _peer_onnx(setup: Setup, path: Path) -> None:
             exported,
             input_names=names[:2],
             output_names=names[2:],
-            dynamic_axes=dict.fromkeys(names, {0: "texts", 1: "tokens"}),
+            dynamic_axes={name: {0: "texts", 1: "tokens"} for name in names},
             opset_version=17,
             dynamo=False,
         )
