@@ -13,7 +13,7 @@ from pretrain_toy import VOCABULARY, random_texts, write_tokenizer
 from rectrain.data.assemble import TextLimits, item_columns
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.shards import Prepared, file_entry, write_shard
-from rectrain.data.tokenize import load_tokenizer
+from rectrain.data.tokenize import load_tokenizer, reader
 from rectrain.model.config import ModelConfig
 from rectrain.model.encoder import load_encoder
 from rectrain.model.multitask import MultiTaskModel
@@ -96,8 +96,7 @@ def write_catalogue(root: Path, parts: ModelParts, *, num_items: int, seed: int 
         rows,
         spec=TASKS["recommendation"],
         features=FEATURES["recommendation"],
-        tokenizer=parts.tokenizer,
-        max_length=MAX_LENGTH,
+        read=reader(parts.tokenizer, max_length=MAX_LENGTH),
         log_q=rng.normal(-3, 1, num_items).astype(np.float32),
     )
     path = root / "recommendation" / "items.arrow"

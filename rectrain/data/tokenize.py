@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 __all__ = [
+    "Read",
     "WordPieces",
     "load_tokenizer",
     "reader",
@@ -29,6 +30,8 @@ __all__ = [
 ]
 
 Flags = npt.NDArray[np.bool_]
+Read = Callable[[Sequence[str]], pa.ListArray]
+"""From n texts to their token ids, list<int32> [n], [CLS] and [SEP] included."""
 
 
 def tokenizer_path(name: str) -> Path:
@@ -91,9 +94,7 @@ def tokenize(
     return reader(tokenizer, max_length=max_length)(texts)
 
 
-def reader(
-    tokenizer: PreTrainedTokenizerFast, *, max_length: int
-) -> Callable[[Sequence[str]], pa.ListArray]:
+def reader(tokenizer: PreTrainedTokenizerFast, *, max_length: int) -> Read:
     """`tokenize` for many calls: making it ready takes longer than reading a few texts."""
     backend = _backend(tokenizer, max_length)
 

@@ -18,11 +18,8 @@ from rectrain.package import Package
 __all__ = ["Engine", "open_engine"]
 
 AUTO, TORCH = "auto", "torch"
-_NUM_TEXTS, _MEDIAN_TOKENS, _SPREAD = (
-    128,
-    24.0,
-    0.8,
-)  # of log-normal lengths, as texts of shops have
+# Texts to measure by: log-normal lengths, as texts of shops have.
+_NUM_TEXTS, _MEDIAN_TOKENS, _SPREAD = 128, 24.0, 0.8
 
 
 class Engine(NamedTuple):

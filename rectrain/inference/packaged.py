@@ -65,6 +65,13 @@ class PackagedModel:
         """SHA-256 of what decides the model's vectors and scores."""
         return self.package.version
 
+    @property
+    def fallback_share(self) -> float:
+        """Share of the texts read so far that have a piece that the trimmed vocabulary lacks, 0 to
+        1: their vectors differ from the untrimmed model's. NaN where the vocabulary is whole."""
+        assert self.predictor.rows is not None
+        return self.predictor.rows.fallback_share
+
     def fields(self, task: str) -> FieldTable:
         """What a row of the task has.
 

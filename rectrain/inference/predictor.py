@@ -124,7 +124,7 @@ class Predictor:
         return cls(
             parts.model,
             features=parts.features,
-            rows=RowEncoder(parts.features, parts.tokenizer, parts.limits),
+            rows=RowEncoder(parts.features, parts.tokenizer, parts.limits, parts.full_tokenizer),
             device=device,
             encoder=encoder,
             cached_texts=cached_texts,
