@@ -11,13 +11,20 @@ from transformers import BertModel
 
 from rectrain.data.batch import PackedTexts
 from rectrain.errors import ConfigError
-from rectrain.inference.backends import Choice, choose, open_onnx, open_openvino, open_torch
+from rectrain.inference.backends import (
+    Choice,
+    choose,
+    open_onnx,
+    open_openvino,
+    open_torch,
+    warm_up,
+)
 from rectrain.inference.text_encoder import TextEncoder
 from rectrain.package import Package
 
 __all__ = ["Engine", "open_engine"]
 
-AUTO, TORCH = "auto", "torch"
+_AUTO, _TORCH = "auto", "torch"
 # Texts to measure by: log-normal lengths, as texts of shops have.
 _NUM_TEXTS, _MEDIAN_TOKENS, _SPREAD = 128, 24.0, 0.8
 
@@ -54,23 +61,27 @@ def open_engine(
             installed.
     """
     openers: dict[str, Callable[[], TextEncoder]]
-    openers = {TORCH: partial(open_torch, bert, device=device)}
+    openers = {_TORCH: partial(open_torch, bert, device=device)}
     if device == "cpu":
         for name, graph in package.graphs.items():
             open_graph = open_openvino if graph.suffix == ".xml" else open_onnx
             openers[name] = partial(open_graph, graph, threads=threads)
     candidates = {name: cache(opener) for name, opener in openers.items()}  # compiled once
-    if backend == AUTO and len(candidates) > 1:
-        choice = choose(candidates, _sample(max_length))
-        return Engine(candidates[choice.backend](), choice)
-    if backend != AUTO and backend not in candidates:
+    if backend not in (_AUTO, *candidates):
         raise ConfigError(
             what="backend",
             got=backend,
             rule=f"this package has {', '.join(candidates)} on {device}",
             fix="choose one of them, or auto",
         )
-    return Engine(candidates[TORCH if backend == AUTO else backend](), None)
+    choice = None
+    if backend == _AUTO and len(candidates) > 1:
+        choice = choose(candidates, _sample(max_length))
+        backend = choice.backend
+    encoder = candidates[_TORCH if backend == _AUTO else backend]()
+    if encoder.name != _TORCH:
+        warm_up(encoder, max_length=max_length)
+    return Engine(encoder, choice)
 
 
 def _sample(max_length: int) -> PackedTexts:

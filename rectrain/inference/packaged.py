@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,9 +50,9 @@ class PackagedModel:
         self.package = package
         self.predictor = predictor
         self.engine = engine
+        self._indexes: dict[str, ItemIndex] = {}
         for task, path in package.indexes.items():
             ItemIndex.read_facts(path, task=task, model=package.version)
-        self.index = cache(self._open_index)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -151,6 +150,24 @@ class PackagedModel:
             for pair in zip(items.tolist(), scores.tolist(), strict=True)
         ]
 
+    def index(self, task: str) -> ItemIndex:
+        """The item index of a task, read at the first call.
+
+        Raises:
+            PackageError: the package has none.
+        """
+        if task not in self.package.indexes:
+            raise PackageError(
+                what=f"package {self.package.path}",
+                got=f"no item index of {task}",
+                rule="a catalogue is ranked by the vectors of its items",
+                fix="python -m jobs.publish --refresh-index --output PACKAGE --data DATA",
+            )
+        if task not in self._indexes:
+            path = self.package.indexes[task]
+            self._indexes[task] = ItemIndex.open(path, task=task, model=self.version)
+        return self._indexes[task]
+
     def _catalogue_task(self) -> str:
         found = [task for task in self.tasks if self.predictor.spec(task).has_catalogue]
         if len(found) != 1:
@@ -161,17 +178,6 @@ class PackagedModel:
                 fix=f'task="{found[0]}"' if found else "train recommendation too",
             )
         return found[0]
-
-    def _open_index(self, task: str) -> ItemIndex:
-        """The item index of a task, read once."""
-        if task not in self.package.indexes:
-            raise PackageError(
-                what=f"package {self.package.path}",
-                got=f"no item index of {task}",
-                rule="a catalogue is ranked by the vectors of its items",
-                fix="python -m jobs.publish --refresh-index --output PACKAGE --data DATA",
-            )
-        return ItemIndex.open(self.package.indexes[task], task=task, model=self.version)
 
     def _encode(self, task: str, rows: Rows) -> EncodedRows:
         fields = self.fields(task)
@@ -291,9 +297,18 @@ def _column(values: list[Any], name: str, fields: FieldTable) -> pa.Array:
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         alone = replace(fields, fields=(fields[name],))
         faults = {row: fault for row, value in enumerate(values) if (fault := _fault(value, alone))}
-        first, reason = next(iter(faults.items()), (0, "its type is not that of the other rows"))
+        if not faults:  # each is right by itself, but they don't go together
+            kind = next(type(value) for value in values if value is not None)
+            others = [n for n, value in enumerate(values) if type(value) not in (kind, type(None))]
+            reason = f"a {kind.__name__} before, then another type; a column has one"
+            faults = dict.fromkeys(others or [0], reason)
+        first = min(faults)
         raise _bad_rows(
-            fields.task, first, f"{name}: {reason}", num_bad=len(faults) or 1, num_rows=len(values)
+            fields.task,
+            first,
+            f"{name}: {faults[first]}",
+            num_bad=len(faults),
+            num_rows=len(values),
         ) from None
 
 

@@ -87,6 +87,10 @@ def test_bad_rows_are_one_error_with_the_first_of_them(model: PackagedModel) -> 
     with pytest.raises(DataError, match=r"row 3 of risk: got price: got string.*; 2 of 9 rows"):
         model.predict("risk", rows)
     rows = orders(9).to_pylist()
+    rows[2]["user_id"], rows[6]["user_id"] = 12, 13
+    with pytest.raises(DataError, match=r"row 2 .* user_id: a str before.*; 2 of 9 rows"):
+        model.predict("risk", rows)
+    rows = orders(9).to_pylist()
     rows[3]["user_id"] = object()
     with pytest.raises(DataError, match="row 3 of risk: got user_id: got object"):
         model.predict("risk", rows)
@@ -232,6 +236,7 @@ def test_the_fastest_of_the_packages_engines_runs(
     for name in ("openvino.xml", "openvino.bin", "onnx-int8.onnx"):
         (graphs / name).touch()
     opened: list[tuple[str, int]] = []
+    threads = torch.get_num_threads()
 
     def open_graph(graph: Path, *, threads: int) -> Counting:
         opened.append((graph.name, threads))
@@ -248,8 +253,10 @@ def test_the_fastest_of_the_packages_engines_runs(
     chosen = rectrain.load(package.path)
     assert (chosen.engine.encoder.name, chosen.engine.choice) == ("onnx-int8", fastest)
     named = rectrain.load(package.path, backend="openvino", threads=1)
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(threads)
     assert (named.engine.encoder.name, named.engine.choice) == ("openvino", None)
-    assert opened == [("onnx-int8.onnx", torch.get_num_threads()), ("openvino.xml", 1)]
+    assert opened == [("onnx-int8.onnx", threads), ("openvino.xml", 1)]
     assert rectrain.load(package.path, backend="torch").engine.encoder.name == "torch"
     with pytest.raises(ConfigError, match="this package has torch, onnx-int8, openvino on cpu"):
         rectrain.load(package.path, backend="onnx")
