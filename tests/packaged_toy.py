@@ -39,7 +39,9 @@ def toy_parts(
 
     Its encoder and tokenizer are written into `folder` first.
     """
-    encoder = write_encoder(folder / f"bert-{seed}", num_positions=MAX_LENGTH)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = write_encoder(folder / f"bert-{seed}", num_positions=MAX_LENGTH)
     tokenizer = load_tokenizer(str(write_tokenizer(folder / f"tokenizer-{seed}")))
     features = {task: FEATURES[task] for task in tasks}
     config = ModelConfig(encoder=str(encoder), head_width=8, feature_width=4)
@@ -77,6 +79,7 @@ def searches(count: int, *, seed: int = 0) -> pa.Table:
         {
             "query_id": [f"q{row // 4}" for row in range(count)],
             "query": random_texts(count, seed=seed + 1),
+            "item_id": [f"i{row}" for row in range(count)],
             "item_text": random_texts(count, seed=seed + 2),
         }
     )
