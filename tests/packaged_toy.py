@@ -13,7 +13,7 @@ from pretrain_toy import VOCABULARY, random_texts, write_tokenizer
 from rectrain.data.assemble import TextLimits, item_columns
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.shards import Prepared, file_entry, write_shard
-from rectrain.data.tokenize import load_tokenizer
+from rectrain.data.tokenize import load_tokenizer, reader
 from rectrain.model.config import ModelConfig
 from rectrain.model.encoder import load_encoder
 from rectrain.model.multitask import MultiTaskModel
@@ -39,7 +39,9 @@ def toy_parts(
 
     Its encoder and tokenizer are written into `folder` first.
     """
-    encoder = write_encoder(folder / f"bert-{seed}", num_positions=MAX_LENGTH)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = write_encoder(folder / f"bert-{seed}", num_positions=MAX_LENGTH)
     tokenizer = load_tokenizer(str(write_tokenizer(folder / f"tokenizer-{seed}")))
     features = {task: FEATURES[task] for task in tasks}
     config = ModelConfig(encoder=str(encoder), head_width=8, feature_width=4)
@@ -77,6 +79,7 @@ def searches(count: int, *, seed: int = 0) -> pa.Table:
         {
             "query_id": [f"q{row // 4}" for row in range(count)],
             "query": random_texts(count, seed=seed + 1),
+            "item_id": [f"i{row}" for row in range(count)],
             "item_text": random_texts(count, seed=seed + 2),
         }
     )
@@ -96,8 +99,7 @@ def write_catalogue(root: Path, parts: ModelParts, *, num_items: int, seed: int 
         rows,
         spec=TASKS["recommendation"],
         features=FEATURES["recommendation"],
-        tokenizer=parts.tokenizer,
-        max_length=MAX_LENGTH,
+        read=reader(parts.tokenizer, max_length=MAX_LENGTH),
         log_q=rng.normal(-3, 1, num_items).astype(np.float32),
     )
     path = root / "recommendation" / "items.arrow"

@@ -38,10 +38,7 @@ class VectorCache:
 
         Args:
             texts: U different texts on the CPU.
-            encode: vectors of some of them, on any device.
-
-        Returns:
-            On the CPU; with capacity 0 where `encode` gives them.
+            encode: vectors of some of them, on the CPU.
         """
         if not len(self._vectors):
             return encode(texts)

@@ -12,6 +12,7 @@ Shapes: U queries, I items, C candidates of a query, k length of a list, D hidde
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -97,12 +98,12 @@ class ItemIndex:
             DataError: an id stands twice.
         """
         ids = items.column("item_id").to_pylist()
-        if len(set(ids)) < len(ids):
-            twice = next(item for place, item in enumerate(ids) if item in ids[:place])
-            raise DataError(
-                what=f"catalogue of {task}", got=f"item {twice} twice",
-                rule="an id names one item", fix="prepare the data again",
-            )  # fmt: skip
+        for item, count in Counter(ids).most_common(1):
+            if count > 1:
+                raise DataError(
+                    what=f"catalogue of {task}", got=f"item {item} {count} times",
+                    rule="an id names one item", fix="prepare the data again",
+                )  # fmt: skip
         vectors = predictor.embed(task, items)[1]
         return cls(ids, vectors, task=task, model=model, catalogue=catalogue)
 

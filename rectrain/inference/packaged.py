@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +14,10 @@ from numpy.typing import NDArray
 
 from rectrain.data.fields import FieldTable
 from rectrain.data.shards import Prepared
-from rectrain.errors import ConfigError, DataError, PackageError
+from rectrain.errors import DataError, PackageError
+from rectrain.inference.engine import Engine, open_engine
 from rectrain.inference.index import ItemIndex
-from rectrain.inference.predictor import Predictor, check_features
+from rectrain.inference.predictor import Predictor, check_features, pick_device
 from rectrain.inference.rows import EXCLUDE, EncodedRows
 from rectrain.package import Package, open_package, update_package
 
@@ -40,17 +40,19 @@ class PackagedModel:
     Args:
         package: where it comes from, verified.
         predictor: of its model.
+        engine: what runs its encoder.
 
     Raises:
         PackageError: an item index of another model.
     """
 
-    def __init__(self, package: Package, *, predictor: Predictor) -> None:
+    def __init__(self, package: Package, *, predictor: Predictor, engine: Engine) -> None:
         self.package = package
         self.predictor = predictor
+        self.engine = engine
+        self._indexes: dict[str, ItemIndex] = {}
         for task, path in package.indexes.items():
             ItemIndex.read_facts(path, task=task, model=package.version)
-        self.index = cache(self._open_index)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -61,6 +63,13 @@ class PackagedModel:
     def version(self) -> str:
         """SHA-256 of what decides the model's vectors and scores."""
         return self.package.version
+
+    @property
+    def fallback_share(self) -> float:
+        """Share of the texts read so far that have a piece that the trimmed vocabulary lacks, 0 to
+        1: their vectors differ from the untrimmed model's. NaN where the vocabulary is whole."""
+        assert self.predictor.rows is not None
+        return self.predictor.rows.fallback_share
 
     def fields(self, task: str) -> FieldTable:
         """What a row of the task has.
@@ -141,6 +150,24 @@ class PackagedModel:
             for pair in zip(items.tolist(), scores.tolist(), strict=True)
         ]
 
+    def index(self, task: str) -> ItemIndex:
+        """The item index of a task, read at the first call.
+
+        Raises:
+            PackageError: the package has none.
+        """
+        if task not in self.package.indexes:
+            raise PackageError(
+                what=f"package {self.package.path}",
+                got=f"no item index of {task}",
+                rule="a catalogue is ranked by the vectors of its items",
+                fix="python -m jobs.publish --refresh-index --output PACKAGE --data DATA",
+            )
+        if task not in self._indexes:
+            path = self.package.indexes[task]
+            self._indexes[task] = ItemIndex.open(path, task=task, model=self.version)
+        return self._indexes[task]
+
     def _catalogue_task(self) -> str:
         found = [task for task in self.tasks if self.predictor.spec(task).has_catalogue]
         if len(found) != 1:
@@ -151,17 +178,6 @@ class PackagedModel:
                 fix=f'task="{found[0]}"' if found else "train recommendation too",
             )
         return found[0]
-
-    def _open_index(self, task: str) -> ItemIndex:
-        """The item index of a task, read once."""
-        if task not in self.package.indexes:
-            raise PackageError(
-                what=f"package {self.package.path}",
-                got=f"no item index of {task}",
-                rule="a catalogue is ranked by the vectors of its items",
-                fix="python -m jobs.publish --refresh-index --output PACKAGE --data DATA",
-            )
-        return ItemIndex.open(self.package.indexes[task], task=task, model=self.version)
 
     def _encode(self, task: str, rows: Rows) -> EncodedRows:
         fields = self.fields(task)
@@ -184,28 +200,33 @@ def load(
 
     Args:
         path: the package's folder.
-        backend: what runs the encoder: "auto" or "torch".
-        threads: of this process's computations, from now on; None leaves torch's own choice.
+        backend: what runs the encoder: "torch", one of the package's graphs by name, or "auto":
+            the fastest by a short measurement of all of these, which `engine.choice` then holds.
+        threads: of this process's computations, from now on; None: as many as torch has.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
         cached_texts: texts whose vectors are kept for the next calls, at most; 0 keeps none.
 
     Raises:
-        PackageError: see `open_package`.
-        ConfigError: no such backend.
+        PackageError: see `open_package`, `Package.read` and `PackagedModel`.
+        ConfigError: no such backend, or its engine is not installed.
         ResourceError: no such device.
     """
     package = open_package(path)
-    if backend not in _BACKENDS:
-        raise ConfigError(
-            what="backend", got=backend, rule=f"must be {' or '.join(_BACKENDS)}", fix="auto"
-        )
     if threads is not None:
         torch.set_num_threads(threads)
-    predictor = Predictor.of(package.read(), device=device, cached_texts=cached_texts)
-    return PackagedModel(package, predictor=predictor)
-
-
-_BACKENDS = ("auto", "torch")
+    parts, device = package.read(), pick_device(device)
+    engine = open_engine(
+        package,
+        parts.model.encoder,
+        backend=backend,
+        threads=torch.get_num_threads(),
+        device=device,
+        max_length=max(limit.max_length for limit in parts.limits.values()),
+    )
+    predictor = Predictor.of(
+        parts, device=device, encoder=engine.encoder, cached_texts=cached_texts
+    )
+    return PackagedModel(package, predictor=predictor, engine=engine)
 
 
 def publish_index(package: Package, data: Mapping[str, Prepared]) -> Package:
@@ -276,9 +297,18 @@ def _column(values: list[Any], name: str, fields: FieldTable) -> pa.Array:
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         alone = replace(fields, fields=(fields[name],))
         faults = {row: fault for row, value in enumerate(values) if (fault := _fault(value, alone))}
-        first, reason = next(iter(faults.items()), (0, "its type is not that of the other rows"))
+        if not faults:  # each is right by itself, but they don't go together
+            kind = next(type(value) for value in values if value is not None)
+            others = [n for n, value in enumerate(values) if type(value) not in (kind, type(None))]
+            reason = f"a {kind.__name__} before, then another type; a column has one"
+            faults = dict.fromkeys(others or [0], reason)
+        first = min(faults)
         raise _bad_rows(
-            fields.task, first, f"{name}: {reason}", num_bad=len(faults) or 1, num_rows=len(values)
+            fields.task,
+            first,
+            f"{name}: {faults[first]}",
+            num_bad=len(faults),
+            num_rows=len(values),
         ) from None
 
 

@@ -1,8 +1,8 @@
 """Scores of a trained model for rows and catalogues, on one device, without Ray or DeepSpeed.
 
-Each different text of a block of rows is encoded once, shortest first, in slices of a token
-budget; the small heads then run over all rows of the block. A row's score does not depend on the
-rows beside it, up to rounding.
+Each different text of a block of rows is encoded once, by the model's own encoder in torch or by a
+backend; the small heads then run in torch over all rows of the block. A row's score does not depend
+on the rows beside it, up to rounding.
 
 Shapes: n rows, U texts or users, I items, D the encoder's hidden size.
 """
@@ -19,17 +19,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rectrain.data.batch import PackedTexts, build_micro_batch, fill_columns, split_texts
+from rectrain.data.batch import build_micro_batch, fill_columns
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.fields import FieldTable
 from rectrain.data.loader import empty_tables, open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.data.tokenize import tokenizer_hash
 from rectrain.errors import DataError, EncoderError, ResourceError
+from rectrain.inference.backends import open_torch
 from rectrain.inference.cache import VectorCache
 from rectrain.inference.rows import EncodedRows, RowEncoder
 from rectrain.inference.text_encoder import TextEncoder
-from rectrain.model.encoder import encode
 from rectrain.model.multitask import Mode, MultiTaskModel, TaskModule
 from rectrain.model.spec import TaskSpec
 from rectrain.package import ModelParts
@@ -51,9 +51,7 @@ class Predictor:
         features: task -> how its features were encoded, in the model's task order.
         rows: how rows as a user gives them are encoded; None where only prepared rows are scored.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
-        tokens_per_forward: real tokens that the model's own encoder sees at a time, at most (one
-            text may have more).
-        encoder: gives the vectors of texts in the place of the model's own encoder.
+        encoder: gives the vectors of texts in the place of the model's own encoder in torch.
         cached_texts: texts whose vectors are kept for the next calls, at most.
 
     Raises:
@@ -67,7 +65,6 @@ class Predictor:
         features: Mapping[str, FeatureEncoder],
         rows: RowEncoder | None = None,
         device: str = "cpu",
-        tokens_per_forward: int = 2048,
         encoder: TextEncoder | None = None,
         cached_texts: int = 0,
     ) -> None:
@@ -78,7 +75,6 @@ class Predictor:
         self.features = features
         self._empty = empty_tables(features)
         self._device = device
-        self._budget = tokens_per_forward
         width = int(model.encoder.config.hidden_size)
         if encoder is not None and encoder.width != width:
             raise EncoderError(
@@ -87,7 +83,7 @@ class Predictor:
                 rule=f"the model's heads take size {width}",
                 fix="give a graph of this very model's encoder",
             )
-        self._encoder = encoder
+        self._encoder = encoder or open_torch(model.encoder, device=device)
         self._cache = VectorCache(cached_texts, width=width)
 
     @classmethod
@@ -128,7 +124,7 @@ class Predictor:
         return cls(
             parts.model,
             features=parts.features,
-            rows=RowEncoder(parts.features, parts.tokenizer, parts.limits),
+            rows=RowEncoder(parts.features, parts.tokenizer, parts.limits, parts.full_tokenizer),
             device=device,
             encoder=encoder,
             cached_texts=cached_texts,
@@ -226,16 +222,11 @@ class Predictor:
             tables[task] = rows.slice(start, _BLOCK_ROWS)
             counts = {name: float(table.num_rows) for name, table in tables.items()}
             batch = build_micro_batch(tables, counts=counts)
-            encode_texts = self._encode if self._encoder is None else self._encoder.encode
             with torch.inference_mode():
-                vectors = self._cache.of(batch.texts, encode=encode_texts).to(self._device)
-                yield self.model(batch.to(self._device), mode=mode, vectors=vectors)[task]
-
-    def _encode(self, texts: PackedTexts) -> Tensor:
-        """Vectors [U, D] by the model's own encoder of texts that are sorted by length."""
-        here = PackedTexts(texts.input_ids.to(self._device), texts.lengths.to(self._device))
-        parts = [encode(self.model.encoder, part) for part in split_texts(here, self._budget)]
-        return torch.cat(parts) if parts else encode(self.model.encoder, here)
+                vectors = self._cache.of(batch.texts, encode=self._encoder.encode)
+                yield self.model(
+                    batch.to(self._device), mode=mode, vectors=vectors.to(self._device)
+                )[task]
 
 
 def check_tokenizer(sha256: str, meta: Mapping[str, Any], *, where: str) -> None:

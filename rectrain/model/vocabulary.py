@@ -19,6 +19,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from torch import Tensor
 from transformers import BertModel
 
 from rectrain.data.batch import PackedTexts, split_texts
-from rectrain.data.tokenize import load_tokenizer, tokenize
+from rectrain.data.tokenize import load_tokenizer, reader, tokenize
 from rectrain.errors import ConfigError, EncoderError
 from rectrain.model.encoder import encode
 from rectrain.model.slicing import with_weights
@@ -167,7 +168,9 @@ class FallbackTokenizer:
     """
 
     def __init__(self, full: PreTrainedTokenizerFast, trimmed: PreTrainedTokenizerFast) -> None:
-        self._full, self._trimmed = full, trimmed
+        # Making a tokenizer ready takes longer than reading a few texts.
+        self._read_full = cache(partial(reader, full))
+        self._read_trimmed = cache(partial(reader, trimmed))
         known = trimmed.get_vocab()
         self._new_ids = np.full(_num_ids(full), -1, dtype=np.int32)
         for piece, number in full.get_vocab().items():
@@ -182,7 +185,7 @@ class FallbackTokenizer:
             list<int32>, one list a text; bool [n], which texts fall back.
         """
         return self.renumber(
-            tokenize(texts, tokenizer=self._full, max_length=max_length),
+            self._read_full(max_length=max_length)(texts),
             texts,
             max_length=max_length,
         )
@@ -206,7 +209,7 @@ class FallbackTokenizer:
         if not fallback.any():
             return found, fallback
         again = [texts[place] for place in np.flatnonzero(fallback)]
-        smaller = tokenize(again, tokenizer=self._trimmed, max_length=max_length)
+        smaller = self._read_trimmed(max_length=max_length)(again)
         order = np.arange(len(tokens))
         order[fallback] = len(tokens) + np.arange(len(again))
         return pa.concat_arrays([found, smaller]).take(pa.array(order)), fallback

@@ -5,6 +5,7 @@
         README.md                   the model card: metrics, and how the model was made
         encoder/                    a BERT as transformers and sentence-transformers read it,
                                     with its tokenizer
+        full_tokenizer/             where the vocabulary was trimmed: the tokenizer before that
         heads.safetensors           all other weights of the model, fp32
         tasks.json                  each task's fields, features and text limits; the heads' sizes
         graphs/                     optional: the encoder for other engines (OpenVINO, ONNX)

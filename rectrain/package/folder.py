@@ -15,7 +15,14 @@ from typing import Any
 from safetensors import SafetensorError
 
 from rectrain.errors import PackageError, RectrainError, StorageError
-from rectrain.package.parts import ENCODER, HEADS, TASKS, ModelParts, read_parts
+from rectrain.package.parts import (
+    ENCODER,
+    FULL_TOKENIZER,
+    HEADS,
+    TASKS,
+    ModelParts,
+    read_parts,
+)
 from rectrain.train.storage import Store
 
 __all__ = [
@@ -37,6 +44,7 @@ _NEEDED = {CARD, TASKS, HEADS, f"{ENCODER}config.json", f"{ENCODER}model.safeten
 _ALLOWED = re.compile(
     r"README\.md|tasks\.json|heads\.safetensors|[\w-]+\.(png|svg)"
     r"|encoder/(1_Pooling/)?[\w-]+\.(json|safetensors|txt|md)"
+    r"|full_tokenizer/[\w-]+\.(json|txt)"
     r"|graphs/[\w.-]+\.(xml|bin|onnx|json)"
     r"|items/\w+\.safetensors"
 )
@@ -115,7 +123,8 @@ def version_of(files: Mapping[str, Mapping[str, Any]]) -> str:
     decisive = {
         name: facts["sha256"]
         for name, facts in files.items()
-        if name in (HEADS, TASKS) or (name.startswith(ENCODER) and not name.endswith(".md"))
+        if name in (HEADS, TASKS)
+        or (name.startswith((ENCODER, FULL_TOKENIZER)) and not name.endswith(".md"))
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 

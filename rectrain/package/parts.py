@@ -1,6 +1,7 @@
 """A model as it is packaged: its parts in memory, and as files.
 
-Files: encoder/ (a Hugging Face BERT with its tokenizer), heads.safetensors, tasks.json.
+Files: encoder/ (a Hugging Face BERT with its tokenizer), full_tokenizer/ (where the vocabulary was
+trimmed), heads.safetensors, tasks.json.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from rectrain.train.export import encoder_files
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["ENCODER", "HEADS", "TASKS", "ModelParts", "files_of", "read_parts"]
+__all__ = ["ENCODER", "FULL_TOKENIZER", "HEADS", "TASKS", "ModelParts", "files_of", "read_parts"]
 
-ENCODER, HEADS, TASKS = "encoder/", "heads.safetensors", "tasks.json"
+ENCODER, FULL_TOKENIZER = "encoder/", "full_tokenizer/"
+HEADS, TASKS = "heads.safetensors", "tasks.json"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class ModelParts:
         limits: task -> how long its texts may be.
         config: the sizes of sharing and heads.
         tokenizer: the model's.
+        full_tokenizer: the one before the vocabulary was trimmed, where it was: by it, texts with a
+            piece that was dropped are counted.
     """
 
     model: MultiTaskModel
@@ -52,6 +56,7 @@ class ModelParts:
     limits: Mapping[str, TextLimits]
     config: ModelConfig
     tokenizer: PreTrainedTokenizerFast
+    full_tokenizer: PreTrainedTokenizerFast | None = None
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> ModelParts:
@@ -79,19 +84,25 @@ def files_of(parts: ModelParts, *, encoder_card: str) -> dict[str, bytes]:
         parts: the model.
         encoder_card: the README.md of the encoder's folder.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        parts.tokenizer.save_pretrained(folder)
-        tokenizer = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
     encoder = encoder_files(
         parts.model.encoder,
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer_files(parts.tokenizer),
         max_length=max(limit.max_length for limit in parts.limits.values()),
         card=encoder_card,
     )
     files = {f"{ENCODER}{name}": data for name, data in encoder.items()}
+    if parts.full_tokenizer is not None:
+        full = _tokenizer_files(parts.full_tokenizer)
+        files |= {f"{FULL_TOKENIZER}{name}": data for name, data in full.items()}
     files[HEADS] = to_safetensors(_head_weights(parts.model))
     files[TASKS] = (json.dumps(_described(parts), indent=1) + "\n").encode()
     return files
+
+
+def _tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
 def read_parts(root: Path) -> ModelParts:
@@ -118,7 +129,9 @@ def read_parts(root: Path) -> ModelParts:
     specs = {task: _spec(facts["spec"]) for task, facts in tasks.items()}
     model = MultiTaskModel(encoder, tasks=specs, features=features, config=config)
     _load_heads(model, from_safetensors((root / HEADS).read_bytes()))
-    return ModelParts(model.eval(), features, limits, config, tokenizer)
+    full = root / FULL_TOKENIZER
+    full_tokenizer = load_tokenizer(str(full)) if full.is_dir() else None
+    return ModelParts(model.eval(), features, limits, config, tokenizer, full_tokenizer)
 
 
 def _load_heads(model: MultiTaskModel, stored: Mapping[str, Tensor]) -> None:

@@ -55,6 +55,7 @@ def encoder_files(
     """
     weights = {name: tensor.contiguous() for name, tensor in bert.state_dict().items()}
     config = bert.config.to_dict() | {"architectures": ["BertModel"]}
+    config.pop("_name_or_path", None)  # a path of this machine
     return {
         "config.json": _json(config),
         "model.safetensors": to_safetensors(weights, metadata={"format": "pt"}),

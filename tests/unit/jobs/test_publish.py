@@ -16,7 +16,10 @@ from jobs.publish import main
 from rectrain.inference.predictor import Predictor
 from rectrain.package import open_package
 
-ROWS = [{"user_id": "a", "item_text": "red mug", "price": 3.0}, {"item_text": "lamp", "price": 9}]
+ROWS = [
+    {"user_id": "a", "item_text": "red mug", "price": 3.0},
+    {"user_id": "b", "item_text": "lamp"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluation(path: Path, *, step: int = 1) -> Path:
-    auc = {"value": 0.75, "low": 0.7, "high": None}
+    auc = {"value": 0.75, "low": None, "high": None}
     found = {"step": step, "split": "test", "tasks": {"risk": {"metrics": {"auc": auc}}}}
     path.write_text(json.dumps(found))
     return path
@@ -40,7 +43,7 @@ def test_a_packaged_run_scores_as_its_checkpoint(run: Path, tmp_path: Path) -> N
     assert main([f"--checkpoint={run}", f"--output={output}", f"--evaluation={figures}"]) == 0
     model = rectrain.load(output)
     predictor = Predictor.from_checkpoint(str(run))
-    rows = pa.Table.from_pylist([{"user_id": None, **row} for row in ROWS])
+    rows = pa.Table.from_pylist(ROWS)
     expected = predictor.score("risk", predictor.encode("risk", rows).prepared)
     assert model.predict("risk", ROWS) == pytest.approx(expected, abs=1e-6)
     assert "| risk | auc | 0.7500 |" in (output / "README.md").read_text()

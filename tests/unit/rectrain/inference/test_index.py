@@ -157,5 +157,5 @@ def test_an_id_that_stands_twice_is_a_mistake() -> None:
         def embed(self, task: str, items: pa.Table) -> tuple[None, np.ndarray]:
             return None, np.zeros((items.num_rows, 2), np.float32)
 
-    with pytest.raises(DataError, match="item a twice"):
+    with pytest.raises(DataError, match="item a 2 times"):
         ItemIndex.build(Embeds(), "t", pa.table({"item_id": ["a", "b", "a"]}))  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,12 @@ import rectrain
 from rectrain.data.batch import PackedTexts
 from rectrain.data.shards import Prepared
 from rectrain.errors import ConfigError, DataError, EncoderError, PackageError
+from rectrain.inference import engine
+from rectrain.inference.backends import Choice
 from rectrain.inference.packaged import PackagedModel, publish_index
 from rectrain.inference.predictor import Predictor
 from rectrain.model.encoder import encode
+from rectrain.model.vocabulary import trim
 from rectrain.package import Card, ModelParts, open_package, update_package, write_package
 
 CARD = Card(source="c" * 64, made=["Trained."])
@@ -82,6 +87,10 @@ def test_bad_rows_are_one_error_with_the_first_of_them(model: PackagedModel) -> 
     with pytest.raises(DataError, match=r"row 3 of risk: got price: got string.*; 2 of 9 rows"):
         model.predict("risk", rows)
     rows = orders(9).to_pylist()
+    rows[2]["user_id"], rows[6]["user_id"] = 12, 13
+    with pytest.raises(DataError, match=r"row 2 .* user_id: a str before.*; 2 of 9 rows"):
+        model.predict("risk", rows)
+    rows = orders(9).to_pylist()
     rows[3]["user_id"] = object()
     with pytest.raises(DataError, match="row 3 of risk: got user_id: got object"):
         model.predict("risk", rows)
@@ -98,7 +107,7 @@ def test_other_mistakes_are_named(model: PackagedModel, path: Path) -> None:
         model.predict("risk", [{"prize": 3}])
     with pytest.raises(DataError, match="got str; must be a list of dictionaries"):
         model.predict("risk", ["red mug"])  # type: ignore[list-item]
-    with pytest.raises(ConfigError, match="backend: got tensorflow; must be auto or torch"):
+    with pytest.raises(ConfigError, match="backend: got tensorflow; this package has torch on cpu"):
         rectrain.load(path, backend="tensorflow")
 
 
@@ -169,6 +178,27 @@ def test_a_model_without_a_catalogue_says_so(tmp_path: Path) -> None:
         rectrain.load(package.path).recommend(USERS)
 
 
+def test_texts_that_the_trimmed_vocabulary_lacks_are_counted(
+    tmp_path: Path, parts: ModelParts
+) -> None:
+    """A trimmed package scores kept texts as before, and says how many fall back."""
+    keep = np.array([n for piece, n in parts.tokenizer.get_vocab().items() if piece != "lamp"])
+    trimmed = trim(parts.tokenizer, parts.model.encoder, keep)
+    model = copy.deepcopy(parts.model)
+    model.encoder = trimmed.bert
+    small = replace(parts, model=model, tokenizer=trimmed.tokenizer, full_tokenizer=parts.tokenizer)
+    loaded = rectrain.load(write_package(tmp_path / "package", small, card=CARD).path)
+    assert np.isnan(loaded.fallback_share)
+    kept = [{"user_id": "u", "item_text": text} for text in ("red mug", "blue chair", "shirt")]
+    whole = Predictor.of(parts)
+    table = pa.Table.from_pylist(kept)
+    expected = whole.score("risk", whole.encode("risk", table).prepared)
+    assert loaded.predict("risk", kept) == pytest.approx(expected, abs=1e-6)
+    assert loaded.fallback_share == 0
+    loaded.predict("risk", [{"user_id": "u", "item_text": "blue lamp"}])
+    assert loaded.fallback_share == 0.25
+
+
 class Counting:
     """The model's own encoder as a backend that counts texts; `scale` makes another of it."""
 
@@ -196,3 +226,39 @@ def test_a_backend_gives_the_vectors_and_the_cache_asks_it_once(parts: ModelPart
     assert np.abs(other - expected).max() > 1e-3
     with pytest.raises(EncoderError, match=r"counting: got vectors of size 4; .* size 16"):
         Predictor.of(parts, encoder=Counting(parts, width=4))
+
+
+def test_the_fastest_of_the_packages_engines_runs(
+    tmp_path: Path, parts: ModelParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs = tmp_path / "graphs"
+    graphs.mkdir()
+    for name in ("openvino.xml", "openvino.bin", "onnx-int8.onnx"):
+        (graphs / name).touch()
+    opened: list[tuple[str, int]] = []
+    threads = torch.get_num_threads()
+
+    def open_graph(graph: Path, *, threads: int) -> Counting:
+        opened.append((graph.name, threads))
+        encoder = Counting(parts)
+        encoder.name = graph.stem
+        return encoder
+
+    fastest = Choice("onnx-int8", {"onnx-int8": 3.0, "torch": 2.0, "openvino": 1.0}, {})
+    monkeypatch.setattr(engine, "open_openvino", open_graph)
+    monkeypatch.setattr(engine, "open_onnx", open_graph)
+    monkeypatch.setattr(engine, "choose", lambda candidates, texts: fastest)
+    package = write_package(tmp_path / "package", parts, card=CARD, graphs=graphs)
+
+    chosen = rectrain.load(package.path)
+    assert (chosen.engine.encoder.name, chosen.engine.choice) == ("onnx-int8", fastest)
+    named = rectrain.load(package.path, backend="openvino", threads=1)
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(threads)
+    assert (named.engine.encoder.name, named.engine.choice) == ("openvino", None)
+    assert opened == [("onnx-int8.onnx", threads), ("openvino.xml", 1)]
+    assert rectrain.load(package.path, backend="torch").engine.encoder.name == "torch"
+    with pytest.raises(ConfigError, match="this package has torch, onnx-int8, openvino on cpu"):
+        rectrain.load(package.path, backend="onnx")
+    expected = rectrain.load(package.path, backend="torch").predict("risk", orders(9))
+    assert named.predict("risk", orders(9)) == pytest.approx(expected, abs=1e-6)

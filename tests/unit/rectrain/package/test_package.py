@@ -165,7 +165,7 @@ def test_tasks_of_another_version_are_one_line(package: Path) -> None:
     listed = json.loads((package / "manifest.json").read_bytes())["files"]
     seal(package, files={**listed, "tasks.json": entry(data)}, written_by="9.1")
     opened = open_package(package)
-    with pytest.raises(PackageError, match=r"from the future.*fix: use rectrain 9\.1"):
+    with pytest.raises(PackageError, match=r"head against sides.*fix: use rectrain 9\.1"):
         opened.read()
 
 
