@@ -22,7 +22,7 @@ __all__ = ["OPENVINO"]
 
 def _write(bert: BertModel, path: Path) -> Path:
     with _private():
-        _save(_convert(EncoderGraph(bert, engine="openvino")), path)
+        _save(_convert(EncoderGraph(bert)), path)
     return path
 
 
@@ -32,7 +32,7 @@ def _quantize(
     with _private():
         with needs_extra():
             import nncf
-        model = _convert(EncoderGraph(bert, engine="openvino", int8_table=True))
+        model = _convert(EncoderGraph(bert, int8_table=True))
         nncf.set_log_level("ERROR")
         quantized = nncf.quantize(
             model,
@@ -57,7 +57,7 @@ def _convert(graph: EncoderGraph) -> Any:
     with needs_extra():
         import openvino as ov
     example = torch.ones(2, 8, dtype=torch.int64)
-    with warnings.catch_warnings(), torch.inference_mode():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of torch's tracer, which OpenVINO calls
         model = ov.convert_model(
             graph.eval(),
