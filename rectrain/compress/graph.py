@@ -57,24 +57,28 @@ class EncoderGraph(nn.Module):
             float32 [B, D].
         """
         hidden: Tensor = self.norm(self.words(input_ids) + self.positions[: input_ids.shape[1]])
-        mask = attention_mask.to(hidden.dtype)
+        real = attention_mask.to(hidden.dtype)
+        if torch.onnx.is_in_onnx_export():
+            attend, mask = self._attend_in_onnx, attention_mask.to(torch.int32)
+        else:
+            attend, mask = self._attend, ((1 - real) * _MASKED)[:, None, None, :]
         for layer in self.layers:
             attention: Any = layer.attention
-            hidden = attention.output(self._attend(attention.self, hidden, attention_mask), hidden)
+            module = attention.self
+            context = attend(module.query(hidden), module.key(hidden), module.value(hidden), mask)
+            hidden = attention.output(context, hidden)
             hidden = layer.output(layer.intermediate(hidden), hidden)
-        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True)
 
-    def _attend(self, module: Any, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """Self-attention: [B, L, D] -> [B, L, D]."""
-        q, k, v = module.query(hidden), module.key(hidden), module.value(hidden)
-        if torch.onnx.is_in_onnx_export():
-            no_bias = torch.zeros(3 * q.shape[-1])
-            mask = attention_mask.to(torch.int32)
-            attended: Tensor = _OnnxAttention.apply(q, k, v, no_bias, mask, self.heads)  # type: ignore[no-untyped-call]
-            return attended
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Attention over the heads: [B, L, D] -> [B, L, D]."""
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
-        bias = ((1 - attention_mask.to(q.dtype)) * _MASKED)[:, None, None, :]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+    def _attend_in_onnx(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        no_bias = torch.zeros(3 * q.shape[-1])
+        attended: Tensor = _OnnxAttention.apply(q, k, v, no_bias, mask, self.heads)  # type: ignore[no-untyped-call]
+        return attended
 
 
 class _OnnxAttention(torch.autograd.Function):
