@@ -37,6 +37,7 @@ class EncoderGraph(nn.Module):
         super().__init__()
         embeddings: Any = bert.embeddings
         self.heads = int(bert.config.num_attention_heads)
+        self.width = int(bert.config.hidden_size)
         self.layers = bert.encoder.layer
         self.norm = embeddings.LayerNorm
         # Every token is of type 0, so that type's vector joins the positions'.
@@ -76,7 +77,7 @@ class EncoderGraph(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
     def _attend_in_onnx(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        no_bias = torch.zeros(3 * q.shape[-1])
+        no_bias = torch.zeros(3 * self.width)  # q, k and v have theirs already
         attended: Tensor = _OnnxAttention.apply(q, k, v, no_bias, mask, self.heads)  # type: ignore[no-untyped-call]
         return attended
 
