@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
 from benchmarks.inference_graphs import build_graphs
 from benchmarks.inference_peers import OURS, PEERS, Setup
 from benchmarks.inference_process import Pass, System
@@ -23,6 +25,7 @@ from benchmarks.inference_texts import KINDS, MAX_LENGTH, draw_texts, metric_dro
 from benchmarks.table import Figure, paired_ratio, print_table, write_figures
 from benchmarks.train import simulated
 from rectrain.data.tokenize import load_tokenizer
+from rectrain.inference.backends import padding_share
 from rectrain.model.encoder import encoder_directory
 
 __all__ = ["main"]
@@ -56,6 +59,7 @@ def main(argv: Sequence[str]) -> int:
     figures = [
         *_ratios(speeds, chosen),
         *_shares(speeds, setup, rate=rate),
+        *_paddings(setup),
         *metric_drop(setup, data),
     ]
     print_table(figures)
@@ -179,6 +183,14 @@ def _shares(speeds: Speeds, setup: Setup, *, rate: float) -> list[Figure]:
                     n=len(found),
                 )
             )
+    return figures
+
+
+def _paddings(setup: Setup) -> list[Figure]:
+    figures = []
+    for kind, texts in setup.ids.items():
+        share = padding_share(np.array([len(text) for text in texts]))
+        figures.append(Figure(f"I1/padding/{kind}", share, "of all tokens", "0", share, share, 1))
     return figures
 
 

@@ -5,19 +5,17 @@ Shapes: B texts, L tokens with padding, D hidden size, H heads, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertModel
 
-__all__ = ["EncoderGraph", "Engine", "name_in_graph"]
-
-Engine = Literal["openvino", "onnx"]
+__all__ = ["EncoderGraph", "name_in_graph"]
 
 # Added to the score of a padding token: exp of it is 0 in float32 beside any real token's.
-_MASKED = -1e9
+_MASKED = -1e4
 # Padding may reach beyond the last position; what stands there is never read.
 _SPARE_POSITIONS = 256
 
@@ -32,15 +30,14 @@ class EncoderGraph(nn.Module):
 
     Args:
         bert: the encoder in evaluation mode; its modules are used, not copied.
-        engine: which engine's fused attention the graph is to have.
         int8_table: hold the word vectors as int8, a scale for each row.
     """
 
-    def __init__(self, bert: BertModel, *, engine: Engine, int8_table: bool = False) -> None:
+    def __init__(self, bert: BertModel, *, int8_table: bool = False) -> None:
         super().__init__()
         embeddings: Any = bert.embeddings
         self.heads = int(bert.config.num_attention_heads)
-        self.engine = engine
+        self.width = int(bert.config.hidden_size)
         self.layers = bert.encoder.layer
         self.norm = embeddings.LayerNorm
         # Every token is of type 0, so that type's vector joins the positions'.
@@ -61,41 +58,46 @@ class EncoderGraph(nn.Module):
             float32 [B, D].
         """
         hidden: Tensor = self.norm(self.words(input_ids) + self.positions[: input_ids.shape[1]])
-        mask = attention_mask.to(hidden.dtype)
-        bias = ((1 - mask) * _MASKED)[:, None, None, :]
+        real = attention_mask.to(hidden.dtype)
+        if torch.onnx.is_in_onnx_export():
+            attend, mask = self._attend_in_onnx, attention_mask.to(torch.int32)
+        else:
+            attend, mask = self._attend, ((1 - real) * _MASKED)[:, None, None, :]
         for layer in self.layers:
             attention: Any = layer.attention
-            hidden = attention.output(self._attend(attention.self, hidden, bias), hidden)
+            module = attention.self
+            context = attend(module.query(hidden), module.key(hidden), module.value(hidden), mask)
+            hidden = attention.output(context, hidden)
             hidden = layer.output(layer.intermediate(hidden), hidden)
-        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        return (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True)
 
-    def _attend(self, module: Any, hidden: Tensor, bias: Tensor) -> Tensor:
-        """Self-attention: [B, L, D] -> [B, L, D]."""
-        q, k, v = module.query(hidden), module.key(hidden), module.value(hidden)
-        if self.engine == "onnx" and torch.onnx.is_in_onnx_export():
-            return _OnnxAttention.apply(q, k, v, bias, self.heads)  # type: ignore[no-any-return, no-untyped-call]
-        return _attention(q, k, v, bias, self.heads)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """Attention over the heads: [B, L, D] -> [B, L, D]."""
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: int) -> Tensor:
-    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+    def _attend_in_onnx(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        no_bias = torch.zeros(3 * self.width)  # q, k and v have theirs already
+        attended: Tensor = _OnnxAttention.apply(q, k, v, no_bias, mask, self.heads)  # type: ignore[no-untyped-call]
+        return attended
 
 
 class _OnnxAttention(torch.autograd.Function):
-    """Attention that is exported as ONNX Runtime's own fused operation."""
+    """Attention that is exported as ONNX Runtime's own fused operation.
+
+    Its own way to mask is to add -10000 to the score, as above.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, heads: int) -> Tensor:
-        return _attention(q, k, v, bias, heads)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor, heads: int
+    ) -> Tensor:
+        return torch.empty_like(q)  # only its shape is traced
 
     @staticmethod
-    def symbolic(g: Any, q: Any, k: Any, v: Any, bias: Any, heads: int) -> Any:
-        nothing = g.op("Constant", value_t=torch.empty(0))
-        found = g.op(
-            "com.microsoft::MultiHeadAttention", q, k, v, nothing, nothing, bias, num_heads_i=heads
-        )
-        return found.setType(q.type())
+    def symbolic(g: Any, q: Any, k: Any, v: Any, bias: Any, mask: Any, heads: int) -> Any:
+        attended = g.op("com.microsoft::MultiHeadAttention", q, k, v, bias, mask, num_heads_i=heads)
+        return attended.setType(q.type())
 
 
 class _Table(nn.Module):

@@ -23,7 +23,7 @@ _OPSET = 17
 
 
 def _write(bert: BertModel, path: Path) -> Path:
-    _export(EncoderGraph(bert, engine="onnx"), path)
+    _export(EncoderGraph(bert), path)
     return path
 
 
@@ -37,8 +37,8 @@ def _quantize(
 
     with tempfile.TemporaryDirectory() as directory:
         exported, ready = Path(directory) / "exported.onnx", Path(directory) / "ready.onnx"
-        _export(EncoderGraph(bert, engine="onnx", int8_table=True), exported)
-        quant_pre_process(str(exported), str(ready), skip_symbolic_shape=True)
+        _export(EncoderGraph(bert, int8_table=True), exported)
+        quant_pre_process(str(exported), str(ready), skip_optimization=True)
         model = onnx.load(str(ready))
         quantize_static(
             str(ready),
@@ -81,7 +81,7 @@ def _export(graph: EncoderGraph, path: Path) -> None:
         import onnx  # noqa: F401  torch's exporter needs it
     example = torch.ones(2, 8, dtype=torch.int64)
     ragged = {0: "texts", 1: "tokens"}
-    with warnings.catch_warnings(), torch.inference_mode():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the exporter by tracing, which alone fuses attention
         torch.onnx.export(
             graph.eval(),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ __all__ = ["OPENVINO"]
 
 def _write(bert: BertModel, path: Path) -> Path:
     with _private():
-        _save(_convert(EncoderGraph(bert, engine="openvino")), path)
+        _save(_convert(EncoderGraph(bert)), path)
     return path
 
 
@@ -32,20 +34,21 @@ def _quantize(
     with _private():
         with needs_extra():
             import nncf
-        model = _convert(EncoderGraph(bert, engine="openvino", int8_table=True))
-        nncf.set_log_level("ERROR")
-        quantized = nncf.quantize(
-            model,
-            nncf.Dataset([_inputs(text) for text in texts]),
-            # Without it the sums of the residual stream become int8, which loses too much.
-            model_type=nncf.ModelType.TRANSFORMER,
-            subset_size=len(texts),
-            ignored_scope=nncf.IgnoredScope(names=_nodes_of(model, float_layers)),
-            advanced_parameters=nncf.AdvancedQuantizationParameters(
-                # SmoothQuant gains nothing here and adds a multiplication before each layer.
-                smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1),
-            ),
-        )
+        model = _convert(EncoderGraph(bert, int8_table=True))
+        nncf.set_log_level(logging.ERROR)
+        with redirect_stdout(io.StringIO()):  # progress bars
+            quantized = nncf.quantize(
+                model,
+                nncf.Dataset([_inputs(text) for text in texts]),
+                # Without it the sums of the residual stream become int8, which loses too much.
+                model_type=nncf.ModelType.TRANSFORMER,
+                subset_size=len(texts),
+                ignored_scope=nncf.IgnoredScope(names=_nodes_of(model, float_layers)),
+                advanced_parameters=nncf.AdvancedQuantizationParameters(
+                    # SmoothQuant gains nothing here and adds a multiplication before each layer.
+                    smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1),
+                ),
+            )
         _save(quantized, path)
     return path
 
@@ -57,7 +60,7 @@ def _convert(graph: EncoderGraph) -> Any:
     with needs_extra():
         import openvino as ov
     example = torch.ones(2, 8, dtype=torch.int64)
-    with warnings.catch_warnings(), torch.inference_mode():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of torch's tracer, which OpenVINO calls
         model = ov.convert_model(
             graph.eval(),

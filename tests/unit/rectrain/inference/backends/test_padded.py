@@ -34,18 +34,26 @@ def _mean_of_ids(ids: Ints, mask: Ints) -> np.ndarray:
 
 
 @given(length=st.integers(1, 2000))
-def test_padding_is_bounded_and_grows_with_the_text(length: int) -> None:
-    padded = padded_length(length)
-    assert length <= padded <= padded_length(length + 1)
-    assert padded - length <= max(3, (length - 1) / 4)
+def test_rounding_adds_less_than_a_sixteenth(length: int) -> None:
+    assert length <= padded_length(length) <= padded_length(length + 1)
+    assert padded_length(length) - length < length / 16
 
 
-def test_few_lengths_are_seen_and_little_is_padded() -> None:
-    assert len({padded_length(length) for length in range(1, 257)}) == 20
+def test_few_lengths_are_seen_and_next_to_nothing_is_padded_in_bulk() -> None:
+    assert len({padded_length(length) for length in range(1, 257)}) == 80
     rng = np.random.default_rng(0)
-    lengths = np.clip(np.exp(rng.normal(np.log(24), 0.8, 5000)).astype(np.int64), 3, 256)
-    assert padding_share(lengths) < 0.09
+    lengths = np.clip(np.exp(rng.normal(np.log(24), 0.8, 2000)).astype(np.int64), 3, 256)
+    assert padding_share(np.sort(lengths)) < 0.03
     assert padding_share(np.array([], dtype=np.int64)) == 0
+
+
+def test_padding_is_taken_where_a_call_costs_more() -> None:
+    few = plan(np.array([7, 8, 8, 9, 40]), tokens_per_batch=512)
+    assert few == [(0, 4, 9), (4, 1, 40)]
+    many = plan(np.array([7] * 30 + [8] * 30), tokens_per_batch=512)
+    assert many == [(0, 30, 7), (30, 30, 8)]
+    even = plan(np.array([10] * 11), tokens_per_batch=100)
+    assert even == [(0, 5, 10), (5, 6, 10)]
 
 
 @given(lengths=_LENGTHS, budget=st.integers(1, 600))
@@ -56,8 +64,7 @@ def test_every_text_is_in_one_batch_in_order_under_the_budget(
     held = [place for batch in batches for place in range(batch.first, batch.first + batch.rows)]
     assert held == list(range(len(lengths)))
     for batch in batches:
-        inside = lengths[batch.first : batch.first + batch.rows]
-        assert {padded_length(length) for length in inside} == {batch.length}
+        assert max(lengths[batch.first : batch.first + batch.rows]) <= batch.length
         assert batch.rows == 1 or batch.rows * batch.length <= budget
 
 
