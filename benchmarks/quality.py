@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.picture import draw_differences
-from benchmarks.quality_runs import AUGMENTED, PRETRAINED, SINGLE, Scale, Study, Systems
+from benchmarks.quality_runs import AUGMENTED, PRETRAINED, SINGLE, Cell, Scale, Study, Systems
 from benchmarks.table import Figure, print_table, write_figures
 from rectrain.inference.evaluate import MODEL
 from rectrain.metrics import Examples, Interval, metric, resample, summarise
@@ -231,23 +231,22 @@ def _judges(study: Study) -> dict[str, Judge]:
     tasks = [dataset.task for dataset in DATASETS.values()]
     folded = [dataset.task for dataset in DATASETS.values() if dataset.has_folds]
     scale = study.scale
-    first = [study.real(tasks, judged=tasks, fold=0, seed=seed) for seed in scale.seeds]
-    others = [
-        study.real(tasks, judged=folded, fold=fold, seed=scale.seeds[0])
-        for fold in range(1, scale.folds)
-    ]
+    cells = [Cell(0, seed, tuple(tasks)) for seed in scale.seeds]
+    cells += [Cell(fold, scale.seeds[0], tuple(folded)) for fold in range(1, scale.folds)]
+    found = study.real(tasks, cells=cells)
+    first, others = found[: len(scale.seeds)], found[len(scale.seeds) :]
     judges = {}
     for name, dataset in DATASETS.items():
         task = dataset.task
-        folds = [[found[task] for found in first]]
-        folds += [[found[task]] for found in others if dataset.has_folds]
+        folds = [[systems[task] for systems in first]]
+        folds += [[systems[task]] for systems in others if dataset.has_folds]
         judges[name] = Judge(task, folds)
     return judges
 
 
 def _market(study: Study) -> list[Figure]:
     """Each variant against the first, on the same test rows; each task."""
-    found = {name: study.market(name, settings) for name, settings in MARKET.items()}
+    found = study.market(MARKET)
     figures = []
     for task in found[_FIRST]:
         judge = Judge(task, [[{name: systems[task][MODEL] for name, systems in found.items()}]])

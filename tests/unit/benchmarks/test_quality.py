@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import quality
 from benchmarks.quality import DATASETS, MARKET, Judge
-from benchmarks.quality_runs import SINGLE, Systems
+from benchmarks.quality_runs import SINGLE, Cell, Systems
 from rectrain.inference.evaluate import MODEL
 from rectrain.metrics import Examples, bootstrap_interval, paired_difference, resample
 from rectrain.tasks import TASKS
@@ -46,13 +46,16 @@ def test_the_mean_over_folds_of_the_mean_over_seeds() -> None:
     assert judge.of_seeds("model") == pytest.approx(values[0])
 
 
-def test_folds_are_drawn_together_and_their_groups_are_not_the_same() -> None:
+def test_folds_are_drawn_together_and_their_groups_are_not_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quality, "resample", partial(resample, num_resamples=200))
     folds = [[{name: examples(fold, noise=noise) for name, noise in (("a", 1.0), ("b", 3.0))}]
              for fold in (1, 2)]  # fmt: skip
     groups = [fold[0]["a"].groups for fold in folds]
     generator = np.random.default_rng(0)
     found = []
-    for _ in range(1000):
+    for _ in range(200):
         drawn = np.bincount(generator.integers(0, 40, 40), minlength=40)  # 20 groups a fold
         pieces = (drawn[:20][groups[0]], drawn[20:][groups[1]])
         parts = [
@@ -83,23 +86,29 @@ class StubStudy:
     def __init__(self, folder: Path, *, scale: quality.Scale, shared: Path) -> None:
         self.scale = scale
 
-    def real(
-        self, tasks: Iterable[str], *, judged: Iterable[str], fold: int, seed: int
-    ) -> dict[str, Systems]:
+    def real(self, tasks: Iterable[str], *, cells: Iterable[Cell]) -> list[dict[str, Systems]]:
         baselines = {dataset.task: dataset.baseline for dataset in DATASETS.values()}
         noise = {MODEL: 0.1, SINGLE: 2.0}
-        return {
-            task: {
-                name: ranked(task, seed=fold, noise=level + seed / 100)
-                for name, level in (noise | {baselines[task]: 3.0}).items()
-                if name in noise or seed == 0
+        return [
+            {
+                task: {
+                    name: ranked(task, seed=cell.fold, noise=level + cell.seed / 100)
+                    for name, level in (noise | {baselines[task]: 3.0}).items()
+                    if name in noise or cell.seed == 0
+                }
+                for task in cell.judged
             }
-            for task in judged
-        }
+            for cell in cells
+        ]
 
-    def market(self, name: str, settings: object) -> dict[str, Systems]:
-        noise = 1.0 + list(MARKET).index(name)
-        return {task: {MODEL: ranked(task, seed=9, noise=noise)} for task in ("risk", "ad_ctr")}
+    def market(self, variants: Iterable[str]) -> dict[str, dict[str, Systems]]:
+        return {
+            name: {
+                task: {MODEL: ranked(task, seed=9, noise=1.0 + place)}
+                for task in ("risk", "ad_ctr")
+            }
+            for place, name in enumerate(variants)
+        }
 
 
 def ranked(task: str, *, seed: int, noise: float) -> Examples:
