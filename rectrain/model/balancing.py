@@ -85,7 +85,8 @@ class UncertaintyWeights(StaticWeights):
     """Σ_i w_i · [½ exp(−s_i) · L_i + ½ s_i], s_i a learned log-variance of each task.
 
     Kendall, Gal and Cipolla 2018, "Multi-Task Learning Using Uncertainty to Weigh Losses",
-    equation 7 in the regression form for every task. s starts at 0.
+    equation 7 in the regression form for every task. s starts at 0; at its optimum, log L_i, the
+    weight is w_i / 2 L_i. It learns at a rate of its own (see train.step.parameter_groups).
 
     Args:
         weights: w, one a task, at least 0.
