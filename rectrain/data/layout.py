@@ -32,8 +32,10 @@ from rectrain.errors import DataError
 
 __all__ = [
     "Catalogue", "TaskSplit", "build_catalogue", "choose_split", "key_columns", "lay_out",
-    "purchase_log", "settle_split", "split_task",
+    "purchase_log", "refuse_unread", "settle_split", "split_task",
 ]  # fmt: skip
+
+_SPLIT_GROUP = "split_group"  # a field's name
 
 
 class TaskSplit(NamedTuple):
@@ -132,7 +134,7 @@ def split_task(
         lists = _lists(spec, keys)
         code = split_by_time(_micro(keys[time]), config=config, groups=lists)
     elif group is not None:
-        code = split_by_group(keys[group], config=config, seed=seed)
+        code = split_by_group(_together(keys, group), config=config, seed=seed)
     else:
         raise DataError(
             what=f"split of {spec.fields.task} by group", got="a task without a group",
@@ -156,7 +158,8 @@ def _split_by_rows(spec: Spec, keys: pa.Table, *, config: SplitConfig, seed: int
     if group is not None and not np.any(code == VALIDATION):
         train = np.flatnonzero(code == TRAIN)
         anew = config.model_copy(update={"test_share": 0.0, "fold": None})
-        code[train] = split_by_group(keys[group].take(pa.array(train)), config=anew, seed=seed)
+        groups = _together(keys, group).take(pa.array(train))
+        code[train] = split_by_group(groups, config=anew, seed=seed)
     return code
 
 
@@ -280,7 +283,14 @@ def _lists(spec: Spec, keys: pa.Table) -> npt.NDArray[np.int64] | None:
     group = spec.fields.name_of("group")
     if not spec.has_lists or group is None:
         return None
-    return codes_of(keys[group])[0].astype(np.int64)
+    return codes_of(_together(keys, group))[0].astype(np.int64)
+
+
+def _together(keys: pa.Table, group: str) -> pa.ChunkedArray:
+    """What a split keeps whole: a row's group, or several of them where the rows say so."""
+    if _SPLIT_GROUP not in keys.column_names:
+        return keys[group]
+    return pc.coalesce(keys[_SPLIT_GROUP], keys[group])
 
 
 def _baskets(keys: pa.Table, group: str, time: str) -> pa.ChunkedArray:
