@@ -163,7 +163,7 @@ class MultiTaskModel(nn.Module):
     without rows gets zero gradients.
 
     Attributes:
-        ranks: what decides about the ranks of AdaLoRA's adapters, where the encoder has them.
+        rank_budget: decides about the ranks of AdaLoRA's adapters, where the encoder has them.
 
     Args:
         encoder: the shared encoder.
@@ -202,7 +202,7 @@ class MultiTaskModel(nn.Module):
                 }
             )
         self.balancer = build_balancer(balancer, tasks=list(tasks), weights=loss_weights or {})
-        self.ranks: RankBudget | None = None
+        self.rank_budget: RankBudget | None = None
         self._known: TextVectors | None = None
 
     @property
@@ -253,8 +253,8 @@ class MultiTaskModel(nn.Module):
         }
         losses = torch.stack(list(shares.values()))
         loss = self.balancer(losses, num_shares=num_shares) if balance is None else balance(losses)
-        if self.ranks is not None:
-            loss = loss + self.ranks.penalty(self.encoder) / num_shares
+        if self.rank_budget is not None:
+            loss = loss + self.rank_budget.penalty(self.encoder) / num_shares
         return scale * loss, {task: share.detach() for task, share in shares.items()}
 
     def shared_parameters(self, place: GradientPlace) -> list[nn.Parameter]:

@@ -331,16 +331,16 @@ def train_step(
         place=gradient_place,
         seed=dropout_seed(seed, step=step, micro_batch=-1),
     )
-    ranks: Any = getattr(engine.module, "ranks", None)  # of AdaLoRA
+    rank_budget: Any = engine.module.rank_budget
     for place in range(len(micro_batches)):
         loss, parts = forward(place, balance)
         engine.backward(loss)
-        if ranks is not None and place == len(micro_batches) - 1:
-            ranks.observe(engine.module.encoder, done=step + 1)
+        if rank_budget is not None and place == len(micro_batches) - 1:
+            rank_budget.observe(engine.module.encoder, done=step + 1)
         engine.step()
         losses += _in_order(parts, tasks=tasks)
-    if ranks is not None:
-        ranks.allocate(engine.module.encoder, done=step + 1)
+    if rank_budget is not None:
+        rank_budget.allocate(engine.module.encoder, done=step + 1)
     num_tokens = sum(micro_batch.num_tokens for micro_batch in micro_batches)
     return StepResult(losses, num_tokens, observe_step(engine.module, losses))
 
