@@ -28,7 +28,7 @@ from rectrain.data.split import (
     split_by_time,
     split_purchases,
 )
-from rectrain.errors import DataError
+from rectrain.errors import ConfigError, DataError
 
 __all__ = [
     "Catalogue", "TaskSplit", "build_catalogue", "choose_split", "key_columns", "lay_out",
@@ -77,8 +77,38 @@ def settle_split(config: SplitConfig, *, defaults: Mapping[str, Any]) -> SplitCo
     return SplitConfig(**{**defaults, **given})
 
 
+def refuse_unread(given: SplitConfig, *, ways: Mapping[str, tuple[str, SplitConfig]]) -> None:
+    """Refuses settings of the user's that no task's split reads.
+
+    Args:
+        given: the user's; those that equal the default don't count.
+        ways: task -> how its rows are split, see `choose_split`, and by which settings.
+
+    Raises:
+        ConfigError: the first of them.
+    """
+    read = {"by"}.union(*(_read_settings(*way) for way in ways.values()))
+    for name in sorted(given.model_fields_set - read):
+        value = getattr(given, name)
+        if value != SplitConfig.model_fields[name].default:
+            how = ", ".join(f"{task} by {by}" for task, (by, _) in ways.items())
+            raise ConfigError(
+                what=f"split.{name}", got=value, rule=f"has no effect: split are {how}",
+                fix="leave it out, or see docs/data.md for what each way of splitting reads",
+            )  # fmt: skip
+
+
+def _read_settings(by: str, config: SplitConfig) -> set[str]:
+    if by == "group":
+        parts = {"test_share"} if config.fold is None else {"fold", "num_folds"}
+        return {"validation_share", *parts}
+    if by == "time":
+        return {"validation_share", "test_share", "validation_start", "test_start", "gap_days"}
+    return {"validation_share"} if by == "rows" else set()
+
+
 def choose_split(spec: Spec, keys: pa.Table, *, config: SplitConfig) -> tuple[str, str]:
-    """How a task's rows are split, "rows", "time" or "group", and why, in words for the user.
+    """How a task's rows are split, "baskets", "rows", "time" or "group", and why, in words.
 
     Args:
         spec: the task.
@@ -86,7 +116,7 @@ def choose_split(spec: Spec, keys: pa.Table, *, config: SplitConfig) -> tuple[st
     """
     time = spec.fields.name_of("timestamp")
     if spec.has_catalogue:
-        return "time", "the last baskets of each user are held out"
+        return "baskets", "the last ones of each user are held out"
     if config.by != "auto":
         return config.by, "as split.by says"
     own = spec.fields.name_of("split")

@@ -48,7 +48,7 @@ def test_the_plan_says_how_each_task_is_split(
 def test_purchases_are_split_by_baskets_whatever_the_shares() -> None:
     config = PrepareConfig(source="simulated", size="tiny", output="unused")
     lines = plan(config, specs=TASKS).splitlines()
-    assert "  split: by time: the last baskets of each user are held out" in lines
+    assert "  split: by baskets: the last ones of each user are held out" in lines
 
 
 def test_held_out_splits_without_a_row_are_told() -> None:
