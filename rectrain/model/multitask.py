@@ -305,7 +305,8 @@ class MultiTaskModel(nn.Module):
             return encode(
                 self.encoder, texts, activation_checkpointing=self.activation_checkpointing
             )
-        with torch.no_grad():
+        # In one precision: the known vectors were made before there was an engine's autocast.
+        with torch.no_grad(), torch.autocast(texts.input_ids.device.type, enabled=False):
             return self._known.of(texts, encode=partial(encode, self.encoder))
 
     def _outputs(
