@@ -218,6 +218,15 @@ def test_criteo_lines_are_read_whole_however_the_file_is_cut(tmp_path: Path) -> 
     assert good.num_rows == 40 and not reasons
 
 
+def test_criteo_rows_of_files_of_one_name_are_different_users(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.txt").write_text(impression("1") * 3)
+    table = pa.concat_tables(part["ad_ctr"] for part in read("criteo", tmp_path))
+    for column in ("row_id", "user_id"):
+        assert len(set(table[column].to_pylist())) == 6
+
+
 def test_a_bad_criteo_row_is_rejected_and_a_bad_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "train.txt"
     path.write_text(impression("1") + impression("2") + impression("0", first_count="many"))
