@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from math import ceil
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from rectrain.train.build import open_data
 from rectrain.train.config import RunConfig
 from rectrain.train.run_plan import plan_run
 
-__all__ = ["PRETRAINED", "SINGLE", "Scale", "Study", "Systems"]
+__all__ = ["AUGMENTED", "PRETRAINED", "SINGLE", "Scale", "Study", "Systems"]
 
 #: a system's name -> its scores of the same rows
 Systems = Mapping[str, Examples]
 
 SINGLE = "single"
 PRETRAINED = "pretrained"
+AUGMENTED = "augmented"
 _NUM_WORKERS = 2
 _ARRAYS = ("label", "score", "group", "weight", "rank")
 
@@ -35,21 +37,35 @@ class _Phase:
     Attributes:
         tokens: real tokens of a joint micro-batch.
         temperature: of the task mixing.
+        weights: task -> what its share is multiplied by.
         settings: what else is set.
     """
 
     tokens: int
     temperature: float
+    weights: Mapping[str, float]
     settings: tuple[str, ...]
 
 
-# Nearly equal shares: the texts of the small tasks gain most from a trained encoder.
-_ENCODER = _Phase(4096, 8.0, ("--train.head_learning_rate=2e-3", "--data.num_negatives=64"))
-# Nearly natural shares: rows are cheap now, and large tasks have more to learn. The small ones come
-# again ten times and more, hence the dropout.
+# Nearly equal shares, but more for the task that gains most from a trained encoder, and less for
+# those that live on features.
+_ENCODER = _Phase(
+    4096,
+    8.0,
+    {"ad_ctr": 0.3, "risk": 0.6, "risk_text": 1.6},
+    ("--train.head_learning_rate=2e-3", "--data.num_negatives=64"),
+)
+# Rows are cheap now. A row of recommendation is a history of 300 tokens, and a whole pass over
+# these rows pays; the others come 2 to 15 times.
 _HEADS = _Phase(
     32_768,
     1.2,
+    {
+        "recommendation": 6.0,
+        "search_ranking": 0.6,
+        "risk": 0.3,
+        "risk_text": 1.5,
+    },
     (
         "--train.freeze=encoder",
         "--train.head_learning_rate=2e-3",
@@ -98,8 +114,8 @@ class Study:
     ) -> dict[str, Systems]:
         """Of each judged task: the joint model of all tasks, its baselines, and `SINGLE`.
 
-        `SINGLE` is a model of that task alone, trained on the same rows in the same micro-batches
-        for as many steps: together the single models see the joint model's tokens, once each.
+        `SINGLE` is a model of that task alone, trained for as many steps on micro-batches of as
+        many tokens of the task: together the single models see as many as the joint model.
         """
         paths = self._real_data(fold)
         name = f"real-{fold}-{seed}"
@@ -115,6 +131,9 @@ class Study:
     def market(self, name: str, settings: Sequence[str]) -> dict[str, Systems]:
         """Of each task: a model of the marketplace under some settings."""
         path = self._prepared("market", ["--source=simulated", "--size=demo"])
+        if name == AUGMENTED:
+            copies = ["--source=simulated", "--size=demo", "--augment.copies=1"]
+            path = self._prepared("market-augmented", copies)
         if name == PRETRAINED:
             settings = [*settings, f"--model.encoder={self._pretrained(path) / 'encoder'}"]
         steps = f"--train.num_steps={self.scale.market_steps}"
@@ -150,8 +169,8 @@ class Study:
 
     def _prepared(self, name: str, argv: Sequence[str]) -> str:
         path = self._folder / "data" / name
-        if not (path / "manifest.json").exists():
-            prepare.main([*argv, f"--output={path}"])
+        status = prepare.main([*argv, f"--output={path}"])  # at once when it was made from the same
+        assert status == 0, f"{path} could not be prepared"
         return str(path)
 
     # ── training ─────────────────────────────────────────────────────────────────────────────────
@@ -184,6 +203,7 @@ class Study:
                 f"--train.tasks={_listed(chosen)}",
                 f"--data.tokens_per_micro_batch={tokens}",
                 f"--data.temperature={phase.temperature}",
+                *(f"--data.mixing_weights.{t}={phase.weights.get(t, 1.0)}" for t in chosen),
             ]
             return self._train(name, paths, [*argv, *phase.settings, *settings], seed=seed)
 
@@ -199,6 +219,7 @@ class Study:
             "paths": tuple(paths),
             "tokens_per_micro_batch": phase.tokens,
             "temperature": phase.temperature,
+            "mixing_weights": {task: phase.weights.get(task, 1.0) for task in tasks},
         }
         run = {"tasks": tasks, "num_workers": _NUM_WORKERS}
         config = RunConfig.model_validate({"data": data, "train": run})
@@ -207,12 +228,14 @@ class Study:
     def _train(
         self, name: str, paths: Sequence[str], settings: Sequence[str], *, seed: int
     ) -> Path:
-        train.main([*self._common(name, paths, seed=seed), *settings])
+        status = train.main([*self._common(name, paths, seed=seed), *settings])
+        assert status == 0, f"run {name} failed"
         return self._folder / "runs" / name
 
     def _pretrained(self, path: str) -> Path:
         steps = f"--train.num_steps={self.scale.market_steps}"
-        pretrain.main([*self._common("pretrain", [path], seed=0), steps, *_MARKET])
+        status = pretrain.main([*self._common("pretrain", [path], seed=0), steps, *_MARKET])
+        assert status == 0, "pre-training failed"
         return self._folder / "runs" / "pretrain"
 
     def _common(self, name: str, paths: Sequence[str], *, seed: int) -> list[str]:
@@ -232,7 +255,8 @@ class Study:
     # ── scores ───────────────────────────────────────────────────────────────────────────────────
 
     def _scores(self, run: Path, paths: Sequence[str], task: str, *, baselines: bool) -> Systems:
-        path = run / f"scores-{task}.npz"
+        data_sha256 = sha256(b"".join((Path(p) / "manifest.json").read_bytes() for p in paths))
+        path = run / f"scores-{task}-{data_sha256.hexdigest()[:12]}.npz"
         if not path.exists():
             predictor = Predictor.from_checkpoint(str(run))
             data = open_prepared(predictor, paths, tasks=[task])

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from rectrain.config import Section
 from rectrain.errors import ConfigError
@@ -34,6 +34,11 @@ class DataConfig(Section):
         default=2.0,
         gt=0,
         description="task mixing, p proportional to n^(1/T); 1 keeps the natural shares",
+    )
+    mixing_weights: dict[str, PositiveFloat] = Field(
+        default_factory=dict,
+        description="what a task's p is multiplied by; 1 for those not named (--dry-run shows the "
+        "passes over each task that come of it)",
     )
     prefetch: int = Field(default=2, ge=0, description="steps built ahead of the training thread")
 

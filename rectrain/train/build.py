@@ -115,6 +115,7 @@ def open_data(config: RunConfig) -> Data:
         _check_watched(config.train, corpus)
         return corpus
     _check_tasks("data.paths", data, known=TASKS, owner="rectrain")
+    _check_tasks("data.mixing_weights", config.data.mixing_weights, known=data, owner="the run")
     _check_tasks("train.loss_weights", config.train.loss_weights, known=data, owner="the run")
     _check_tasks("train.watch", {config.train.watch} - {"mean"}, known=data, owner="the run")
     _check_watched(config.train, data)

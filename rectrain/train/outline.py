@@ -77,7 +77,7 @@ def repetitions(epochs: Mapping[str, float]) -> list[str]:
     many = [f"{task} {passes:,.0f}" for task, passes in epochs.items() if passes > _MANY_EPOCHS]
     if not many:
         return []
-    shares = "lower data.temperature (1: by rows), or " if len(epochs) > 1 else ""
+    shares = "lower data.temperature (1: by rows) or mixing_weights, or " if len(epochs) > 1 else ""
     return [f"warning: many epochs: {', '.join(many)}; {shares}give fewer train.num_steps"]
 
 

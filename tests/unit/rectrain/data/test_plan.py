@@ -237,6 +237,13 @@ def test_temperature_sets_the_shares() -> None:
     assert plan(tasks, temperature=1e9).shares == pytest.approx({"big": 0.5, "small": 0.5})
 
 
+def test_mixing_weights_multiply_the_shares() -> None:
+    tasks = {"big": units([(1, 10)] * 400), "small": units([(1, 10)] * 100)}
+    made = plan(tasks, temperature=1.0, mixing_weights={"small": 12.0})
+    assert made.shares == pytest.approx({"big": 0.25, "small": 0.75})
+    assert made.resized(50).shares == made.shares
+
+
 def test_slots_hold_the_shares_in_tokens() -> None:
     tasks = {"big": units([(1, 5)] * 4000), "small": units([(1, 20)] * 1000)}
     made = plan(tasks, tokens_per_micro_batch=600)

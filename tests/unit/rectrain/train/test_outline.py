@@ -88,8 +88,8 @@ def test_too_few_validations_to_decide_by_are_told(tmp_path: Path) -> None:
 
 def test_a_task_that_repeats_very_often_is_told_with_the_fix() -> None:
     assert repetitions({"recommendation": 3.0, "risk": 312.4, "ad_ctr": 50.0}) == [
-        "warning: many epochs: risk 312; lower data.temperature (1: by rows), or give fewer "
-        "train.num_steps"
+        "warning: many epochs: risk 312; lower data.temperature (1: by rows) or mixing_weights, or "
+        "give fewer train.num_steps"
     ]
     assert repetitions({"recommendation": 3.0, "risk": 50.0}) == []
 
