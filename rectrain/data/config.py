@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -9,6 +10,7 @@ from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from rectrain.config import Section
 from rectrain.errors import ConfigError
+from rectrain.idle import Idle
 
 __all__ = ["AugmentConfig", "DataConfig", "PrepareConfig", "SplitConfig"]
 
@@ -158,3 +160,10 @@ class PrepareConfig(Section):
         default=None, ge=1, description="parallel tasks; None for all CPUs"
     )
     overwrite: bool = Field(default=False, description="replace a prepared directory at output")
+
+    def idle(self) -> Iterator[Idle]:
+        """See `Section.idle`; which settings of the split are read, only the rows say."""
+        if self.augment.copies == 0:
+            names = ("word_drop", "synonym_swap", "synonyms")
+            keys = tuple(f"augment.{name}" for name in names)
+            yield Idle(keys, "without augment.copies", ("augment.copies",))

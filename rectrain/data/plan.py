@@ -216,6 +216,12 @@ class Plan:
         )
         return rows + sum(int(tokens.sum(dtype=np.int64)) for tokens in drawn)
 
+    def most_rows(self, task: str) -> int:
+        """Rows of a task's slot, at most, in the first epoch; later ones are alike."""
+        epoch, units = self._epoch(task, 0), self._units[task]
+        rows = np.diff(units.unit_rows)[epoch.order]
+        return int(np.add.reduceat(rows, epoch.starts[:-1]).max())
+
     def _bounds(self, position: int, task: str) -> tuple[_Epoch, int, int]:
         """The epoch of slot `position` of the run, and where the slot is in it."""
         number, slot = divmod(position, self._num_slots[task])

@@ -151,8 +151,11 @@ def _in_query(slot: Slot) -> Tensor:
     position[num_texts == 1] = slot.item.index[slot.item.offsets[:-1][num_texts == 1]]
     sizes = slot.query.offsets.diff()
     row = torch.arange(sizes.shape[0], device=sizes.device).repeat_interleave(sizes)
-    found = (slot.query.index[:, None] == position).float()
-    return found.new_zeros(sizes.shape[0], num_texts.shape[0]).index_add(0, row, found) > 0
+    # A column for each text of either side, and a last one, which no query holds, for -1.
+    last = torch.cat([slot.query.index, position, position.new_zeros(1)]).max() + 1
+    held = torch.zeros(sizes.shape[0], int(last) + 1, dtype=torch.bool, device=sizes.device)
+    held[row, slot.query.index] = True
+    return held[:, position]
 
 
 class MultiTaskModel(nn.Module):
@@ -163,7 +166,7 @@ class MultiTaskModel(nn.Module):
     without rows gets zero gradients.
 
     Attributes:
-        ranks: what decides about the ranks of AdaLoRA's adapters, where the encoder has them.
+        rank_budget: decides about the ranks of AdaLoRA's adapters, where the encoder has them.
 
     Args:
         encoder: the shared encoder.
@@ -202,7 +205,7 @@ class MultiTaskModel(nn.Module):
                 }
             )
         self.balancer = build_balancer(balancer, tasks=list(tasks), weights=loss_weights or {})
-        self.ranks: RankBudget | None = None
+        self.rank_budget: RankBudget | None = None
         self._known: TextVectors | None = None
 
     @property
@@ -253,8 +256,8 @@ class MultiTaskModel(nn.Module):
         }
         losses = torch.stack(list(shares.values()))
         loss = self.balancer(losses, num_shares=num_shares) if balance is None else balance(losses)
-        if self.ranks is not None:
-            loss = loss + self.ranks.penalty(self.encoder) / num_shares
+        if self.rank_budget is not None:
+            loss = loss + self.rank_budget.penalty(self.encoder) / num_shares
         return scale * loss, {task: share.detach() for task, share in shares.items()}
 
     def shared_parameters(self, place: GradientPlace) -> list[nn.Parameter]:
@@ -302,7 +305,8 @@ class MultiTaskModel(nn.Module):
             return encode(
                 self.encoder, texts, activation_checkpointing=self.activation_checkpointing
             )
-        with torch.no_grad():
+        # In one precision: the known vectors were made before there was an engine's autocast.
+        with torch.no_grad(), torch.autocast(texts.input_ids.device.type, enabled=False):
             return self._known.of(texts, encode=partial(encode, self.encoder))
 
     def _outputs(

@@ -293,7 +293,7 @@ class _Session:
         """Sends a window's means over the ranks."""
         means, num_tokens = self._means(step, window)
         norm = gradient_norm(self.engine)
-        rate = self.config.train.learning_rate * self._rate_share(step)
+        rate = self.config.train.encoder_rate * self._rate_share(step)
         encoder: Any = self.engine.module.encoder
         weights = (window.weights / window.num_steps).tolist()  # alike on all ranks
         self.send(

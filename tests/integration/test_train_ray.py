@@ -52,11 +52,12 @@ def cluster(marketplace: Path) -> Iterator[Path]:
 
 
 def arguments(data: Path, output: Path, name: str, *more: str) -> list[str]:
+    begins_anew = not any(setting.startswith("--train.start_from") for setting in more)
     return [
         f"--data.paths={data}",
         f"--output={output}",
         f"--name={name}",
-        "--model.encoder=tiny",
+        *(["--model.encoder=tiny"] if begins_anew else []),
         "--model.dropout=0.1",
         "--data.tokens_per_micro_batch=256",
         "--train.num_workers=2",

@@ -119,6 +119,16 @@ def test_drawn_negatives_count_among_the_tokens_of_a_micro_batch(
         assert with_items == made.most_tokens() + tokens.sum()
 
 
+@settings(max_examples=50, deadline=None)
+@given(TASK_UNITS, st.integers(1, 2000))
+def test_the_most_rows_are_those_of_the_first_epochs_largest_slot(
+    pairs: list[tuple[int, int]], budget: int
+) -> None:
+    made = plan({"a": units(pairs)}, tokens_per_micro_batch=budget)
+    slots = run_slots(made, "a", 0, made.num_slots("a"))
+    assert made.most_rows("a") == max(map(len, slots))
+
+
 def test_equal_units_fill_slots_evenly() -> None:
     made = plan({"a": units([(1, 10)] * 100)}, tokens_per_micro_batch=50, num_micro_batches=1)
     assert made.num_slots("a") == 20
