@@ -91,11 +91,14 @@ def refuse_unread(given: SplitConfig, *, ways: Mapping[str, tuple[str, SplitConf
     for name in sorted(given.model_fields_set - read):
         value = getattr(given, name)
         if value != SplitConfig.model_fields[name].default:
-            how = ", ".join(f"{task} by {by}" for task, (by, _) in ways.items())
+            how = ", ".join(f"{task} is split by {_in_words(*way)}" for task, way in ways.items())
             raise ConfigError(
-                what=f"split.{name}", got=value, rule=f"has no effect: split are {how}",
-                fix="leave it out, or see docs/data.md for what each way of splitting reads",
-            )  # fmt: skip
+                what=f"split.{name}", got=value, rule=f"has no effect: {how}", fix="leave it out"
+            )
+
+
+def _in_words(by: str, config: SplitConfig) -> str:
+    return f"{by} into folds" if by == "group" and config.fold is not None else by
 
 
 def _read_settings(by: str, config: SplitConfig) -> set[str]:

@@ -96,7 +96,7 @@ def test_settings_that_no_split_reads_are_refused(
     if refused is None:
         refuse_unread(config, ways=ways)
         return
-    with pytest.raises(ConfigError, match=f"split.{refused}: .*risk by {way}"):
+    with pytest.raises(ConfigError, match=f"split.{refused}: .*risk is split by {way}"):
         refuse_unread(config, ways=ways)
 
 

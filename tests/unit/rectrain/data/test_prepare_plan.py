@@ -82,5 +82,5 @@ def test_a_share_that_a_published_split_leaves_no_use_for_is_refused(tmp_path: P
         {"source": "parquet", "task": "risk", "input": (str(tmp_path / "rows.parquet"),),
          "output": "unused", "split": {"test_share": 0.3}}
     )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"split\.test_share.*risk by rows"):
+    with pytest.raises(ConfigError, match=r"split\.test_share.*risk is split by rows"):
         plan(config, specs=TASKS)
