@@ -25,7 +25,10 @@ def in_processes(action: Callable[[_T], None], things: Sequence[_T], *, processe
     Raises:
         Exception: the first that an action raised; what has not begun by then never does.
     """
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_set_up) as pool:
+    # A process for each: trained in one after the other, runs would keep what those before held.
+    with ProcessPoolExecutor(
+        processes, get_context("spawn"), initializer=_set_up, max_tasks_per_child=1
+    ) as pool:
         try:
             for done in as_completed([pool.submit(action, thing) for thing in things]):
                 done.result()

@@ -148,8 +148,8 @@ def parameter_groups(model: nn.Module, *, train: TrainConfig) -> list[dict[str, 
 
 
 # Adam moves a number by about its rate at a step, and a log-variance must come from 0 to log L: at
-# this rate, under half a cosine, by 1 in a hundred steps. Rates of weights would take thousands.
-_BALANCER_RATE = 0.02
+# this rate, under half a cosine, by 1 in two hundred steps. Rates of weights would take thousands.
+_BALANCER_RATE = 0.01
 _LAYER = re.compile(r"encoder\.(?:embeddings\.|encoder\.layer\.(\d+)\.)")
 
 

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import ray
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.one_process import in_processes, train_here
 from jobs import evaluate, train
+from rectrain.train.config import RunConfig
 from rectrain.train.selection import checkpoint_steps
 from rectrain.train.storage import Store
 from rectrain.train.tracking import read_records
@@ -234,6 +237,18 @@ def test_killed_workers_change_nothing(
     reference = read_records(whole / "metrics.jsonl")
     assert [(r["kind"], r["step"]) for r in records] == [(r["kind"], r["step"]) for r in reference]
     assert [r.get("loss") for r in records] == [r.get("loss") for r in reference]
+
+
+def test_one_process_without_ray_comes_to_the_same(
+    cluster: Path, straight: tuple[Path, Any], tmp_path: Path
+) -> None:
+    settings = arguments(cluster, tmp_path, "alone")
+    in_processes(partial(train_here, job=RunConfig), [settings], processes=1)
+    expected, got = final_tensors(straight[0]), final_tensors(tmp_path / "alone")
+    assert expected.keys() == got.keys()
+    for name, tensor in expected.items():
+        if not name.endswith("key.bias"):  # its gradient is zero but for rounding
+            assert (got[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
 
 
 def test_heads_alone_leave_the_encoder_as_it_was_and_survive_a_kill(

@@ -98,9 +98,9 @@ def test_learned_variances_near_the_logarithm_of_the_losses_in_some_hundred_step
     model = nn.ModuleDict({"balancer": UncertaintyWeights([1.0, 2.0, 1.0])})
     optimizer = _optimizer(model, train=TrainConfig(), device=DeviceFacts("cpu", False))
     losses = torch.tensor([0.1, 3.0, 0.7])
-    for step in range(400):
+    for step in range(800):
         for group in optimizer.param_groups:
-            share = learning_rate_share(step, num_steps=400, warmup_share=0.1)
+            share = learning_rate_share(step, num_steps=800, warmup_share=0.1)
             group["lr"] = group["peak_lr"] * share
         optimizer.zero_grad()
         model["balancer"](losses, num_shares=1).backward()
