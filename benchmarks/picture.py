@@ -37,7 +37,7 @@ def draw_differences(path: Path, panels: Sequence[tuple[str, Sequence[Figure]]])
             axis.plot([figure.value], [place], "o", color=color)
         axis.set_yticks(
             range(len(figures)),
-            [f"{figure.id.split('/')[1]} ({figure.unit})" for figure in figures],
+            [figure.id for figure in figures],
         )
         axis.invert_yaxis()
         axis.set_title(title)

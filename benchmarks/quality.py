@@ -2,10 +2,10 @@
 
     python -m benchmarks.quality [--quick] [--only real,market] [--folds 5] [--folder runs/quality]
 
-Real data: one joint model of six tasks beside six models of one task each, which are trained on the
-same rows and so together on as many tokens; all systems' scores of the same test rows are resampled
-together. The first fold runs with three seeds, every fold once. Interrupted and run again, it goes
-on: finished runs are kept. Marketplace: one choice is changed at a time.
+Real data: one joint model of six tasks beside six models of one task each, which together are
+trained on as many tokens; all systems' scores of the same test rows are resampled together. The
+first fold runs with three seeds, every fold once. Interrupted and run again, it goes on: finished
+runs are kept. Marketplace: one choice is changed at a time, with one seed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.picture import draw_differences
-from benchmarks.quality_runs import PRETRAINED, SINGLE, Scale, Study, Systems
+from benchmarks.quality_runs import AUGMENTED, PRETRAINED, SINGLE, Cell, Scale, Study, Systems
 from benchmarks.table import Figure, print_table, write_figures
 from rectrain.inference.evaluate import MODEL
 from rectrain.metrics import Examples, Interval, metric, resample, summarise
@@ -30,8 +30,8 @@ __all__ = ["main"]
 
 _OUTPUT = Path("runs/bench")
 _SHARED = Path("../shared/data")
-_FULL = Scale(encoder_steps=40, head_steps=220, seeds=(0, 1, 2), folds=5, market_steps=60)
-_QUICK = Scale(encoder_steps=3, head_steps=20, seeds=(0,), folds=1, market_steps=3)
+_FULL = Scale(encoder_steps=40, head_steps=440, seeds=(0, 1, 2), folds=5, market_steps=60)
+_QUICK = Scale(encoder_steps=3, head_steps=20, seeds=(0,), folds=1, market_steps=12)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ DATASETS = {
     "dark_patterns": Dataset("risk_text", "tfidf_c10", has_folds=True),
 }
 _FIRST = "shared_bottom"
-#: variant of the marketplace -> the settings that it changes
+#: variant of the marketplace -> the settings that it changes; adapters learn at a rate of their own
 MARKET: Mapping[str, tuple[str, ...]] = {
     _FIRST: (),
     "gated_experts": ("--model.sharing=gated_experts",),
@@ -70,6 +70,7 @@ MARKET: Mapping[str, tuple[str, ...]] = {
     "cagrad": ("--train.balancer=cagrad",),
     "upgrad": ("--train.balancer=upgrad",),
     PRETRAINED: (),
+    AUGMENTED: (),
     "lora": ("--train.adapter=lora", "--train.learning_rate=1e-3"),
     "adalora": ("--train.adapter=adalora", "--train.learning_rate=1e-3", "--train.zero_stage=0"),
 }
@@ -86,6 +87,8 @@ class Judge:
     """
 
     def __init__(self, task: str, folds: Sequence[Sequence[Systems]]) -> None:
+        for seeds in folds:
+            _check_pairing([examples for systems in seeds for examples in systems.values()])
         self.metric = TASKS[task].primary
         self._folds = folds
         first = [next(iter(seeds[0].values())) for seeds in folds]
@@ -108,6 +111,11 @@ class Judge:
     def of_seeds(self, system: str) -> list[float]:
         """The metric on the first fold of each seed."""
         return [self._measure(systems[system])(None) for systems in self._folds[0]]
+
+    def differences_of_seeds(self, first: str, second: str) -> list[float]:
+        """metric(first) - metric(second) on the first fold of each seed."""
+        pairs = zip(self.of_seeds(first), self.of_seeds(second), strict=True)
+        return [a - b for a, b in pairs]
 
     def _measure(self, examples: Examples) -> Callable[[np.ndarray | None], float]:
         statistic = metric(self.metric).prepare(examples)
@@ -138,6 +146,14 @@ class Judge:
         drawn = resample(statistics, unit=self._unit, weight=self._weight)
         found = np.array([[statistic(self._weight) for statistic in statistics]])
         return summarise(float(combine(found)[0]), combine(drawn))
+
+
+def _check_pairing(systems: Sequence[Examples]) -> None:
+    first = systems[0]
+    for other in systems[1:]:
+        assert np.array_equal(first.groups, other.groups), "systems judged on other groups"
+        assert np.array_equal(first.weights, other.weights), "systems judged on other weights"
+        assert np.array_equal(first.label, other.label), "systems judged on other labels"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -174,7 +190,7 @@ def _panels(figures: Sequence[Figure]) -> list[tuple[str, list[Figure]]]:
     panels: dict[str, list[Figure]] = {}
     for figure in figures:
         parts = figure.id.split("/")
-        if parts[0] != "quality" or "-" not in parts[-1]:
+        if len(parts) != 3 or "-" not in parts[2]:  # neither a difference nor of all seeds
             continue
         rival = parts[-1].partition("-")[2]
         if parts[1].startswith("market-"):
@@ -196,19 +212,18 @@ def _real(study: Study) -> list[Figure]:
             figures.append(_figure(f"{name}/{title}", judge.value(system), judge, "95% interval"))
         gains[name] = judge.difference(MODEL, SINGLE)
         figures.append(_figure(f"{name}/joint-single", gains[name], judge, "single-task"))
+        seeds = judge.differences_of_seeds(MODEL, SINGLE)
+        figures.append(_spread(f"{name}/joint-single/seeds", seeds, judge))
         leads[name] = judge.difference(MODEL, baseline)
         figures.append(_figure(f"{name}/joint-{baseline}", leads[name], judge, baseline))
-        figures.append(_spread(f"{name}/seeds", judge.of_seeds(MODEL), judge))
-    alone = "single-task models of the same rows and tokens"
+        figures.append(_spread(f"{name}/joint/seeds", judge.of_seeds(MODEL), judge))
+    alone, simple = "single-task models on as many tokens", "../shared/data/README.md"
     return [
         *figures,
         _count("T6/worse", [name for name, gain in gains.items() if gain.high < 0], alone),
         _count("T6/better", [name for name, gain in gains.items() if gain.low > 0], alone),
-        _count(
-            "T6/baselines_beaten",
-            [name for name, lead in leads.items() if lead.low > 0],
-            "../shared/data/README.md",
-        ),
+        _count("T6/baselines_beaten", [n for n, lead in leads.items() if lead.low > 0], simple),
+        _count("T6/baselines_missed", [n for n, lead in leads.items() if lead.high < 0], simple),
     ]
 
 
@@ -216,23 +231,22 @@ def _judges(study: Study) -> dict[str, Judge]:
     tasks = [dataset.task for dataset in DATASETS.values()]
     folded = [dataset.task for dataset in DATASETS.values() if dataset.has_folds]
     scale = study.scale
-    first = [study.real(tasks, judged=tasks, fold=0, seed=seed) for seed in scale.seeds]
-    others = [
-        study.real(tasks, judged=folded, fold=fold, seed=scale.seeds[0])
-        for fold in range(1, scale.folds)
-    ]
+    cells = [Cell(0, seed, tuple(tasks)) for seed in scale.seeds]
+    cells += [Cell(fold, scale.seeds[0], tuple(folded)) for fold in range(1, scale.folds)]
+    found = study.real(tasks, cells=cells)
+    first, others = found[: len(scale.seeds)], found[len(scale.seeds) :]
     judges = {}
     for name, dataset in DATASETS.items():
         task = dataset.task
-        folds = [[found[task] for found in first]]
-        folds += [[found[task]] for found in others if dataset.has_folds]
+        folds = [[systems[task] for systems in first]]
+        folds += [[systems[task]] for systems in others if dataset.has_folds]
         judges[name] = Judge(task, folds)
     return judges
 
 
 def _market(study: Study) -> list[Figure]:
     """Each variant against the first, on the same test rows; each task."""
-    found = {name: study.market(name, settings) for name, settings in MARKET.items()}
+    found = study.market(MARKET)
     figures = []
     for task in found[_FIRST]:
         judge = Judge(task, [[{name: systems[task][MODEL] for name, systems in found.items()}]])

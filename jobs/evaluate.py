@@ -62,6 +62,7 @@ def main(argv: list[str]) -> int:
         config=f"{run_folder(options.checkpoint)}/config.yaml",
         data=list(paths),
         split=options.split,
+        rows_sha256={task: found.rows_sha256(task, options.split) for task, found in data.items()},
         seconds=round(time.monotonic() - start, 1),
     )
     print(f"{table(results)}\nevaluation: {output / 'evaluation.md'}, evaluation.json")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 from rectrain.errors import ConfigError
+from rectrain.idle import Idle, refuse_idle
 
 __all__ = ["Section", "dump_config", "help_text", "load_config", "parse_yaml", "yaml_mapping"]
 
@@ -29,6 +30,10 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def idle(self) -> Iterable[Idle]:
+        """Settings without effect as the others stand; asked of the root alone."""
+        return ()
 
 
 T = TypeVar("T", bound=Section)
@@ -45,11 +50,14 @@ def load_config(cls: type[T], *, file: str | None, overrides: Sequence[str]) -> 
             key (`--loss_weights.risk=2`) or as `{risk: 2}`, and keeps the file's other keys.
 
     Raises:
-        ConfigError: anything wrong, as one line with the dotted key, the value, the rule, the fix.
+        ConfigError: anything wrong, as one line with the dotted key, the value, the rule, the fix;
+            also a setting without effect (see `refuse_idle`).
     """
     given = dict(_parse_overrides(cls, overrides))
     content = yaml_mapping(_read(file), name=file) if file else {}
-    return _validated(cls, content, file=file, given=given)
+    config = _validated(cls, content, file=file, given=given)
+    refuse_idle(config, config.idle(), given=given)
+    return config
 
 
 def parse_yaml(cls: type[T], text: bytes, *, name: str) -> T:

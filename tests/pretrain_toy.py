@@ -45,8 +45,12 @@ def write_texts(
     catalogue: list[str] = (),  # type: ignore[assignment]
     task: str = "recommendation",
     max_length: int = MAX_LENGTH,
+    num_copies: int = 0,
 ) -> Path:
-    """Prepared data of one task, whose rows are one text each, and its catalogue."""
+    """Prepared data of one task, whose rows are one text each, and its catalogue.
+
+    The last `num_copies` texts of train are altered copies.
+    """
     tokenizer = load_tokenizer(str(write_tokenizer(root / "tokenizer")))
     entries: dict[str, Any] = {}
     for name, texts in (
@@ -62,14 +66,15 @@ def write_texts(
             }
         )
         if name != "items":
-            rows: list[Any] = [[]] * len(ids)
-            table = table.append_column("query", pa.array(rows, pa.list_(pa.list_(pa.int32()))))
+            none: list[Any] = [[]] * len(ids)
+            table = table.append_column("query", pa.array(none, pa.list_(pa.list_(pa.int32()))))
         write_shard(path, table)
         entries[name] = file_entry(path, root=root)
-    splits = {
-        name: {"rows": 0, "tokens": 0, "files": [entries[name]]}
-        for name in ("train", "validation", "test")
+    counts = {"train": len(train), "validation": len(validation), "test": 0}
+    splits: dict[str, Any] = {
+        name: {"rows": rows, "tokens": 0, "files": [entries[name]]} for name, rows in counts.items()
     }
+    splits["train"]["augmented"] = {"rows": num_copies}
     parts = {task: {"splits": splits, "items": entries["items"]}}
     write_manifest(root, parts, vocab_size=len(VOCABULARY), max_length=max_length)
     return root

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PositiveFloat, field_validator, model_validator
 
 from rectrain.config import Section
 from rectrain.errors import ConfigError
+from rectrain.idle import Idle
 
 __all__ = ["AugmentConfig", "DataConfig", "PrepareConfig", "SplitConfig"]
 
@@ -32,6 +34,11 @@ class DataConfig(Section):
         default=2.0,
         gt=0,
         description="task mixing, p proportional to n^(1/T); 1 keeps the natural shares",
+    )
+    mixing_weights: dict[str, PositiveFloat] = Field(
+        default_factory=dict,
+        description="what a task's p is multiplied by; 1 for those not named (--dry-run shows the "
+        "passes over each task that come of it)",
     )
     prefetch: int = Field(default=2, ge=0, description="steps built ahead of the training thread")
 
@@ -153,3 +160,10 @@ class PrepareConfig(Section):
         default=None, ge=1, description="parallel tasks; None for all CPUs"
     )
     overwrite: bool = Field(default=False, description="replace a prepared directory at output")
+
+    def idle(self) -> Iterator[Idle]:
+        """See `Section.idle`; which settings of the split are read, only the rows say."""
+        if self.augment.copies == 0:
+            names = ("word_drop", "synonym_swap", "synonyms")
+            keys = tuple(f"augment.{name}" for name in names)
+            yield Idle(keys, "without augment.copies", ("augment.copies",))

@@ -28,12 +28,14 @@ from rectrain.data.split import (
     split_by_time,
     split_purchases,
 )
-from rectrain.errors import DataError
+from rectrain.errors import ConfigError, DataError
 
 __all__ = [
     "Catalogue", "TaskSplit", "build_catalogue", "choose_split", "key_columns", "lay_out",
-    "purchase_log", "settle_split", "split_task",
+    "purchase_log", "refuse_unread", "settle_split", "split_task",
 ]  # fmt: skip
+
+_SPLIT_GROUP = "split_group"  # a field's name
 
 
 class TaskSplit(NamedTuple):
@@ -75,8 +77,41 @@ def settle_split(config: SplitConfig, *, defaults: Mapping[str, Any]) -> SplitCo
     return SplitConfig(**{**defaults, **given})
 
 
+def refuse_unread(given: SplitConfig, *, ways: Mapping[str, tuple[str, SplitConfig]]) -> None:
+    """Refuses settings of the user's that no task's split reads.
+
+    Args:
+        given: the user's; those that equal the default don't count.
+        ways: task -> how its rows are split, see `choose_split`, and by which settings.
+
+    Raises:
+        ConfigError: the first of them.
+    """
+    read = {"by"}.union(*(_read_settings(*way) for way in ways.values()))
+    for name in sorted(given.model_fields_set - read):
+        value = getattr(given, name)
+        if value != SplitConfig.model_fields[name].default:
+            how = ", ".join(f"{task} is split by {_in_words(*way)}" for task, way in ways.items())
+            raise ConfigError(
+                what=f"split.{name}", got=value, rule=f"has no effect: {how}", fix="leave it out"
+            )
+
+
+def _in_words(by: str, config: SplitConfig) -> str:
+    return f"{by} into folds" if by == "group" and config.fold is not None else by
+
+
+def _read_settings(by: str, config: SplitConfig) -> set[str]:
+    if by == "group":
+        parts = {"test_share"} if config.fold is None else {"fold", "num_folds"}
+        return {"validation_share", *parts}
+    if by == "time":
+        return {"validation_share", "test_share", "validation_start", "test_start", "gap_days"}
+    return {"validation_share"} if by == "rows" else set()
+
+
 def choose_split(spec: Spec, keys: pa.Table, *, config: SplitConfig) -> tuple[str, str]:
-    """How a task's rows are split, "rows", "time" or "group", and why, in words for the user.
+    """How a task's rows are split, "baskets", "rows", "time" or "group", and why, in words.
 
     Args:
         spec: the task.
@@ -84,7 +119,7 @@ def choose_split(spec: Spec, keys: pa.Table, *, config: SplitConfig) -> tuple[st
     """
     time = spec.fields.name_of("timestamp")
     if spec.has_catalogue:
-        return "time", "the last baskets of each user are held out"
+        return "baskets", "the last ones of each user are held out"
     if config.by != "auto":
         return config.by, "as split.by says"
     own = spec.fields.name_of("split")
@@ -132,7 +167,7 @@ def split_task(
         lists = _lists(spec, keys)
         code = split_by_time(_micro(keys[time]), config=config, groups=lists)
     elif group is not None:
-        code = split_by_group(keys[group], config=config, seed=seed)
+        code = split_by_group(_together(keys, group), config=config, seed=seed)
     else:
         raise DataError(
             what=f"split of {spec.fields.task} by group", got="a task without a group",
@@ -156,7 +191,8 @@ def _split_by_rows(spec: Spec, keys: pa.Table, *, config: SplitConfig, seed: int
     if group is not None and not np.any(code == VALIDATION):
         train = np.flatnonzero(code == TRAIN)
         anew = config.model_copy(update={"test_share": 0.0, "fold": None})
-        code[train] = split_by_group(keys[group].take(pa.array(train)), config=anew, seed=seed)
+        groups = _together(keys, group).take(pa.array(train))
+        code[train] = split_by_group(groups, config=anew, seed=seed)
     return code
 
 
@@ -280,7 +316,14 @@ def _lists(spec: Spec, keys: pa.Table) -> npt.NDArray[np.int64] | None:
     group = spec.fields.name_of("group")
     if not spec.has_lists or group is None:
         return None
-    return codes_of(keys[group])[0].astype(np.int64)
+    return codes_of(_together(keys, group))[0].astype(np.int64)
+
+
+def _together(keys: pa.Table, group: str) -> pa.ChunkedArray:
+    """What a split keeps whole: a row's group, or several of them where the rows say so."""
+    if _SPLIT_GROUP not in keys.column_names:
+        return keys[group]
+    return pc.coalesce(keys[_SPLIT_GROUP], keys[group])
 
 
 def _baskets(keys: pa.Table, group: str, time: str) -> pa.ChunkedArray:

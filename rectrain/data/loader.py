@@ -97,6 +97,7 @@ def plan_training(
         seed=seed,
         tokens_per_micro_batch=config.micro_batch_tokens,
         temperature=config.temperature,
+        mixing_weights=config.mixing_weights,
         num_micro_batches=num_micro_batches,
         num_negatives=config.num_negatives,
     )

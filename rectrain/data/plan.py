@@ -89,6 +89,7 @@ class Plan:
         seed: shuffles units, 0 or more; the same seed gives the same plan on any number of workers.
         tokens_per_micro_batch: real tokens that a micro-batch should hold, at least 1.
         temperature: of the task mixing, > 0; 1 is proportional to rows, large is uniform.
+        mixing_weights: task -> what its share is multiplied by, > 0; 1 for those not named.
         num_micro_batches: M, micro-batches of one step, at least 1.
         num_negatives: items drawn for each slot of a task with a catalogue, 0 or more.
 
@@ -104,6 +105,7 @@ class Plan:
         tokens_per_micro_batch: int,
         temperature: float,
         num_micro_batches: int,
+        mixing_weights: Mapping[str, float] | None = None,
         num_negatives: int = 0,
     ) -> None:
         assert seed >= 0 and tokens_per_micro_batch >= 1 and num_negatives >= 0
@@ -115,7 +117,8 @@ class Plan:
         self._num_negatives = num_negatives
         self._units = dict(tasks)
         self._temperature = temperature
-        self.shares = _shares(tasks, temperature)
+        self._weights = {task: (mixing_weights or {}).get(task, 1.0) for task in tasks}
+        self.shares = _shares(tasks, temperature, weights=self._weights)
         self._num_slots = {
             task: _num_slots(units, budget=self.shares[task] * tokens_per_micro_batch)
             for task, units in tasks.items()
@@ -129,6 +132,7 @@ class Plan:
             seed=self._seed,
             tokens_per_micro_batch=tokens_per_micro_batch,
             temperature=self._temperature,
+            mixing_weights=self._weights,
             num_micro_batches=self.num_micro_batches,
             num_negatives=self._num_negatives,
         )
@@ -212,6 +216,12 @@ class Plan:
         )
         return rows + sum(int(tokens.sum(dtype=np.int64)) for tokens in drawn)
 
+    def most_rows(self, task: str) -> int:
+        """Rows of a task's slot, at most, in the first epoch; later ones are alike."""
+        epoch, units = self._epoch(task, 0), self._units[task]
+        rows = np.diff(units.unit_rows)[epoch.order]
+        return int(np.add.reduceat(rows, epoch.starts[:-1]).max())
+
     def _bounds(self, position: int, task: str) -> tuple[_Epoch, int, int]:
         """The epoch of slot `position` of the run, and where the slot is in it."""
         number, slot = divmod(position, self._num_slots[task])
@@ -261,11 +271,13 @@ def _check_tasks(tasks: Mapping[str, TaskUnits]) -> None:
             )
 
 
-def _shares(tasks: Mapping[str, TaskUnits], temperature: float) -> dict[str, float]:
-    """p_i ∝ n_i^(1/temperature), over the largest n so that nothing overflows; they sum to 1."""
+def _shares(
+    tasks: Mapping[str, TaskUnits], temperature: float, *, weights: Mapping[str, float]
+) -> dict[str, float]:
+    """p_i ∝ w_i n_i^(1/temperature), over the largest n, or it might overflow; they sum to 1."""
     rows = {task: int(units.unit_rows[-1]) for task, units in tasks.items()}
     largest = max(rows.values())
-    powers = {task: (n / largest) ** (1 / temperature) for task, n in rows.items()}
+    powers = {task: weights[task] * (n / largest) ** (1 / temperature) for task, n in rows.items()}
     return {task: power / sum(powers.values()) for task, power in powers.items()}
 
 

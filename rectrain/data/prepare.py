@@ -39,6 +39,7 @@ from rectrain.data.layout import (
     choose_split,
     key_columns,
     lay_out,
+    refuse_unread,
     settle_split,
     split_task,
 )
@@ -236,15 +237,17 @@ def _split_tasks(
     specs: Mapping[str, Spec],
 ) -> dict[str, TaskSplit]:
     """Split every task, then bar what one task holds out from the others' training."""
-    splits = {}
+    splits, ways = {}, {}
     for task, spec in specs.items():
         keys = checked[task].rows.table(columns=key_columns(spec))
         settled = settle_split(config.split, defaults=source.splits.get(task, {}))
         by, reason = choose_split(spec, keys, config=settled)
+        ways[task] = (by, settled)
         _say(f"{task}: split by {by}: {reason}")
         splits[task] = split_task(
             spec, keys, config=settled, seed=config.seed, max_history=config.max_history
         )
+    refuse_unread(config.split, ways=ways)
     codes = bar_held_out(
         {task: split.code for task, split in splits.items()},
         {
@@ -410,7 +413,7 @@ def plan(config: PrepareConfig, *, specs: Mapping[str, Spec]) -> str:
     _augmenter(config)
     source = find_source(config.source)
     parts = source.parts(config)
-    lines = [f"parts: {len(parts)}"]
+    lines, ways = [f"parts: {len(parts)}"], {}
     for task, table in parts[0]().items():
         if config.tasks is not None and task not in config.tasks:
             continue
@@ -419,28 +422,30 @@ def plan(config: PrepareConfig, *, specs: Mapping[str, Spec]) -> str:
         fields.check_columns(table.schema)
         missing = [name for name in fields.names() if name not in table.column_names]
         split = settle_split(config.split, defaults=source.splits.get(task, {}))
+        by, reason = choose_split(spec, _keys(spec, table), config=split)
+        ways[task] = (by, split)
         lines += [
             f"{task}: {table.num_rows:,} rows in the first part",
             f"  not given: {', '.join(missing) or 'none'}",
-            f"  split: {_describe_split(spec, table, split)}",
+            f"  split: by {by}: {reason}{_held_out(split, by=by)}",
         ]
+    if len(parts) == 1:  # others may hold other tasks
+        refuse_unread(config.split, ways=ways)
     return "\n".join(lines)
 
 
-def _describe_split(spec: Spec, table: pa.Table, split: SplitConfig) -> str:
-    """How a task's rows will be split and why, as far as its first part tells."""
-    keys = pa.table(
+def _keys(spec: Spec, table: pa.Table) -> pa.Table:
+    """The key columns of a source's table, null where it lacks them."""
+    return pa.table(
         {
             name: table[name] if name in table.column_names else pa.nulls(table.num_rows)
             for name in key_columns(spec)
         }
     )
-    by, reason = choose_split(spec, keys, config=split)
-    return f"by {by}: {reason}{'' if spec.has_catalogue else _held_out(split, by=by)}"
 
 
 def _held_out(split: SplitConfig, *, by: str) -> str:
-    if by == "rows":
+    if by in ("rows", "baskets"):
         return ""
     if by == "group" and split.fold is not None:
         return f"; part {split.fold} of {split.num_folds} is test, the next one validation"

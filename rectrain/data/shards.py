@@ -151,6 +151,12 @@ class Prepared:
             )  # fmt: skip
         return Shards(self.root, splits[split]["files"])
 
+    def rows_sha256(self, task: str, split: str) -> str:
+        """SHA-256 of a split's rows, and of the catalogue that they are ranked in, as prepared."""
+        task_facts = self._task(task)
+        files = [*task_facts["splits"][split]["files"], task_facts.get("items", {})]
+        return hashlib.sha256("".join(f.get("sha256", "") for f in files).encode()).hexdigest()
+
     def originals(self, task: str) -> pa.Table:
         """The rows of the train split without their altered copies, which stand last."""
         train = self.splits(task)["train"]

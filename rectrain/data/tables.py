@@ -132,6 +132,7 @@ AD_HEADLINE = FieldTable(
         _TIME,
         _ROW,
         _SPLIT,
+        Field("split_group", "id", description="tests that stay in one split; test_id if missing"),
         _TRUTH,
     ),
 )  # fmt: skip

@@ -94,7 +94,9 @@ def _without(texts: PackedTexts, *others: PackedTexts) -> PackedTexts:
 def _tables(data: Mapping[str, Prepared], split: str | None) -> Iterator[pa.Table]:
     """The texts of a split's rows, or those of the catalogues, some rows at a time."""
     for task, prepared in data.items():
-        if split is not None:
+        if split == "train":
+            table = prepared.originals(task)  # altered copies are no texts of the shop
+        elif split is not None:
             table = prepared.shards(task, split).table()
         elif prepared.has_items(task):
             table = prepared.items(task).table()

@@ -15,7 +15,7 @@ from transformers import BertModel
 
 from rectrain.errors import ConfigError
 
-__all__ = ["RankBudget", "add_adapters", "merge_adapters"]
+__all__ = ["RankBudget", "adapted_width", "add_adapters", "merge_adapters"]
 
 _NAME = "default"
 _MIN_STEPS = 10  # fewer leave AdaLoRA no time between its phases
@@ -99,6 +99,12 @@ def _phases(num_steps: int | None) -> dict[str, Any]:
         "tfinal": round(0.3 * num_steps),
         "deltaT": max(1, num_steps // 100),
     }
+
+
+def adapted_width(encoder: BertModel) -> int:
+    """Inputs of all linear layers with an adapter together: ΣI; 0 without adapters."""
+    layers: Any = [module for module in encoder.modules() if hasattr(module, "base_layer")]
+    return sum(int(layer.base_layer.in_features) for layer in layers)
 
 
 def merge_adapters(encoder: BertModel) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "UncertaintyWeights",
     "build_balancer",
     "check_installed",
+    "dwa_window",
     "task_gradients",
 ]
 
@@ -36,7 +37,7 @@ _PACKAGES: Mapping[Balancer, tuple[str, ...]] = {
     "upgrad": ("torchjd",),
 }
 _TEMPERATURE = 2.0  # of DWA, as in the paper
-_WINDOW = 50  # steps; the paper averages over an epoch, which may be longer than a whole run here
+_LONGEST_WINDOW = 50  # steps; the paper averages over an epoch, which may be a whole run here
 _REGULAR = 1e-4  # torchjd's own, of a Gram matrix of size 1
 _RADIUS = 0.5  # c of CAGrad; the paper uses 0.2 to 0.5
 
@@ -85,7 +86,8 @@ class UncertaintyWeights(StaticWeights):
     """Σ_i w_i · [½ exp(−s_i) · L_i + ½ s_i], s_i a learned log-variance of each task.
 
     Kendall, Gal and Cipolla 2018, "Multi-Task Learning Using Uncertainty to Weigh Losses",
-    equation 7 in the regression form for every task. s starts at 0.
+    equation 7 in the regression form for every task. s starts at 0; at its optimum, log L_i, the
+    weight is w_i / 2 L_i. It learns at a rate of its own (see train.step.parameter_groups).
 
     Args:
         weights: w, one a task, at least 0.
@@ -110,16 +112,16 @@ class DynamicWeightAverage(StaticWeights):
 
     Args:
         weights: w, one a task, at least 0.
-        window: steps of a window, at least 1.
+        window: steps of a window, at least 1 (see `dwa_window`); the same in all lives of a run.
     """
 
     means: Tensor
     sums: Tensor
     num_steps: Tensor
 
-    def __init__(self, weights: Sequence[float], *, window: int = _WINDOW) -> None:
+    def __init__(self, weights: Sequence[float], *, window: int = _LONGEST_WINDOW) -> None:
         super().__init__(weights)
-        self._window = window
+        self.window = window
         self.register_buffer("means", torch.zeros(2, len(self.weights)))  # of t - 2 and t - 1
         self.register_buffer("sums", torch.zeros(len(self.weights)))
         self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
@@ -132,15 +134,20 @@ class DynamicWeightAverage(StaticWeights):
         """Takes the loss of each task in the whole step, float32 [K], alike on all ranks."""
         self.sums = self.sums + losses
         self.num_steps = self.num_steps + 1
-        if int(self.num_steps) % self._window == 0:
-            self.means = torch.stack([self.means[1], self.sums / self._window])
+        if int(self.num_steps) % self.window == 0:
+            self.means = torch.stack([self.means[1], self.sums / self.window])
             self.sums = torch.zeros_like(self.sums)
 
     def _coefficients(self) -> Tensor:
         before, last = self.means
-        known = (before > 0) & (int(self.num_steps) >= 2 * self._window)
+        known = (before > 0) & (int(self.num_steps) >= 2 * self.window)
         rates = torch.where(known, last / before.where(known, torch.ones_like(before)), 1.0)
         return len(self.weights) * (rates / _TEMPERATURE).softmax(0)
+
+
+def dwa_window(num_steps: int) -> int:
+    """Steps of a window of DWA in a run of so many: a tenth, so that eight tenths are weighted."""
+    return max(1, min(_LONGEST_WINDOW, num_steps // 10))
 
 
 class GradientWeights(StaticWeights):

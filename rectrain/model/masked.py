@@ -17,6 +17,7 @@ from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 from rectrain.data.batch import MicroBatch, Slot
 from rectrain.data.texts import MLM
 from rectrain.data.tokenize import WordPieces
+from rectrain.model.adapters import RankBudget
 from rectrain.model.balancing import StaticWeights
 from rectrain.model.encoder import token_states
 from rectrain.model.masking import MaskedTexts, WordMasks, draw, fixed_draws
@@ -32,6 +33,9 @@ class MaskedLanguageModel(nn.Module):
     The head sees masked places alone: dense, activation, norm, then the word embeddings
     transposed, and a bias. Like the multi-task model, every forward calls every module once,
     whatever the micro-batch holds.
+
+    Attributes:
+        rank_budget: none: the whole encoder is trained, without adapters.
 
     Args:
         encoder: what is trained.
@@ -61,6 +65,7 @@ class MaskedLanguageModel(nn.Module):
         self.bias = nn.Parameter(torch.zeros(encoder.config.vocab_size))
         self.masks = WordMasks(pieces, share=share)
         self.balancer = StaticWeights([1.0])
+        self.rank_budget: RankBudget | None = None
 
     @property
     def task_names(self) -> tuple[str, ...]:

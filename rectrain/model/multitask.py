@@ -137,7 +137,7 @@ class MultiTaskModel(nn.Module):
     without rows gets zero gradients.
 
     Attributes:
-        ranks: what decides about the ranks of AdaLoRA's adapters, where the encoder has them.
+        rank_budget: decides about the ranks of AdaLoRA's adapters, where the encoder has them.
         distillation: what it learns of a teacher, where it has one.
 
     Args:
@@ -177,7 +177,7 @@ class MultiTaskModel(nn.Module):
                 }
             )
         self.balancer = build_balancer(balancer, tasks=list(tasks), weights=loss_weights or {})
-        self.ranks: RankBudget | None = None
+        self.rank_budget: RankBudget | None = None
         self.distillation: Distillation | None = None
         self._known: TextVectors | None = None
 
@@ -229,8 +229,8 @@ class MultiTaskModel(nn.Module):
         shares, extra = self._losses(batch, outputs, vectors)
         losses = torch.stack(list(shares.values()))
         loss = self.balancer(losses, num_shares=num_shares) if balance is None else balance(losses)
-        if self.ranks is not None:
-            loss = loss + self.ranks.penalty(self.encoder) / num_shares
+        if self.rank_budget is not None:
+            loss = loss + self.rank_budget.penalty(self.encoder) / num_shares
         return scale * (loss + extra), {task: share.detach() for task, share in shares.items()}
 
     def _losses(
@@ -300,7 +300,8 @@ class MultiTaskModel(nn.Module):
             return encode(
                 self.encoder, texts, activation_checkpointing=self.activation_checkpointing
             )
-        with torch.no_grad():
+        # In one precision: the known vectors were made before there was an engine's autocast.
+        with torch.no_grad(), torch.autocast(texts.input_ids.device.type, enabled=False):
             return self._known.of(texts, encode=partial(encode, self.encoder))
 
     def outputs(self, batch: MicroBatch, vectors: Tensor) -> dict[str, Output]:

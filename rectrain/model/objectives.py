@@ -96,5 +96,8 @@ def _in_query(slot: Slot) -> Tensor:
     position[num_texts == 1] = slot.item.index[slot.item.offsets[:-1][num_texts == 1]]
     sizes = slot.query.offsets.diff()
     row = torch.arange(sizes.shape[0], device=sizes.device).repeat_interleave(sizes)
-    found = (slot.query.index[:, None] == position).float()
-    return found.new_zeros(sizes.shape[0], num_texts.shape[0]).index_add(0, row, found) > 0
+    # A column for each text of either side, and a last one, which no query holds, for -1.
+    last = torch.cat([slot.query.index, position, position.new_zeros(1)]).max() + 1
+    held = torch.zeros(sizes.shape[0], int(last) + 1, dtype=torch.bool, device=sizes.device)
+    held[row, slot.query.index] = True
+    return held[:, position]

@@ -190,15 +190,19 @@ def compare_runs(joint: Evaluation, singles: Mapping[str, Evaluation]) -> list[G
 
 def _check_same_rows(task: str, name: str, joint: Evaluation, single: Evaluation) -> None:
     facts = [
-        (run["split"], *(run["tasks"][task][key] for key in ("num_rows", "num_groups", "primary")))
+        (
+            run["split"],
+            *(run["tasks"][task][key] for key in ("num_rows", "num_groups", "primary")),
+            run.get("rows_sha256", {}).get(task, "unknown")[:12],
+        )
         for run in (single, joint)
     ]
     if facts[0] != facts[1]:
         raise ConfigError(
             what=f"single run {name}",
             got=f"{task} judged on {facts[0]}, the joint run on {facts[1]}",
-            rule="both are judged on the same split, rows and metric",
-            fix="evaluate both with the same --data and --split",
+            rule="both are judged on the same split, rows (by SHA-256) and metric",
+            fix="evaluate both anew with the same --data and --split",
         )
 
 

@@ -18,7 +18,7 @@ from rectrain.data.texts import MLM, TextCorpus
 from rectrain.data.tokenize import load_tokenizer, tokenizer_hash, tokenizer_path, word_pieces
 from rectrain.errors import CheckpointError, ConfigError, EncoderError, without_credentials
 from rectrain.model.adapters import RankBudget, add_adapters, merge_adapters
-from rectrain.model.balancing import check_installed
+from rectrain.model.balancing import DynamicWeightAverage, check_installed, dwa_window
 from rectrain.model.encoder import PRESETS, check_positions, load_encoder
 from rectrain.model.masked import MaskedLanguageModel
 from rectrain.model.multitask import Distillation, MultiTaskModel
@@ -121,6 +121,7 @@ def open_data(config: RunConfig) -> Data:
         _check_watched(config.train, corpus)
         return corpus
     _check_tasks("data.paths", data, known=TASKS, owner="rectrain")
+    _check_tasks("data.mixing_weights", config.data.mixing_weights, known=data, owner="the run")
     _check_tasks("train.loss_weights", config.train.loss_weights, known=data, owner="the run")
     _check_tasks("train.watch", {config.train.watch} - {"mean"}, known=data, owner="the run")
     _check_watched(config.train, data)
@@ -192,9 +193,12 @@ def new_model(
         if say is not None:
             say(f"start: {config.train.start_from} ({parts})")
     model.encoder.requires_grad_(config.train.freeze != "encoder")
-    is_ranked = config.train.adapter == "adalora"
-    num_steps = plan_run(config, data).num_steps if is_ranked else None
-    model.ranks = _adapt(model.encoder, config.train, seed=config.seed, num_steps=num_steps)
+    is_timed = config.train.adapter == "adalora" or config.train.balancer == "dwa"
+    num_steps = plan_run(config, data).num_steps if is_timed else None
+    model.rank_budget = _adapt(model.encoder, config.train, seed=config.seed, num_steps=num_steps)
+    if isinstance(model.balancer, DynamicWeightAverage):
+        assert num_steps is not None
+        model.balancer.window = dwa_window(num_steps)
     if config.train.teacher is not None:
         model.distillation = _distillation(config, data, features=features)
     return model
@@ -445,11 +449,11 @@ def load_model(location: str | Store) -> LoadedModel:
             if TASKS[task]
         }
     model = _assemble(_empty_encoder(checkpoint), features=features, config=config)
-    model.ranks = _adapt(model.encoder, config.train)
+    model.rank_budget = _adapt(model.encoder, config.train)
     load_weights(model, checkpoint)
     if config.train.adapter != "none":
         merge_adapters(model.encoder)
-        model.ranks = None
+        model.rank_budget = None
     return LoadedModel(model.eval(), features, checkpoint)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from rectrain.config import Section
 from rectrain.data.config import DataConfig
+from rectrain.idle import Idle
 from rectrain.model.config import (
     GRADIENT_BALANCERS,
     Adapter,
@@ -21,7 +23,17 @@ __all__ = ["PretrainConfig", "RunConfig", "Schedule", "TrackingConfig", "TrainCo
 
 Schedule = Literal["cosine", "linear", "constant", "plateau"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-_DISTILL = ("distill_weight", "distill_temperature", "distill_relation")
+_RATE = 5e-5
+_ADAPTER_RATE = 1e-3  # they begin at zero, and are few: 5e-5 hardly moves them
+
+# Settings of the model -> the kinds of sharing that read them.
+_SHARING: Mapping[str, tuple[str, ...]] = {
+    "num_experts": ("gated_experts", "mmoe", "ple"),
+    "num_task_experts": ("ple",),
+    "num_levels": ("ple",),
+    "expert_width": ("mmoe", "ple"),
+    "expert_activation": ("gated_experts",),
+}
 
 
 class TrainConfig(Section):
@@ -123,10 +135,15 @@ class TrainConfig(Section):
         description="adafactor holds sums of rows and columns in the place of AdamW's two moments "
         "(zero_stage 0)",
     )
-    learning_rate: PositiveFloat = Field(default=5e-5, description="peak rate of the encoder")
+    learning_rate: PositiveFloat | None = Field(
+        default=None,
+        description="peak rate of the encoder, or of its adapters; 5e-5 by default, 1e-3 of "
+        "adapters",
+    )
     head_learning_rate: PositiveFloat | None = Field(
         default=None,
-        description="peak rate of everything but the encoder; 10 × learning_rate by default",
+        description="peak rate of everything but the encoder; by default 10 × learning_rate where "
+        "that is given, else 5e-4",
     )
     layer_decay: float = Field(
         default=1.0,
@@ -232,16 +249,17 @@ class TrainConfig(Section):
             raise ValueError("offload needs zero_stage 1, 2 or 3")
         if self.offload == "all" and self.zero_stage != 3:
             raise ValueError("offload=all needs zero_stage 3; use offload=optimizer below it")
-        fields = type(self).model_fields
-        idle = [name for name in _DISTILL if getattr(self, name) != fields[name].default]
-        if self.teacher is None and idle:
-            raise ValueError(f"{', '.join(idle)} needs a teacher; give train.teacher")
         if self.adapter != "none" and self.freeze != "none":
             raise ValueError("adapters train beside the encoder, and freeze leaves it as it is")
         if self.adapter == "adalora" and self.zero_stage != 0:
             raise ValueError(
                 "adapter=adalora needs zero_stage 0: it weighs ranks by whole gradients and sets "
                 "weights between updates, and ZeRO holds pieces of both; lora works at every stage"
+            )
+        if self.adapter == "adalora" and self.early_stopping is not None:
+            raise ValueError(
+                "adapter=adalora comes to its ranks after seven tenths of the steps, and "
+                "early_stopping may end the run before; drop it, or choose lora"
             )
         if self.optimizer == "adafactor" and self.zero_stage != 0:
             raise ValueError(
@@ -268,6 +286,16 @@ class TrainConfig(Section):
                 "before the backward pass; dwa and uncertainty work at every stage"
             )
         return self
+
+    @property
+    def encoder_rate(self) -> float:
+        """Peak learning rate of the encoder, or of its adapters."""
+        return self.learning_rate or (_RATE if self.adapter == "none" else _ADAPTER_RATE)
+
+    @property
+    def head_rate(self) -> float:
+        """Peak learning rate of everything but the encoder."""
+        return self.head_learning_rate or 10 * (self.learning_rate or _RATE)
 
     @property
     def follows_validation(self) -> bool:
@@ -322,6 +350,38 @@ class RunConfig(Section):
                 "train.freeze=encoder they keep nothing; give a number"
             )
         return self
+
+    def idle(self) -> Iterator[Idle]:
+        """See `Section.idle`."""
+        train = self.train
+        if train.start_from is not None:
+            yield Idle(("model.encoder",), "with train.start_from", ("train.start_from",))
+        if train.teacher is None:
+            names = ("weight", "temperature", "relation")
+            keys = tuple(f"train.distill_{name}" for name in names)
+            yield Idle(keys, "without train.teacher", ("train.teacher",))
+        elif train.freeze == "encoder":
+            yield Idle(("train.distill_relation",), "with train.freeze=encoder", ("train.freeze",))
+        if train.adapter == "none":
+            names = ("rank", "alpha", "dropout", "targets")
+            keys = tuple(f"train.adapter_{name}" for name in names)
+            yield Idle(keys, "without train.adapter", ("train.adapter",))
+        if train.freeze == "encoder":
+            yield Idle(("train.activation_checkpointing",), "with train.freeze=encoder",
+                       ("train.freeze",))  # fmt: skip
+        if train.balancer not in GRADIENT_BALANCERS:
+            rule = f"without train.balancer={', '.join(GRADIENT_BALANCERS)}"
+            yield Idle(("train.balancer_gradients",), rule, ("train.balancer",))
+        if train.schedule != "plateau":
+            keys = ("train.plateau_patience", "train.plateau_factor")
+            yield Idle(keys, "without train.schedule=plateau", ("train.schedule",))
+        if not train.follows_validation:
+            rule = "without train.early_stopping or train.schedule=plateau"
+            yield Idle(("train.min_delta",), rule, ("train.early_stopping", "train.schedule"))
+        for name, kinds in _SHARING.items():
+            if self.model.sharing not in kinds:
+                rule = f"without model.sharing={' or '.join(kinds)}"
+                yield Idle((f"model.{name}",), rule, ("model.sharing",))
 
 
 class PretrainConfig(RunConfig):

@@ -20,6 +20,7 @@ from rectrain.train.build import (
 from rectrain.train.config import RunConfig
 from rectrain.train.export import export_encoder
 from rectrain.train.preflight import RunPlace, begin, result
+from rectrain.train.selection import checkpoint_steps
 from rectrain.train.storage import Store
 from rectrain.train.tracking import Tracker
 from rectrain.train.worker import train_worker
@@ -70,23 +71,24 @@ class Deaths(ray.train.UserCallback):
     """Ends a run that dies again and again without a new checkpoint in between.
 
     Lives in Ray Train's controller; what it notes in the channel lets the next workers return.
+
+    Args:
+        channel: of the run.
+        location: the run's folder. What is stored counts, not what workers reported: a report is
+            lost when its worker dies before the controller looks.
     """
 
-    def __init__(self, channel: Any) -> None:
-        self._channel = channel
-        self._last_saved, self._num_deaths = 0, 0
-
-    def after_report(
-        self, run_context: object, metrics: list[dict[str, Any]], checkpoint: object
-    ) -> None:
-        """Workers report after each checkpoint that is written."""
-        if metrics[0]["step"] > self._last_saved:
-            self._last_saved, self._num_deaths = metrics[0]["step"], 0
+    def __init__(self, channel: Any, location: str) -> None:
+        self._channel, self._location = channel, location
+        self._newest, self._num_deaths = 0, 0
 
     def after_exception(
         self, run_context: object, worker_exceptions: Mapping[int, BaseException]
     ) -> None:
         """Some workers have died."""
+        steps = checkpoint_steps(Store.open(self._location).sub("checkpoints"))
+        if max(steps, default=0) > self._newest:
+            self._newest, self._num_deaths = max(steps), 0
         self._num_deaths += 1
         rank, cause = min(worker_exceptions.items(), key=lambda death: death[0])
         text = f"worker {rank} ended: {_last_line(cause)}"
@@ -170,7 +172,7 @@ def _trainer(config: RunConfig, channel: Any, *, use_gpu: bool) -> TorchTrainer:
             name="ray",
             storage_path=f"{config.output}/{config.name}",
             failure_config=ray_train.FailureConfig(max_failures=train.max_failures),
-            callbacks=[Deaths(channel)],
+            callbacks=[Deaths(channel, f"{config.output}/{config.name}")],
             logging_config=ray_train.LoggingConfig(log_level="WARNING"),
         ),
     )

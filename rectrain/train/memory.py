@@ -12,6 +12,7 @@ from rectrain.data.loader import catalogues, longest_text
 from rectrain.data.plan import Plan
 from rectrain.data.shards import Prepared
 from rectrain.errors import ResourceError
+from rectrain.model.adapters import adapted_width
 from rectrain.model.multitask import MultiTaskModel
 from rectrain.train.build import Model
 from rectrain.train.config import PretrainConfig, RunConfig
@@ -31,6 +32,7 @@ __all__ = [
 
 FEWEST_TOKENS = 16  # what `data.tokens_per_micro_batch` allows
 PROCESS_BYTES = 600 << 20  # Python, torch, DeepSpeed and Ray, measured on Linux
+_PAIR_VALUES = 5  # of a user and an item: logit, corrected, masked, its softmax; masks' bytes
 _LOGITS = 3  # a masked piece's logits, their softmax, and the gradient
 _USED_SHARE = 0.8  # the rest is for what no bound counts: heads, gaps, rows read ahead
 _CGROUP = Path("/sys/fs/cgroup")
@@ -44,6 +46,7 @@ def activation_bytes(
     max_length: int,
     num_heads: int,
     activation_checkpointing: bool = False,
+    dropped_width: int = 0,
 ) -> int:
     """An upper bound of what a forward and its backward pass hold besides weights, in fp32 bytes.
 
@@ -61,8 +64,11 @@ def activation_bytes(
         num_heads: of attention.
         activation_checkpointing: layers keep little but their inputs, and compute again one by
             one; 6 values a token and hidden unit, measured likewise.
+        dropped_width: inputs of a layer's adapters together, where they have dropout: each keeps a
+            mask and what is left.
     """
     per_layer = 23 * num_tokens * hidden_size + 5 * num_heads * num_tokens * max_length // 2
+    per_layer += 2 * num_tokens * dropped_width
     num_whole, kept = (1, 6 * num_layers) if activation_checkpointing else (num_layers, 0)
     return 4 * ((num_whole + 1) * per_layer + (kept + 3) * num_tokens * hidden_size)
 
@@ -125,10 +131,23 @@ def _forward_bytes(
             max_length=longest_text(data),
             num_heads=bert.num_attention_heads,
             activation_checkpointing=train.activation_checkpointing,
+            dropped_width=adapted_width(model.encoder) // bert.num_hidden_layers
+            if train.adapter_dropout > 0
+            else 0,
+        )
+    if items:
+        held["logits"] = sum(
+            _pair_bytes(plan.most_rows(task), num_drawn=min(config.data.num_negatives, len(tokens)))
+            for task, tokens in items.items()
         )
     if isinstance(config, PretrainConfig):
         held["guesses"] = int(_LOGITS * 4 * config.mask_share * num_tokens * bert.vocab_size)
     return held
+
+
+def _pair_bytes(num_rows: int, *, num_drawn: int) -> int:
+    """What the two-tower loss holds of each row with each item, its own and the drawn ones."""
+    return 4 * _PAIR_VALUES * num_rows * (num_rows + num_drawn)
 
 
 def largest_micro_batch(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rectrain.data.shards import Prepared
 from rectrain.errors import without_credentials
+from rectrain.model.balancing import dwa_window
 from rectrain.model.encoder import PRESETS
 from rectrain.model.multitask import MultiTaskModel
 from rectrain.train.build import Model
@@ -43,6 +44,7 @@ def outline(
         sizes = f"{facts['rows']:>10,} {facts['tokens']:>12,} {steps:>15,}"
         lines.append(f"{task:<16} {sizes} {epochs[task]:>7.2f}")
     lines += repetitions(epochs) + _few_steps(config, run) + _random_encoder(config)
+    lines += _idle_balancer(config, run) + _few_validations(config, run)
     tokens = run.plan.tokens_per_step()
     lines.append(
         f"tokens: {tokens:,.0f} a step ({train.micro_batches} micro-batches of "
@@ -91,7 +93,7 @@ def repetitions(epochs: Mapping[str, float]) -> list[str]:
     many = [f"{task} {passes:,.0f}" for task, passes in epochs.items() if passes > _MANY_EPOCHS]
     if not many:
         return []
-    shares = "lower data.temperature (1: by rows), or " if len(epochs) > 1 else ""
+    shares = "lower data.temperature (1: by rows) or mixing_weights, or " if len(epochs) > 1 else ""
     return [f"warning: many epochs: {', '.join(many)}; {shares}give fewer train.num_steps"]
 
 
@@ -115,4 +117,32 @@ def _random_encoder(config: RunConfig) -> list[str]:
     return [
         f"warning: random encoder: train.{setting} never trains the weights of the fresh "
         f"{encoder}; give a trained model.encoder, or train.start_from"
+    ]
+
+
+def _idle_balancer(config: RunConfig, run: RunPlan) -> list[str]:
+    """A warning where nothing is left to weigh: one task, or a run that ends before DWA begins."""
+    balancer = config.train.balancer
+    begins = 2 * dwa_window(run.num_steps) if balancer == "dwa" else 0
+    if balancer == "static" or (len(run.shards) > 1 and run.num_steps > begins):
+        return []
+    reason = "one task" if len(run.shards) == 1 else f"{run.num_steps} steps"
+    return [f"warning: balancer={balancer} weighs nothing: {reason}"]
+
+
+def _few_validations(config: RunConfig, run: RunPlan) -> list[str]:
+    """A warning where a run ends before early stopping, or a plateau, can be seen."""
+    train = config.train
+    if train.evaluate_interval is None:
+        return []
+    before_end = (run.num_steps - 1) // train.evaluate_interval  # the first is always a gain
+    patience = {
+        "early_stopping": train.early_stopping,
+        "plateau_patience": train.plateau_patience if train.schedule == "plateau" else None,
+    }
+    return [
+        f"warning: few validations: {before_end} before the end, and train.{name}={number} "
+        f"needs {number + 1}; give a lower train.evaluate_interval"
+        for name, number in patience.items()
+        if number is not None and number >= before_end
     ]

@@ -278,6 +278,8 @@ def _identity(config: RunConfig) -> dict[str, Any]:
     train = {key: value for key, value in tree["train"].items() if key not in free}
     train["num_micro_batches"] = config.train.micro_batches
     data = {key: value for key, value in tree["data"].items() if key != "prefetch"}
+    if config.train.start_from is not None:
+        del tree["model"]["encoder"]  # nothing reads it
     return {
         "seed": config.seed,
         **({"mask_share": config.mask_share} if isinstance(config, PretrainConfig) else {}),

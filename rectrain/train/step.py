@@ -123,12 +123,11 @@ def dropout_seed(seed: int, *, step: int, micro_batch: int) -> int:
 def parameter_groups(model: nn.Module, *, train: TrainConfig) -> list[dict[str, Any]]:
     """Parameters by learning rate and weight decay.
 
-    Of an encoder with L layers, layer l = 1 to L has learning_rate × layer_decay^(L - l), the
+    Of an encoder with L layers, layer l = 1 to L has encoder_rate × layer_decay^(L - l), the
     embeddings as l = 0 (layer-wise decay: Clark et al., 2020, ELECTRA, appendix A; the idea is
     Howard and Ruder's, 2018, section 3.2). Biases, LayerNorm and other parameters of fewer than two
-    dimensions are not decayed.
+    dimensions are not decayed. The balancer's log-variances have a rate of their own.
     """
-    head_rate = train.head_learning_rate or 10 * train.learning_rate
     layers = {name: _layer_number(name) for name, _ in model.named_parameters()}
     num_layers = max(layers.values(), default=0)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -137,7 +136,9 @@ def parameter_groups(model: nn.Module, *, train: TrainConfig) -> list[dict[str, 
             continue
         depth = num_layers - layers[name] if _LAYER.match(name) else 0
         in_encoder = name.startswith("encoder.")
-        rate = train.learning_rate * train.layer_decay**depth if in_encoder else head_rate
+        rate = train.encoder_rate * train.layer_decay**depth if in_encoder else train.head_rate
+        if name.startswith("balancer."):
+            rate = _BALANCER_RATE
         decay = train.weight_decay if parameter.ndim >= 2 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [
@@ -146,6 +147,9 @@ def parameter_groups(model: nn.Module, *, train: TrainConfig) -> list[dict[str, 
     ]
 
 
+# Adam moves a number by about its rate at a step, and a log-variance must come from 0 to log L: at
+# this rate, under half a cosine, by 1 in two hundred steps. Rates of weights would take thousands.
+_BALANCER_RATE = 0.01
 _LAYER = re.compile(r"encoder\.(?:embeddings\.|encoder\.layer\.(\d+)\.)")
 
 
@@ -327,16 +331,16 @@ def train_step(
         place=gradient_place,
         seed=dropout_seed(seed, step=step, micro_batch=-1),
     )
-    ranks: Any = getattr(engine.module, "ranks", None)  # of AdaLoRA
+    rank_budget: Any = engine.module.rank_budget
     for place in range(len(micro_batches)):
         loss, parts = forward(place, balance)
         engine.backward(loss)
-        if ranks is not None and place == len(micro_batches) - 1:
-            ranks.observe(engine.module.encoder, done=step + 1)
+        if rank_budget is not None and place == len(micro_batches) - 1:
+            rank_budget.observe(engine.module.encoder, done=step + 1)
         engine.step()
         losses += _in_order(parts, tasks=tasks)
-    if ranks is not None:
-        ranks.allocate(engine.module.encoder, done=step + 1)
+    if rank_budget is not None:
+        rank_budget.allocate(engine.module.encoder, done=step + 1)
     num_tokens = sum(micro_batch.num_tokens for micro_batch in micro_batches)
     return StepResult(losses, num_tokens, observe_step(engine.module, losses))
 

@@ -57,10 +57,11 @@ from rectrain.train.step import (
 from rectrain.train.storage import Store
 from rectrain.train.validate import validate
 
-__all__ = ["train_worker"]
+__all__ = ["train_in_group", "train_worker"]
 
 Event = dict[str, Any]
 Send = Callable[[Event], None]
+Report = Callable[[dict[str, Any]], None]
 
 # What gloo says when another process has died: not an error of this one.
 _LOST_PEER = re.compile(
@@ -79,7 +80,11 @@ def train_worker(job: dict[str, Any]) -> None:
         return  # a mistake repeats itself: restarting can't help, the driver reports it
     rank = torch.distributed.get_rank()
     try:
-        _train(job["config"], send=lambda event: channel.put.remote(event) if rank == 0 else None)
+        train_in_group(
+            job["config"],
+            send=lambda event: channel.put.remote(event) if rank == 0 else None,
+            report=ray.train.report,
+        )
     except Exception as error:
         if not _lost_peer(error):
             ray.get(channel.fail.remote(_portable(error)))
@@ -99,11 +104,19 @@ def _portable(error: Exception) -> Exception:
     return RuntimeError(without_credentials(traceback.format_exc()))
 
 
-def _train(config: RunConfig, *, send: Send) -> None:
+def train_in_group(config: RunConfig, *, send: Send, report: Report) -> None:
+    """Trains a run to its end as one of the processes of torch's default group; all call it.
+
+    Args:
+        config: with absolute paths; the run's folder is there.
+        send: is given what happens.
+        report: is called by every rank after each checkpoint.
+    """
     set_up_process(num_threads=config.train.threads_per_worker)
     join_deepspeed(timeout_s=config.train.collective_timeout_s)
     data = open_data(config)
-    _Session.open(config, data, run=plan_run(config, data), send=send).finish()
+    run = plan_run(config, data)
+    _Session.open(config, data, run=run, send=send, report=report).finish()
 
 
 @dataclass
@@ -132,6 +145,7 @@ class _Session:
     data: Data
     run: RunPlan
     send: Send
+    report: Report
     engine: Engine
     checkpoints: Store
     files: dict[str, bytes]
@@ -139,7 +153,9 @@ class _Session:
     history: History
 
     @classmethod
-    def open(cls, config: RunConfig, data: Data, *, run: RunPlan, send: Send) -> _Session:
+    def open(
+        cls, config: RunConfig, data: Data, *, run: RunPlan, send: Send, report: Report
+    ) -> _Session:
         checkpoints = Store.open(f"{config.output}/{config.name}/checkpoints")
         found = _agree_on_checkpoint(checkpoints, send)
         checkpoint = None if found is None else open_checkpoint(found)
@@ -163,6 +179,7 @@ class _Session:
             data=data,
             run=run,
             send=send,
+            report=report,
             engine=engine,
             checkpoints=checkpoints,
             files=attachments(model, data),
@@ -223,7 +240,7 @@ class _Session:
         validated = self._due(done, self.config.train.evaluate_interval)
         score = self._validate(done) if validated else None
         if self._save(done, score):
-            ray.train.report({"step": done, "validation": score})
+            self.report({"step": done, "validation": score})
         return True
 
     def _saves(self, done: int) -> bool:
@@ -273,7 +290,7 @@ class _Session:
         """Sends a window's means over the ranks."""
         means, num_tokens = self._means(step, window)
         norm = gradient_norm(self.engine)
-        rate = self.config.train.learning_rate * self._rate_share(step)
+        rate = self.config.train.encoder_rate * self._rate_share(step)
         encoder: Any = self.engine.module.encoder
         weights = (window.weights / window.num_steps).tolist()  # alike on all ranks
         self.send(

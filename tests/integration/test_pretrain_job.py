@@ -169,8 +169,7 @@ def test_an_encoder_is_exported_and_has_no_heads(
     assert "pre-trained by masked words" in card and "| mlm | perplexity | not measured |" in card
     for main, arguments_ in (
         (evaluate.main, [f"--checkpoint={run}"]),
-        (train.main, [f"--data.paths={marketplace}", f"--train.start_from={run}",
-                      "--model.encoder=tiny", "--dry-run"]),
+        (train.main, [f"--data.paths={marketplace}", f"--train.start_from={run}", "--dry-run"]),
     ):  # fmt: skip
         assert exit_status(main, arguments_) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()

@@ -43,7 +43,7 @@ def _model(kind: Any, *, seed: int) -> Any:
         config=ModelConfig(encoder="tiny", dropout=0.1),
         seed=seed,
     )
-    model.ranks = add_adapters(
+    model.rank_budget = add_adapters(
         model.encoder,
         kind=kind,
         rank=3,

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ import ray
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.one_process import in_processes, train_here
 from jobs import evaluate, train
+from rectrain.train.config import RunConfig
+from rectrain.train.selection import checkpoint_steps
+from rectrain.train.storage import Store
 from rectrain.train.tracking import read_records
 
 NUM_STEPS = 20
@@ -50,11 +55,12 @@ def cluster(marketplace: Path) -> Iterator[Path]:
 
 
 def arguments(data: Path, output: Path, name: str, *more: str) -> list[str]:
+    begins_anew = not any(setting.startswith("--train.start_from") for setting in more)
     return [
         f"--data.paths={data}",
         f"--output={output}",
         f"--name={name}",
-        "--model.encoder=tiny",
+        *(["--model.encoder=tiny"] if begins_anew else []),
         "--model.dropout=0.1",
         "--data.tokens_per_micro_batch=256",
         "--train.num_workers=2",
@@ -83,12 +89,23 @@ def last_step(run: Path) -> int:
     return max((record["step"] for record in read_records(run / "metrics.jsonl")), default=0)
 
 
+def newest_checkpoint(run: Path) -> int:
+    """Its step; 0 before the first."""
+    return max(checkpoint_steps(Store.open(str(run)).sub("checkpoints")), default=0)
+
+
 def kill_workers(run: Path, at: list[int], done: threading.Event) -> list[int]:
-    """SIGKILLs one training worker when each of the steps has been logged; the steps it met."""
+    """SIGKILLs one training worker when each of the steps has been logged; the steps it met.
+
+    A log is some steps late. Without a new checkpoint since the last kill it waits for one: runs
+    end themselves when they die again and again at one place.
+    """
     killed: list[int] = []
+    before = -1
     for number, step in enumerate(at):
-        while not done.is_set() and last_step(run) < step:
+        while not done.is_set() and (last_step(run) < step or newest_checkpoint(run) <= before):
             time.sleep(0.05)
+        before = newest_checkpoint(run)
         workers = training_workers()
         while not done.is_set() and not workers:
             time.sleep(0.05)
@@ -201,20 +218,37 @@ def test_the_run_leaves_what_it_names(
 def test_killed_workers_change_nothing(
     cluster: Path, straight: tuple[Path, Any], tmp_path: Path, num_kills: int
 ) -> None:
-    # Anew each time; shown on failure. A run ends after 3 deaths without a new checkpoint: at most
-    # 2 between checkpoints, and none beside one.
-    between = [random.sample(range(start + 1, start + 4), 2) for start in range(0, NUM_STEPS, 4)]
-    steps = sorted(random.sample([step for pair in between for step in pair], num_kills))
-    run = tmp_path / "killed"
-    status, killed = killing(run, steps, lambda: train.main(arguments(cluster, tmp_path, "killed")))
+    # Anew each time, one in every 7 steps and none in the last 6; shown on failure.
+    steps = [random.randint(start + 1, start + 7) for start in range(0, 7 * num_kills, 7)]
+    num_steps = 7 * num_kills + 6
+    length = f"--train.num_steps={num_steps}"
+    whole, run = straight[0], tmp_path / "killed"
+    if num_steps != NUM_STEPS:
+        whole = tmp_path / "whole"
+        assert train.main(arguments(cluster, tmp_path, "whole", length)) == 0
+    status, killed = killing(
+        run, steps, lambda: train.main(arguments(cluster, tmp_path, "killed", length))
+    )
     assert (status, killed) == (0, steps)
-    expected, got = final_tensors(straight[0]), final_tensors(run)
+    expected, got = final_tensors(whole, num_steps), final_tensors(run, num_steps)
     assert expected.keys() == got.keys()
     assert not [name for name in expected if not torch.equal(expected[name], got[name])]
     records = read_records(run / "metrics.jsonl")
-    reference = read_records(straight[0] / "metrics.jsonl")
+    reference = read_records(whole / "metrics.jsonl")
     assert [(r["kind"], r["step"]) for r in records] == [(r["kind"], r["step"]) for r in reference]
     assert [r.get("loss") for r in records] == [r.get("loss") for r in reference]
+
+
+def test_one_process_without_ray_comes_to_the_same(
+    cluster: Path, straight: tuple[Path, Any], tmp_path: Path
+) -> None:
+    settings = arguments(cluster, tmp_path, "alone")
+    in_processes(partial(train_here, job=RunConfig), [settings], processes=1)
+    expected, got = final_tensors(straight[0]), final_tensors(tmp_path / "alone")
+    assert expected.keys() == got.keys()
+    for name, tensor in expected.items():
+        if not name.endswith("key.bias"):  # its gradient is zero but for rounding
+            assert (got[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
 
 
 def test_heads_alone_leave_the_encoder_as_it_was_and_survive_a_kill(

@@ -40,9 +40,11 @@ def root(cluster: None, tmp_path: Path) -> Path:
 
 
 def run(root: Path, name: str, *more: str) -> Path:
+    begins_anew = not any(setting.startswith("--train.start_from") for setting in more)
     arguments = [
         f"--data.paths={root / 'data'}", f"--output={root / 'runs'}", f"--name={name}",
-        f"--model.encoder={root / 'bert'}", "--data.tokens_per_micro_batch=64",
+        *([f"--model.encoder={root / 'bert'}"] if begins_anew else []),
+        "--data.tokens_per_micro_batch=64",
         "--train.num_micro_batches=2", f"--train.num_steps={NUM_STEPS}", "--train.log_interval=1",
         "--train.checkpoint_interval=3", "--train.learning_rate=1e-3", "--tracking.mlflow=off",
         "--tracking.tensorboard=false", *more,

@@ -282,6 +282,10 @@ TRAIN: dict[str, Case] = {
         "train", lambda h: train(h, f"--model.encoder={bert_without_weights(h)}"),
         "weights in", "fix: save the model",
     ),
+    "a mixing weight of a task that is not trained": (
+        "train", lambda h: train(h, "--data.mixing_weights.ad_ctr=2"), "data.mixing_weights",
+        "fix: ",
+    ),
     "a loss weight of a task that is not trained": (
         "train", lambda h: train(h, "--train.loss_weights.ad_ctr=2"), "ad_ctr", "fix: ",
     ),

@@ -53,6 +53,7 @@ class ToyModel(nn.Module):
             nn.Linear(hidden, hidden),
             nn.LayerNorm(hidden),
         )
+        self.rank_budget = None
         self.heads = nn.ModuleDict({task: nn.Linear(hidden, 1) for task in TASKS})
         self.balancer = (
             DynamicWeightAverage([1.0, 2.0, 1.0], window=3)

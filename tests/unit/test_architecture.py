@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Each layer imports itself and those above it. jobs and serve stand beside each other at the end.
 LAYERS = (
     "rectrain.errors",
+    "rectrain.idle",
     "rectrain.config",
     "rectrain.cluster",
     "rectrain.metrics",

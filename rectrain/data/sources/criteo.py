@@ -51,13 +51,13 @@ def convert_impressions(impressions: pa.Table, *, name: str) -> pa.Table:
     return pa.table(columns)
 
 
-def _read(file: str, start: int, end: int) -> dict[str, pa.Table]:
-    """The lines that begin in the bytes start:end of a file."""
+def _read(file: str, place: int, start: int, end: int) -> dict[str, pa.Table]:
+    """The lines that begin in the bytes start:end of a file; its place among all names them."""
     with open_file(file) as stream:
         data = _lines(stream, start, end)
     if not data:
         return {}
-    name = f"{PurePath(file).stem}-{start}"
+    name = f"{place}-{PurePath(file).stem}-{start}"
     return {"ad_ctr": convert_impressions(_parse(data, file=file), name=name)}
 
 
@@ -103,10 +103,12 @@ def _parts(config: PrepareConfig) -> Sequence[Part]:
     """A part about four shards of a file, cut at lines."""
     size = 4 * config.shard_rows * _BYTES_PER_ROW
     parts: list[Part] = []
-    for file in find_all(config, suffixes=(".txt", ".tsv"), example="train.txt"):
+    files = find_all(config, suffixes=(".txt", ".tsv"), example="train.txt")
+    for place, file in enumerate(files):
         with open_file(file) as stream:
             total = stream.size()
-        parts += [partial(_read, file, start, start + size) for start in range(0, total, size)]
+        starts = range(0, total, size)
+        parts += [partial(_read, file, place, start, start + size) for start in starts]
     if not parts:
         raise DataError(
             what="Criteo files", got="no row", rule="at least one is needed",

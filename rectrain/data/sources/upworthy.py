@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from rectrain.data.config import PrepareConfig, SplitConfig
 from rectrain.data.fields import SET_ASIDE
 from rectrain.data.sources.source import Part, Source, find_all, read_one, require_columns
-from rectrain.data.split import codes_of, split_by_group
+from rectrain.data.split import codes_of
 
 __all__ = ["SOURCE", "convert_pairs"]
 
@@ -28,17 +28,16 @@ _WINNERS = {
 }
 
 
-def convert_pairs(pairs: pa.Table, *, config: SplitConfig, seed: int) -> pa.Table:
+def convert_pairs(pairs: pa.Table, *, config: SplitConfig) -> pa.Table:
     """Turn each pair into the two rows of a test, label 1 for the headline of more clicks.
 
-    The published val is test. Pairs that share a headline, directly or over other pairs, stay
-    together: some of them are the validation split, and those of train that hang together with
-    val are set aside.
+    Pairs that share a headline, directly or over other pairs, stay together, however they are
+    split. The published val is test, and pairs of train that hang together with it are set aside,
+    unless the file has no `split`, or the settings split anew.
 
     Args:
         pairs: label, headline_1, headline_2, and split where the file has it.
-        config: the share of validation.
-        seed: of the choice of validation.
+        config: whether the published split holds.
 
     Returns:
         Rows of ad_headline, those of one pair as neighbours. A label that is none of the two
@@ -51,7 +50,8 @@ def convert_pairs(pairs: pa.Table, *, config: SplitConfig, seed: int) -> pa.Tabl
     winner = pairs["label"].cast(pa.string()).combine_chunks().to_pylist()
     won = [None if label not in _WINNERS else k == _WINNERS[label]
            for label in winner for k in (0, 1)]  # fmt: skip
-    split, reason = _splits(pairs, _clusters(headlines), config=config, seed=seed)
+    cluster = _clusters(headlines)
+    split, reason = _splits(pairs, cluster, config=config)
     twice = pa.array(np.repeat(np.arange(n), 2))
     ids = [f"pair-{row}-{k}" for row in range(n) for k in (1, 2)]
     both = pa.chunked_array([pa.concat_arrays([c.combine_chunks() for c in headlines])])
@@ -64,6 +64,7 @@ def convert_pairs(pairs: pa.Table, *, config: SplitConfig, seed: int) -> pa.Tabl
             "label": pa.array(won, pa.bool_()),
             "row_id": pa.array(ids),
             "split": split.take(twice),
+            "split_group": pa.array(cluster).cast(pa.string()).take(twice),
             SET_ASIDE: reason.take(twice),
         }
     )
@@ -83,29 +84,26 @@ def _clusters(headlines: Sequence[pa.ChunkedArray]) -> npt.NDArray[np.int32]:
 
 
 def _splits(
-    pairs: pa.Table, cluster: npt.NDArray[np.int32], *, config: SplitConfig, seed: int
+    pairs: pa.Table, cluster: npt.NDArray[np.int32], *, config: SplitConfig
 ) -> tuple[pa.Array, pa.Array]:
-    """Each pair's split (null: the file says nothing) and why it is set aside (null: it is not).
+    """Each pair's split (null: not settled) and why it is set aside (null: it is not).
 
     A word that is neither train nor val stays as it is: the field's rule rejects it.
     """
     n = pairs.num_rows
-    if "split" not in pairs.column_names:
+    if "split" not in pairs.column_names or config.by != "auto" or config.fold is not None:
         return pa.nulls(n, pa.string()), pa.nulls(n, pa.string())
     published = np.array(pairs["split"].cast(pa.string()).to_pylist(), dtype=object)
     test, train = published == "val", published == "train"
     linked = train & np.isin(cluster, cluster[test])
-    groups = pa.chunked_array([pa.array(cluster).cast(pa.string())])
-    shares = config.model_copy(update={"test_share": 0.0, "fold": None})
-    chosen = split_by_group(groups, config=shares, seed=seed) > 0
-    split = np.where(test, "test", np.where(train & chosen, "validation", published))
+    split = np.where(test, "test", published)
     reason = pc.if_else(pa.array(linked), HELD_OUT_HEADLINE, pa.scalar(None, pa.string()))
     return pa.array(split, pa.string()), reason
 
 
 def _read(files: Sequence[str], config: PrepareConfig) -> dict[str, pa.Table]:
     pairs = read_one(files, what="headline pairs")
-    return {"ad_headline": convert_pairs(pairs, config=config.split, seed=config.seed)}
+    return {"ad_headline": convert_pairs(pairs, config=config.split)}
 
 
 def _parts(config: PrepareConfig) -> Sequence[Part]:

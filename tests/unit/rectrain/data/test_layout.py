@@ -7,8 +7,15 @@ import pyarrow as pa
 import pytest
 
 from rectrain.data.config import SplitConfig
-from rectrain.data.layout import TaskSplit, choose_split, key_columns, lay_out, split_task
-from rectrain.errors import DataError
+from rectrain.data.layout import (
+    TaskSplit,
+    choose_split,
+    key_columns,
+    lay_out,
+    refuse_unread,
+    split_task,
+)
+from rectrain.errors import ConfigError, DataError
 from rectrain.tasks import TASKS
 
 
@@ -64,6 +71,38 @@ def test_without_a_validation_row_whole_groups_of_train_become_validation() -> N
 def test_some_rows_with_a_split_and_some_without_are_refused() -> None:
     with pytest.raises(DataError, match="nothing in 1 of 2 rows"):
         codes(own_splits(["train", None], ["u", "v"]))
+
+
+@pytest.mark.parametrize(
+    ("way", "settings", "refused"),
+    [
+        ("rows", {"test_share": 0.2}, "test_share"),
+        ("rows", {"validation_share": 0.2}, None),
+        ("time", {"fold": 1}, "fold"),
+        ("time", {"gap_days": 3}, None),
+        ("group", {"gap_days": 3}, "gap_days"),
+        ("group", {"fold": 1, "test_share": 0.2}, "test_share"),
+        ("group", {"num_folds": 7}, "num_folds"),
+        ("group", {"test_share": 0.2}, None),
+        ("baskets", {"validation_share": 0.2}, "validation_share"),
+        ("rows", {"test_share": 0.1}, None),  # the default: a dumped configuration has it
+    ],
+)
+def test_settings_that_no_split_reads_are_refused(
+    way: str, settings: dict[str, object], refused: str | None
+) -> None:
+    config = SplitConfig.model_validate(settings)
+    ways = {"risk": (way, config)}
+    if refused is None:
+        refuse_unread(config, ways=ways)
+        return
+    with pytest.raises(ConfigError, match=f"split.{refused}: .*risk is split by {way}"):
+        refuse_unread(config, ways=ways)
+
+
+def test_a_setting_that_one_of_several_tasks_reads_is_taken() -> None:
+    config = SplitConfig(gap_days=3)
+    refuse_unread(config, ways={"ad_ctr": ("group", config), "risk": ("time", config)})
 
 
 def test_copies_follow_all_rows_of_train_in_lists_of_their_own() -> None:

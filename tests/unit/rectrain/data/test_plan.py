@@ -119,6 +119,16 @@ def test_drawn_negatives_count_among_the_tokens_of_a_micro_batch(
         assert with_items == made.most_tokens() + tokens.sum()
 
 
+@settings(max_examples=50, deadline=None)
+@given(TASK_UNITS, st.integers(1, 2000))
+def test_the_most_rows_are_those_of_the_first_epochs_largest_slot(
+    pairs: list[tuple[int, int]], budget: int
+) -> None:
+    made = plan({"a": units(pairs)}, tokens_per_micro_batch=budget)
+    slots = run_slots(made, "a", 0, made.num_slots("a"))
+    assert made.most_rows("a") == max(map(len, slots))
+
+
 def test_equal_units_fill_slots_evenly() -> None:
     made = plan({"a": units([(1, 10)] * 100)}, tokens_per_micro_batch=50, num_micro_batches=1)
     assert made.num_slots("a") == 20
@@ -225,6 +235,13 @@ def test_temperature_sets_the_shares() -> None:
     assert plan(tasks, temperature=1.0).shares == pytest.approx({"big": 0.8, "small": 0.2})
     assert plan(tasks, temperature=2.0).shares == pytest.approx({"big": 2 / 3, "small": 1 / 3})
     assert plan(tasks, temperature=1e9).shares == pytest.approx({"big": 0.5, "small": 0.5})
+
+
+def test_mixing_weights_multiply_the_shares() -> None:
+    tasks = {"big": units([(1, 10)] * 400), "small": units([(1, 10)] * 100)}
+    made = plan(tasks, temperature=1.0, mixing_weights={"small": 12.0})
+    assert made.shares == pytest.approx({"big": 0.25, "small": 0.75})
+    assert made.resized(50).shares == made.shares
 
 
 def test_slots_hold_the_shares_in_tokens() -> None:

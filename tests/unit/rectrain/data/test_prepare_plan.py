@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rectrain.config import load_config
 from rectrain.data.config import PrepareConfig
 from rectrain.data.prepare import empty_splits, plan
+from rectrain.errors import ConfigError
 from rectrain.tasks import TASKS
 
 
@@ -48,7 +50,7 @@ def test_the_plan_says_how_each_task_is_split(
 def test_purchases_are_split_by_baskets_whatever_the_shares() -> None:
     config = PrepareConfig(source="simulated", size="tiny", output="unused")
     lines = plan(config, specs=TASKS).splitlines()
-    assert "  split: by time: the last baskets of each user are held out" in lines
+    assert "  split: by baskets: the last ones of each user are held out" in lines
 
 
 def test_held_out_splits_without_a_row_are_told() -> None:
@@ -63,3 +65,22 @@ def test_held_out_splits_without_a_row_are_told() -> None:
         "--split.validation_share",
     ]
     assert empty_splits({"tasks": {"risk": task(1, 1)}}) == []
+
+
+@pytest.mark.parametrize("setting", ["word_drop=0.2", "synonym_swap=0.5", "synonyms=words.tsv"])
+def test_how_copies_are_altered_needs_copies(setting: str) -> None:
+    common = ["--source=simulated", "--output=x", f"--augment.{setting}"]
+    load_config(PrepareConfig, file=None, overrides=[*common, "--augment.copies=1"])
+    with pytest.raises(ConfigError, match=r"has no effect without augment\.copies"):
+        load_config(PrepareConfig, file=None, overrides=common)
+
+
+def test_a_share_that_a_published_split_leaves_no_use_for_is_refused(tmp_path: Path) -> None:
+    table = rows(timed=True).append_column("split", pa.array(["train", "test"]))
+    pq.write_table(table, tmp_path / "rows.parquet")
+    config = PrepareConfig.model_validate(
+        {"source": "parquet", "task": "risk", "input": (str(tmp_path / "rows.parquet"),),
+         "output": "unused", "split": {"test_share": 0.3}}
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"split\.test_share.*risk is split by rows"):
+        plan(config, specs=TASKS)

@@ -17,10 +17,12 @@ from sklearn.model_selection import train_test_split
 from jobs.prepare import task_specs
 from rectrain.data.config import PrepareConfig, SplitConfig
 from rectrain.data.fields import SET_ASIDE
+from rectrain.data.layout import key_columns, split_task
 from rectrain.data.sources import SOURCES
 from rectrain.data.sources.source import numbers, read_table
 from rectrain.data.sources.upworthy import HELD_OUT_HEADLINE, convert_pairs
 from rectrain.errors import ConfigError, DataError, RectrainError
+from rectrain.tasks import TASKS
 
 
 def read(source: str, *files: Path, **settings: Any) -> list[dict[str, pa.Table]]:
@@ -58,7 +60,7 @@ def pairs(*rows: tuple[str, str, str, str]) -> pa.Table:
 
 def test_a_pair_is_two_neighbours_of_which_one_won() -> None:
     table = pairs((FIRST, "a", "b", "train"), (SECOND, "c\n", "d", "val"), ("?", "e", "f", "train"))
-    rows = convert_pairs(table, config=SplitConfig(validation_share=0), seed=0)
+    rows = convert_pairs(table, config=SplitConfig())
     assert rows["test_id"].to_pylist() == [f"pair-{n}" for n in (0, 0, 1, 1, 2, 2)]
     assert rows["item_text"].to_pylist() == ["a", "b", "c", "d", "e", "f"]
     assert rows["label"].to_pylist() == [True, False, False, True, None, None]
@@ -67,25 +69,46 @@ def test_a_pair_is_two_neighbours_of_which_one_won() -> None:
     assert good.num_rows == 4 and reasons == {"label: missing": 2}
 
 
-def test_pairs_that_share_headlines_stay_together_and_never_meet_the_published_val() -> None:
-    chains = [(FIRST, f"h{n}", f"h{n + 1}", "train") for n in range(300) if n % 3 != 2]
-    table = pairs(*chains, (FIRST, "h0", "new", "val"))
-    rows = convert_pairs(table, config=SplitConfig(validation_share=0.3), seed=0).to_pylist()
+def split_of_chains(table: pa.Table, **settings: Any) -> dict[int, set[int]]:
+    """Of headlines h0-h1 and h1-h2, h3-h4 and h4-h5, …: each chain's split codes."""
+    config = SplitConfig(validation_share=0.3, **settings)
+    rows, _ = checked("upworthy", "ad_headline", convert_pairs(table, config=config))
+    keys = rows.select(key_columns(TASKS["ad_headline"]))
+    split = split_task(TASKS["ad_headline"], keys, config=config, seed=0, max_history=1)
+    found: dict[int, set[int]] = {}
+    for text, code in zip(rows["item_text"].to_pylist(), split.code.tolist(), strict=True):
+        if text != "new":
+            found.setdefault(int(text[1:]) // 3, set()).add(code)
+    return found
+
+
+CHAINS = pairs(
+    *((FIRST, f"h{n}", f"h{n + 1}", "train") for n in range(300) if n % 3 != 2),
+    (FIRST, "h0", "new", "val"),
+)
+
+
+def test_pairs_that_share_headlines_never_meet_the_published_val() -> None:
+    rows = convert_pairs(CHAINS, config=SplitConfig()).to_pylist()
     assert [row[SET_ASIDE] for row in rows[:4]] == [HELD_OUT_HEADLINE] * 4  # h0-h1 and h1-h2
     assert all(row[SET_ASIDE] is None for row in rows[4:])
-    of_chain: dict[int, set[str]] = {}
-    for row in rows[:-2]:
-        of_chain.setdefault(int(row["item_text"][1:]) // 3, set()).add(row["split"])
-    assert {len(splits) for splits in of_chain.values()} == {1}
-    validation = sum(splits == {"validation"} for splits in of_chain.values())
-    assert 15 < validation < 45
+    codes = split_of_chains(CHAINS)
+    assert codes.pop(0) == {2} and set.union(*codes.values()) == {0, 1}
 
 
-def test_without_a_split_column_headlines_are_split_as_other_rows_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", [{}, {"fold": 0}, {"by": "group"}])
+def test_pairs_that_share_headlines_stay_together_however_they_are_split(
+    settings: dict[str, Any],
+) -> None:
+    codes = split_of_chains(CHAINS if settings else CHAINS.drop_columns(["split"]), **settings)
+    assert len(codes) == 100 and {len(found) for found in codes.values()} == {1}
+    assert {min(found) for found in codes.values()} == {0, 1, 2}
+
+
+def test_headlines_are_read_from_cells_with_commas(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text(f'label,headline_1,headline_2\n{FIRST},"a, b",c\n')
     (tables,) = read("upworthy", path)
-    assert tables["ad_headline"]["split"].null_count == 2
     assert tables["ad_headline"]["item_text"].to_pylist() == ["a, b", "c"]
 
 
@@ -93,7 +116,7 @@ def test_the_shared_pairs_give_the_protocols_counts(shared_data: Path) -> None:
     (tables,) = read("upworthy", shared_data / "ad_ctr" / "upworthy_headline_pairs.csv")
     rows = tables["ad_headline"]
     counts = Counter(rows["split"].to_pylist())
-    assert counts["test"] == 2 * 468 and counts["train"] + counts["validation"] == 2 * 1410
+    assert counts == {"test": 2 * 468, "train": 2 * 1410}
     assert rows[SET_ASIDE].drop_null().to_pylist() == [HELD_OUT_HEADLINE] * 2
 
 
@@ -193,6 +216,15 @@ def test_criteo_lines_are_read_whole_however_the_file_is_cut(tmp_path: Path) -> 
     assert set(table["C2"].to_pylist()) == {"1e205321"}
     good, reasons = checked("criteo", "ad_ctr", table)
     assert good.num_rows == 40 and not reasons
+
+
+def test_criteo_rows_of_files_of_one_name_are_different_users(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.txt").write_text(impression("1") * 3)
+    table = pa.concat_tables(part["ad_ctr"] for part in read("criteo", tmp_path))
+    for column in ("row_id", "user_id"):
+        assert len(set(table[column].to_pylist())) == 6
 
 
 def test_a_bad_criteo_row_is_rejected_and_a_bad_file_is_refused(tmp_path: Path) -> None:

@@ -54,6 +54,18 @@ def test_shards_travel_to_another_process_by_their_paths(tmp_path: Path) -> None
     assert copy.table().equals(shards.table())
 
 
+def test_the_sha256_of_a_split_is_that_of_its_rows_and_catalogue(tmp_path: Path) -> None:
+    def opened(name: str, **sizes: Any) -> Prepared:
+        return Prepared.open(str(make_prepared(tmp_path / name, **sizes)))
+
+    one, same, other = opened("a"), opened("b"), opened("c", sizes=(3, 5))
+    assert one.rows_sha256("risk", "train") == same.rows_sha256("risk", "train")
+    assert one.rows_sha256("risk", "train") != other.rows_sha256("risk", "train")
+    assert one.rows_sha256("risk", "test") == other.rows_sha256("risk", "test")  # no row
+    other.manifest["tasks"]["risk"]["items"] = {"sha256": "aa"}
+    assert one.rows_sha256("risk", "test") != other.rows_sha256("risk", "test")
+
+
 def test_an_empty_split_has_no_rows(tmp_path: Path) -> None:
     prepared = Prepared.open(str(make_prepared(tmp_path)))
     assert prepared.shards("risk", "test").num_rows == 0

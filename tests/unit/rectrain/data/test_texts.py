@@ -46,6 +46,13 @@ def test_each_text_once_and_those_of_validation_nowhere_else(tmp_path: Path) -> 
     assert found.splits(MLM)["train"]["tokens"] == 4 + 4 + 5
 
 
+def test_altered_copies_are_not_read(tmp_path: Path) -> None:
+    texts = ["red mug", "blue lamp", "red", "lamp blue"]
+    found = corpus(write_texts(tmp_path / "data", train=texts, validation=["red"], num_copies=2))
+    assert sorted(words(found.shards(MLM, "train"))) == ["blue lamp", "red mug"]
+    assert words(found.shards(MLM, "validation")) == ["red"]
+
+
 def test_texts_without_a_word_are_left_out(tmp_path: Path) -> None:
     found = corpus(write_texts(tmp_path / "data", train=["", "unheard", "red unheard lamps"]))
     rows = found.shards(MLM, "train")

@@ -15,6 +15,7 @@ from rectrain.model.balancing import (
     UncertaintyWeights,
     build_balancer,
     check_installed,
+    dwa_window,
     task_gradients,
 )
 from rectrain.model.config import GRADIENT_BALANCERS
@@ -83,6 +84,12 @@ def test_dwa_goes_on_from_its_saved_state() -> None:
             balancer(losses, num_shares=1)
     assert torch.equal(straight.applied, other.applied)
     assert straight.applied.tolist() != [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("num_steps", "window"), [(3, 1), (19, 1), (100, 10), (5000, 50)])
+def test_dwa_weighs_most_of_a_run_however_short(num_steps: int, window: int) -> None:
+    assert dwa_window(num_steps) == window
+    assert 2 * window < num_steps
 
 
 def _gramian(*gradients: tuple[float, ...]) -> torch.Tensor:

@@ -85,3 +85,19 @@ def test_a_frozen_encoder_gives_the_same_loss_and_learns_nothing(
     loss.backward()
     assert all(parameter.grad is None for parameter in model.encoder.parameters())
     assert all(parameter.grad is not None for parameter in model.tasks.parameters())
+
+
+def test_texts_that_a_frozen_encoder_meets_late_have_the_precision_of_the_others(
+    make_model: Callable[..., MultiTaskModel], make_batch: Callable[..., MicroBatch]
+) -> None:
+    model = make_model().eval()
+    batch = make_batch(dict.fromkeys(TASKS, 3))
+    with torch.no_grad():
+        vectors = encode(model.encoder, batch.texts)
+    none = take_texts(batch.texts, torch.tensor([], dtype=torch.int64))
+    scores = []
+    for known in (TextVectors(batch.texts, vectors), TextVectors(none, vectors[:0])):
+        model.freeze_encoder(known)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            scores.append(model(batch, mode="score")["risk"])
+    torch.testing.assert_close(scores[1], scores[0], rtol=0, atol=0)

@@ -3,14 +3,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from rectrain.data.batch import MicroBatch
+from rectrain.data.batch import MicroBatch, TextLists
 from rectrain.data.fields import Field, FieldTable
 from rectrain.model.losses import bce, in_batch_softmax, listwise_softmax, pairwise_logistic
-from rectrain.model.multitask import MultiTaskModel, _in_query
+from rectrain.model.multitask import MultiTaskModel
+from rectrain.model.objectives import _in_query
 from rectrain.model.spec import TaskSpec
 from rectrain.tasks import TASKS
 
@@ -210,6 +213,28 @@ def test_items_whose_text_stands_in_the_history_are_no_negatives(
     popular[7] -= 1  # moves the losses of the rows whose negative it is
     moved = [loss(row, popular) != loss(row, slot.log_q) for row in range(6)]
     assert moved == [not row[7] for row in expected]
+
+
+class _Largest(TorchDispatchMode):
+    """Numbers in the largest tensor that is made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.numbers = max(self.numbers, made.numel())
+        return made
+
+
+def test_long_histories_are_looked_through_without_a_column_an_item(make_batch: MakeBatch) -> None:
+    (slot,) = make_batch({"recommendation": 40}, specs=TASKS).slots
+    texts = torch.arange(50).repeat(40 * 4)  # 200 of each row, 50 different ones
+    slot = replace(slot, query=TextLists(texts, torch.arange(0, 8001, 200)))
+    with _Largest() as largest:
+        found = _in_query(slot)
+    assert found.shape == (40, 40)
+    assert largest.numbers < 2 * len(texts)  # and not 8,000 × 40
 
 
 def test_a_score_does_not_depend_on_the_other_rows(

@@ -41,9 +41,16 @@ def test_one_micro_batch_has_no_interval() -> None:
 
 
 def _evaluation(task_values: dict[str, tuple[float, float, float]], **changes: Any) -> dict:
-    facts = {"num_rows": 9, "num_groups": 3, "higher": True, "split": "test"} | changes
+    facts = {
+        "num_rows": 9,
+        "num_groups": 3,
+        "higher": True,
+        "split": "test",
+        "rows": "aa",
+    } | changes
     return {
         "split": facts["split"],
+        "rows_sha256": dict.fromkeys(task_values, facts["rows"]),
         "step": len(task_values),
         "tasks": {
             task: {
@@ -93,6 +100,7 @@ def test_gains_stand_in_the_joint_runs_order_and_may_be_unclear() -> None:
         ({"x": _evaluation(ALONE), "y": _evaluation(ALONE)}, "second time"),
         ({"x": _evaluation(ALONE, num_rows=8)}, "same split, rows"),
         ({"x": _evaluation(ALONE, split="validation")}, "same split, rows"),
+        ({"x": _evaluation(ALONE, rows="bb")}, "same split, rows"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(singles: dict, message: str) -> None:

@@ -17,6 +17,7 @@ from untrained import write_run
 from rectrain.data.config import DataConfig
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.errors import CheckpointError, ConfigError, EncoderError
+from rectrain.model.balancing import DynamicWeightAverage
 from rectrain.train.build import (
     check_same_data,
     checkpoint_meta,
@@ -143,6 +144,22 @@ def begin_with(encoder: Path, data: Path) -> None:
         {"data": {"paths": [str(data)]}, "model": {"encoder": str(encoder)}}
     )
     new_model(config, open_data(config))
+
+
+@pytest.mark.parametrize(("num_steps", "window"), [(30, 3), (1000, 50)])
+def test_the_windows_of_dwa_follow_the_length_of_the_run(
+    tmp_path: Path, num_steps: int, window: int
+) -> None:
+    folder = write_prepared(tmp_path / "data", tasks={"risk": PRICE})
+    config = RunConfig.model_validate(
+        {
+            "data": {"paths": [str(folder)]},
+            "model": {"encoder": "tiny"},
+            "train": {"balancer": "dwa", "num_steps": num_steps},
+        }
+    )
+    balancer = new_model(config, open_data(config)).balancer
+    assert isinstance(balancer, DynamicWeightAverage) and balancer.window == window
 
 
 def test_an_encoder_must_have_the_datas_tokenizer_if_it_has_one(tmp_path: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pretrain_toy import random_texts, write_texts
+from transformers import BertModel
 
 from rectrain.config import load_config
 from rectrain.data.batch import PackedTexts
 from rectrain.errors import ResourceError
+from rectrain.model.adapters import adapted_width, add_adapters
 from rectrain.model.encoder import encode, load_encoder
 from rectrain.train import preflight
 from rectrain.train.build import new_model, open_data
@@ -99,9 +102,25 @@ def test_a_run_keeps_its_number(data: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert resolve(24, overwrite=True) < first
 
 
-def kept_bytes(texts: PackedTexts, *, checkpointing: bool) -> int:
-    """What a forward of the tiny encoder keeps for its backward pass, besides parameters."""
-    bert = load_encoder("tiny", vocab_size=50).train()
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "lora": {"kind": "lora", "dropout": 0.0},
+    "lora with dropout": {"kind": "lora", "dropout": 0.1},
+    "adalora with dropout": {"kind": "adalora", "dropout": 0.1},
+}
+
+
+def encoder(adapter: str) -> BertModel:
+    bert = load_encoder("small", vocab_size=50).train()
+    if ADAPTERS[adapter]:
+        targets = ("query", "key", "value", "dense")
+        more: dict[str, Any] = {"rank": 8, "alpha": 16, "seed": 0, "num_steps": 100}
+        add_adapters(bert, targets=targets, **more, **ADAPTERS[adapter])
+    return bert
+
+
+def kept_bytes(bert: BertModel, texts: PackedTexts, *, checkpointing: bool) -> int:
+    """What a forward of an encoder keeps for its backward pass, besides parameters."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in bert.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -117,20 +136,26 @@ def kept_bytes(texts: PackedTexts, *, checkpointing: bool) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
+@pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("length", [8, 256])
-def test_no_forward_keeps_more_than_the_plan_says(length: int, checkpointing: bool) -> None:
+def test_no_forward_keeps_more_than_the_plan_says(
+    length: int, checkpointing: bool, adapter: str
+) -> None:
     lengths = torch.tensor([length - 3] * 3 + [length] * 9)
     texts = PackedTexts(torch.randint(50, (int(lengths.sum()),)), lengths)
+    bert = encoder(adapter)
+    layers = bert.config.num_hidden_layers
     bound = activation_bytes(
         num_tokens=len(texts.input_ids),
-        hidden_size=128,
-        num_layers=2,
+        hidden_size=bert.config.hidden_size,
+        num_layers=layers,
         max_length=length,
-        num_heads=2,
+        num_heads=bert.config.num_attention_heads,
         activation_checkpointing=checkpointing,
+        dropped_width=adapted_width(bert) // layers if "dropout" in adapter else 0,
     )
-    assert kept_bytes(texts, checkpointing=checkpointing) <= bound
+    assert kept_bytes(bert, texts, checkpointing=checkpointing) <= bound
 
 
 def test_a_container_limits_what_is_free(tmp_path: Path) -> None:

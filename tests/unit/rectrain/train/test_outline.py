@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,33 @@ def test_few_steps_that_nobody_asked_for_are_told(tmp_path: Path) -> None:
     assert warnings(tmp_path, tokens=32) == warnings(tmp_path, tokens=100_000, num_steps=1) == []
 
 
+def test_a_balancer_with_nothing_to_weigh_is_told(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    write_prepared(one / "data", tasks={"risk": PRICE})
+    write_prepared(two / "data", tasks={"risk": PRICE, "search_ranking": PRICE})
+    assert warnings(one, num_steps=9, balancer="dwa") == ["balancer=dwa weighs nothing"]
+    assert warnings(two, num_steps=2, balancer="dwa") == ["balancer=dwa weighs nothing"]
+    assert warnings(two, num_steps=9, balancer="dwa") == warnings(one, num_steps=9) == []
+
+
+def test_too_few_validations_to_decide_by_are_told(tmp_path: Path) -> None:
+    manifest = write_prepared(tmp_path / "data", tasks={"risk": PRICE}) / "manifest.json"
+    facts = json.loads(manifest.read_text())
+    facts["tasks"]["risk"]["splits"]["validation"]["rows"] = 3
+    manifest.write_text(json.dumps(facts))
+    stop: dict[str, Any] = {"early_stopping": 2, "evaluate_interval": 10}
+    assert warnings(tmp_path, num_steps=30, **stop) == ["few validations"]  # of 10, 20; then 30
+    assert warnings(tmp_path, num_steps=31, **stop) == []
+    fall: dict[str, Any] = {"schedule": "plateau", "plateau_patience": 3, "evaluate_interval": 10}
+    assert warnings(tmp_path, num_steps=40, **fall) == ["few validations"]
+    assert warnings(tmp_path, num_steps=41, **fall) == []
+    assert warnings(tmp_path, num_steps=5, evaluate_interval=10) == []
+
+
 def test_a_task_that_repeats_very_often_is_told_with_the_fix() -> None:
     assert repetitions({"recommendation": 3.0, "risk": 312.4, "ad_ctr": 50.0}) == [
-        "warning: many epochs: risk 312; lower data.temperature (1: by rows), or give fewer "
-        "train.num_steps"
+        "warning: many epochs: risk 312; lower data.temperature (1: by rows) or mixing_weights, or "
+        "give fewer train.num_steps"
     ]
     assert repetitions({"recommendation": 3.0, "risk": 50.0}) == []
 

@@ -195,6 +195,13 @@ def test_a_run_goes_on_from_the_weights_that_it_began_with(root: Path, begun: Ru
     assert claim(resolve_paths(config(root, start="moved")), overwrite=False).result is None
 
 
+def test_an_encoder_that_nothing_reads_is_no_part_of_a_run(root: Path, begun: RunConfig) -> None:
+    other = {**model_section(root), "encoder": "small"}
+    assert claim(resolve_paths(config(root, model=other)), overwrite=False).result is None
+    with pytest.raises(ConfigError, match=r"another model\.head_width"):
+        claim(resolve_paths(config(root, model={**other, "head_width": 4})), overwrite=False)
+
+
 @pytest.mark.parametrize(
     ("change", "fix"),
     [

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from rectrain.model.balancing import UncertaintyWeights
 from rectrain.model.encoder import load_encoder
 from rectrain.train.config import TrainConfig
 from rectrain.train.step import (
@@ -91,6 +92,21 @@ def test_groups_by_rate_and_decay() -> None:
         (1.0, 0.5): ["head.weight"],
         (1.0, 0.0): ["head.bias"],
     }
+
+
+def test_learned_variances_near_the_logarithm_of_the_losses_in_some_hundred_steps() -> None:
+    model = nn.ModuleDict({"balancer": UncertaintyWeights([1.0, 2.0, 1.0])})
+    optimizer = _optimizer(model, train=TrainConfig(), device=DeviceFacts("cpu", False))
+    losses = torch.tensor([0.1, 3.0, 0.7])
+    for step in range(800):
+        for group in optimizer.param_groups:
+            share = learning_rate_share(step, num_steps=800, warmup_share=0.1)
+            group["lr"] = group["peak_lr"] * share
+        optimizer.zero_grad()
+        model["balancer"](losses, num_shares=1).backward()
+        optimizer.step()
+    variances = model["balancer"].log_variance.detach()
+    torch.testing.assert_close(variances, losses.log(), rtol=0, atol=0.1)
 
 
 class Towers(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -28,16 +29,17 @@ def test_only_a_lost_peer_is_a_reason_to_restart(error: Exception, lost: bool) -
     assert _lost_peer(error) is lost
 
 
-def test_three_deaths_without_a_new_checkpoint_end_the_run() -> None:
+def test_three_deaths_without_a_new_checkpoint_end_the_run(tmp_path: Path) -> None:
     failures: list[Exception] = []
     notes: list[dict[str, str]] = []
     channel = SimpleNamespace(
         fail=SimpleNamespace(remote=failures.append), put=SimpleNamespace(remote=notes.append)
     )
-    deaths = Deaths(channel)
-    for step in (10, 10, 20, 20, 20):  # a step saved again is no progress
-        deaths.after_report(None, [{"step": step}], None)
+    deaths = Deaths(channel, str(tmp_path))
+    for number, step in enumerate((0, 0, 10, 10, 20, 20, 20)):
+        if step:
+            (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True, exist_ok=True)
         deaths.after_exception(None, {1: RuntimeError("trace\nOOM: killed")})
-        assert len(failures) == (1 if step == 20 and deaths._num_deaths == 3 else 0)
-    assert [note["text"] for note in notes] == ["worker 1 ended: OOM: killed"] * 5
+        assert len(failures) == (1 if number == 6 else 0)
+    assert [note["text"] for note in notes] == ["worker 1 ended: OOM: killed"] * 7
     assert "3 deaths" in str(failures[0]) and "OOM: killed" in str(failures[0])
