@@ -23,7 +23,9 @@ class DistilConfig(TrainConfig):
     num_steps: PositiveInt | None = Field(
         default=600, description="optimizer updates of the distillation of encoder and heads"
     )
-    learning_rate: PositiveFloat = Field(default=5e-4, description="peak rate of the encoder")
+    learning_rate: PositiveFloat | None = Field(
+        default=5e-4, description="peak rate of the encoder"
+    )
     head_learning_rate: PositiveFloat | None = Field(
         default=3e-3, description="peak rate of everything but the encoder"
     )

@@ -156,15 +156,19 @@ def test_a_teacher_that_can_not_teach_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("overrides", "message"),
     [
-        ("--train.distill_weight=0.5", "distill_weight needs a teacher"),
-        ("--train.distill_relation=0", "distill_relation needs a teacher"),
+        (["--train.distill_weight=0.5"], "distill_weight.*no effect without train.teacher"),
+        (["--train.distill_relation=0"], "distill_relation.*no effect without train.teacher"),
+        (
+            ["--train.distill_relation=2", "--train.teacher=runs/a", "--train.freeze=encoder"],
+            "distill_relation.*no effect with train.freeze=encoder",
+        ),
     ],
 )
-def test_settings_of_a_teacher_need_one(override: str, message: str) -> None:
+def test_settings_of_a_teacher_need_one(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_config(RunConfig, file=None, overrides=["--data.paths=data", override])
+        load_config(RunConfig, file=None, overrides=["--data.paths=data", *overrides])
 
 
 def test_pretraining_has_no_teacher() -> None:
