@@ -33,13 +33,15 @@ class EncoderGraph(nn.Module):
         int8_table: hold the word vectors as int8, a scale for each row.
     """
 
+    positions: Tensor
+
     def __init__(self, bert: BertModel, *, int8_table: bool = False) -> None:
         super().__init__()
         embeddings: Any = bert.embeddings
         self.heads = int(bert.config.num_attention_heads)
         self.width = int(bert.config.hidden_size)
-        self.layers = bert.encoder.layer
-        self.norm = embeddings.LayerNorm
+        self.layers: Any = bert.encoder.layer
+        self.norm: nn.LayerNorm = embeddings.LayerNorm
         # Every token is of type 0, so that type's vector joins the positions'.
         places = embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
         spare = places[-1:].expand(_SPARE_POSITIONS, -1)
@@ -73,7 +75,9 @@ class EncoderGraph(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """Attention over the heads: [B, L, D] -> [B, L, D]."""
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
+        q, k, v = (
+            torch.unflatten(part, -1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v)
+        )
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
     def _attend_in_onnx(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

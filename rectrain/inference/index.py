@@ -113,7 +113,7 @@ class ItemIndex:
         """The file of the module's docstring."""
         encoded = [item.encode() for item in self.ids]
         offsets = np.concatenate([[0], np.cumsum([len(one) for one in encoded])]).astype(np.int64)
-        tensors = {
+        tensors: dict[str, NDArray[Any]] = {
             "vectors": np.ascontiguousarray(self.vectors),
             "ids": np.frombuffer(b"".join(encoded), dtype=np.uint8),
             "id_offsets": offsets,

@@ -237,7 +237,8 @@ class MultiTaskModel(nn.Module):
         self, batch: MicroBatch, outputs: Mapping[str, Output], vectors: Tensor
     ) -> tuple[dict[str, Tensor], Tensor | float]:
         """This forward's share of each task's loss, and of what belongs to no task."""
-        distillation, extra = self.distillation, 0.0
+        distillation = self.distillation
+        extra: Tensor | float = 0.0
         sums: dict[str, Tensor] = {}
         if distillation is None:
             for slot in batch.slots:

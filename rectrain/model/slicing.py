@@ -135,8 +135,8 @@ def measure_importance(bert: BertModel, texts: Sequence[PackedTexts]) -> Importa
         ConfigError: no texts.
     """
     _check_texts(texts)
-    layers = bert.encoder.layer
-    blocks = {
+    layers: Any = bert.encoder.layer
+    blocks: dict[str, nn.Module] = {
         "embeddings": bert.embeddings.LayerNorm,
         **{f"inner.{n}": layer.output.dense for n, layer in enumerate(layers)},
         **{f"heads.{n}": layer.attention.output.dense for n, layer in enumerate(layers)},
@@ -146,7 +146,7 @@ def measure_importance(bert: BertModel, texts: Sequence[PackedTexts]) -> Importa
     moments = {name: _Moments(head_size if name.startswith("heads") else 1) for name in blocks}
     with ExitStack() as hooks:
         hooks.callback(bert.train, bert.training)
-        bert.eval()
+        bert.train(False)
         for name, module in blocks.items():
             is_state = isinstance(module, nn.LayerNorm)
             hook = moments[name].add_output if is_state else moments[name].add_input
@@ -238,7 +238,7 @@ def refit(
     targets = _targets(teacher, _kept(shape, importance), packed)
     with ExitStack() as hooks:
         hooks.callback(student.train, student.training)
-        student.eval()
+        student.train(False)
         for module, fit in _fits(student, targets, ridge=ridge):
             hooks.callback(module.register_forward_pre_hook(fit).remove)
         token_states(student, packed)
@@ -356,8 +356,9 @@ class _Moments:
         self._add(output)
 
     def _add(self, values: Tensor) -> None:
-        for rows in values.reshape(-1, values.shape[-1]).split(_ROWS):
-            groups = rows.double().unflatten(-1, (-1, self._size)).transpose(0, 1)  # [G, T, size]
+        for rows in torch.split(values.reshape(-1, values.shape[-1]), _ROWS):
+            groups = torch.unflatten(rows.double(), -1, (-1, self._size))  # [T, G, size]
+            groups = groups.transpose(0, 1)
             self._sum = self._sum + groups.sum(1)
             self._products = self._products + groups.transpose(1, 2) @ groups
             self._count += len(rows)
@@ -371,7 +372,8 @@ class _Moments:
 
 def _added(dense: nn.Linear, covariance: Tensor) -> Tensor:
     """Variance [G] that each group of a projection's inputs adds to its output."""
-    columns = dense.weight.detach().cpu().double().unflatten(1, covariance.shape[:2])  # [D, G, k]
+    weight = dense.weight.detach().cpu().double()
+    columns = torch.unflatten(weight, 1, covariance.shape[:2])  # [D, G, k]
     return torch.einsum("dgi,gij,dgj->g", columns, covariance, columns)
 
 
@@ -396,7 +398,7 @@ def _targets(teacher: BertModel, parts: _Parts, texts: PackedTexts) -> dict[str,
     head_size = _head_size(teacher.config)
     with ExitStack() as hooks:
         hooks.callback(teacher.train, teacher.training)
-        teacher.eval()
+        teacher.train(False)
         wanted = {"embeddings.LayerNorm": ("embeddings.LayerNorm", parts.hidden)}
         for new, old in enumerate(parts.layers):
             index = {"d": parts.hidden, "h": _head_rows(parts.heads[new], head_size)}
@@ -452,7 +454,7 @@ def _fit_linear(dense: nn.Linear, inputs: Tensor, target: Tensor, *, ridge: floa
     With residuals R of the centred target, ΔW = (XᵀX + λ tr(XᵀX) / n · 1)⁻¹ Xᵀ R for centred X of
     n columns; the bias takes the means and isn't shrunk.
     """
-    parts = list(zip(inputs.split(_ROWS), target.split(_ROWS), strict=True))
+    parts = list(zip(torch.split(inputs, _ROWS), torch.split(target, _ROWS), strict=True))
     weight, bias = dense.weight.double(), dense.bias.double()
     residuals = [(x.double(), y.double() - F.linear(x.double(), weight, bias)) for x, y in parts]
     count = len(inputs)
@@ -462,8 +464,8 @@ def _fit_linear(dense: nn.Linear, inputs: Tensor, target: Tensor, *, ridge: floa
     cross = _total((x - mean_x).T @ (r - mean_r) for x, r in residuals)
     gram.diagonal().add_(ridge * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
     change = torch.linalg.solve(gram, cross).T
-    dense.weight += change.to(dense.weight.dtype)
-    dense.bias += (mean_r - change @ mean_x).to(dense.bias.dtype)
+    dense.weight.add_(change.to(dense.weight.dtype))
+    dense.bias.add_((mean_r - change @ mean_x).to(dense.bias.dtype))
 
 
 def _fit_norm(norm: nn.LayerNorm, inputs: Tensor, target: Tensor, *, ridge: float) -> None:
@@ -473,8 +475,8 @@ def _fit_norm(norm: nn.LayerNorm, inputs: Tensor, target: Tensor, *, ridge: floa
     centred = normal - normal.mean(0)
     square = centred.square().sum(0)
     change = (centred * residual).sum(0) / (square + ridge * len(inputs))
-    norm.weight += change.to(norm.weight.dtype)
-    norm.bias += (residual.mean(0) - change * normal.mean(0)).to(norm.bias.dtype)
+    norm.weight.add_(change.to(norm.weight.dtype))
+    norm.bias.add_((residual.mean(0) - change * normal.mean(0)).to(norm.bias.dtype))
 
 
 def _total(parts: Iterable[Tensor]) -> Tensor:

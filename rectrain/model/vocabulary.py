@@ -208,7 +208,7 @@ class FallbackTokenizer:
         found = pa.ListArray.from_arrays(offsets, pa.array(ids, pa.int32()))
         if not fallback.any():
             return found, fallback
-        again = [texts[place] for place in np.flatnonzero(fallback)]
+        again = [texts[place] for place in np.flatnonzero(fallback).tolist()]
         smaller = self._read_trimmed(max_length=max_length)(again)
         order = np.arange(len(tokens))
         order[fallback] = len(tokens) + np.arange(len(again))
@@ -263,7 +263,7 @@ def _encode(bert: BertModel, tokens: pa.ListArray) -> Tensor:
         torch.from_numpy(np.asarray(ordered.flatten()).astype(np.int64)).to(device),
         torch.from_numpy(lengths[order]).to(device),
     )
-    bert.eval()
+    bert.train(False)
     vectors = torch.cat([encode(bert, part) for part in split_texts(texts, _TOKENS)])
     return vectors[torch.from_numpy(np.argsort(order)).to(device)]
 

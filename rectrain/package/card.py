@@ -115,11 +115,11 @@ def _calls(parts: ModelParts) -> list[str]:
 
 
 def _metrics(parts: ModelParts, card: Card) -> list[str]:
-    rows = [
-        f"| {task} | {name} | {_value(value)} |"
-        for task, spec in parts.specs.items()
-        for name, value in (card.metrics.get(task) or {spec.primary: None}).items()
-    ]
+    rows = []
+    for task, spec in parts.specs.items():
+        missing = {spec.primary: None}
+        found: Mapping[str, float | Interval | None] = card.metrics.get(task) or missing
+        rows += [f"| {task} | {name} | {_value(value)} |" for name, value in found.items()]
     measured = [card.measured, ""] if card.measured else []
     return [*measured, "| task | metric | value [95%] |", "|---|---|---|", *rows, ""]
 

@@ -357,9 +357,8 @@ class RunConfig(Section):
         if train.start_from is not None:
             yield Idle(("model.encoder",), "with train.start_from", ("train.start_from",))
         if train.teacher is None:
-            names = ("weight", "temperature", "relation")
-            keys = tuple(f"train.distill_{name}" for name in names)
-            yield Idle(keys, "without train.teacher", ("train.teacher",))
+            taught = ("train.distill_weight", "train.distill_temperature", "train.distill_relation")
+            yield Idle(taught, "without train.teacher", ("train.teacher",))
         elif train.freeze == "encoder":
             yield Idle(("train.distill_relation",), "with train.freeze=encoder", ("train.freeze",))
         if train.adapter == "none":

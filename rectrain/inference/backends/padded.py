@@ -46,7 +46,7 @@ def padded_length(length: int) -> int:
     """The next length that engines are shown, since each new one costs them: every length up to 32
     tokens, then each second, from 64 each fourth and so on; less than 1/16 is added.
     """
-    step = max(1, 2 ** (length - 1).bit_length() // 32)
+    step = max(1, (1 << (length - 1).bit_length()) // 32)
     return -(-length // step) * step
 
 

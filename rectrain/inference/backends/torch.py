@@ -25,8 +25,8 @@ def open_torch(bert: BertModel, *, threads: int | None = None, device: str = "cp
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    model: BertModel = bert.eval().to(device)  # type: ignore[arg-type]
-    return _Torch(model, device=device)
+    bert.train(False).to(device)
+    return _Torch(bert, device=device)
 
 
 class _Torch:
