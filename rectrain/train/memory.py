@@ -33,6 +33,7 @@ __all__ = [
 FEWEST_TOKENS = 16  # what `data.tokens_per_micro_batch` allows
 PROCESS_BYTES = 600 << 20  # Python, torch, DeepSpeed and Ray, measured on Linux
 _PAIR_VALUES = 5  # of a user and an item: logit, corrected, masked, its softmax; masks' bytes
+_SOFT_VALUES = 12  # with a teacher, too: softened ones of both (7), their gap and its product (5)
 _LOGITS = 3  # a masked piece's logits, their softmax, and the gradient
 _USED_SHARE = 0.8  # the rest is for what no bound counts: heads, gaps, rows read ahead
 _CGROUP = Path("/sys/fs/cgroup")
@@ -136,18 +137,25 @@ def _forward_bytes(
             else 0,
         )
     if items:
-        held["logits"] = sum(
-            _pair_bytes(plan.most_rows(task), num_drawn=min(config.data.num_negatives, len(tokens)))
-            for task, tokens in items.items()
+        num_values = _PAIR_VALUES + (0 if train.teacher is None else _SOFT_VALUES)
+        held["logits"] = (
+            4
+            * num_values
+            * sum(
+                _num_pairs(
+                    plan.most_rows(task), num_drawn=min(config.data.num_negatives, len(tokens))
+                )
+                for task, tokens in items.items()
+            )
         )
     if isinstance(config, PretrainConfig):
         held["guesses"] = int(_LOGITS * 4 * config.mask_share * num_tokens * bert.vocab_size)
     return held
 
 
-def _pair_bytes(num_rows: int, *, num_drawn: int) -> int:
-    """What the two-tower loss holds of each row with each item, its own and the drawn ones."""
-    return 4 * _PAIR_VALUES * num_rows * (num_rows + num_drawn)
+def _num_pairs(num_rows: int, *, num_drawn: int) -> int:
+    """Of each row with each item of a two-tower loss, its own and the drawn ones."""
+    return num_rows * (num_rows + num_drawn)
 
 
 def largest_micro_batch(
