@@ -246,9 +246,10 @@ def test_one_process_without_ray_comes_to_the_same(
     in_processes(partial(train_here, job=RunConfig), [settings], processes=1)
     expected, got = final_tensors(straight[0]), final_tensors(tmp_path / "alone")
     assert expected.keys() == got.keys()
-    for name, tensor in expected.items():
+    weights = {n: t for n, t in expected.items() if not n.startswith("exp_avg")}
+    for name, tensor in weights.items():
         if not name.endswith("key.bias"):  # its gradient is zero but for rounding
-            assert (got[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
+            assert (got[name] - tensor).norm() <= 1e-5 * tensor.norm(), name
 
 
 def test_heads_alone_leave_the_encoder_as_it_was_and_survive_a_kill(
