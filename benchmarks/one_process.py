@@ -8,7 +8,6 @@ goes on where the other stopped.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 __all__ = ["in_processes", "train_here"]
 
 _T = TypeVar("_T")
+_SAY_EVERY = 40  # steps
 
 
 def in_processes(action: Callable[[_T], None], things: Sequence[_T], *, processes: int) -> None:
@@ -43,7 +43,7 @@ def _set_up() -> None:
 
     torch.set_num_threads(1)
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # DeepSpeed reads them
-    store = torch.distributed.FileStore(tempfile.mkstemp()[1], 1)
+    store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
 
 
@@ -62,16 +62,17 @@ def train_here(argv: Sequence[str], *, job: Any) -> None:
 
     config = preflight.resolve_paths(load_config(job, file=None, overrides=argv), overwrite=False)
     place = preflight.claim(config, overwrite=False)
-    if place.result is None:
-        preflight.begin(config, place)
-        train_in_group(config, send=_say_loss, report=lambda _: None)
-    found = preflight.result(config, place.store)
-    assert found is not None, f"run {config.name} ended without an error"
-    export_encoder(load_trained_encoder(found), place.store)
+    with place.store.locked():
+        if place.result is None:
+            preflight.begin(config, place)
+            train_in_group(config, send=_say_loss, report=lambda _: None)
+        found = preflight.result(config, place.store)
+        assert found is not None, f"run {config.name} ended without an error"
+        export_encoder(load_trained_encoder(found), place.store)
     print(f"trained: {config.name}", flush=True)
 
 
 def _say_loss(event: dict[str, Any]) -> None:
-    if event["kind"] == "log" and event["step"] % 40 == 0:
+    if event["kind"] == "log" and event["step"] % _SAY_EVERY == 0:
         losses = ", ".join(f"{task} {loss:.4f}" for task, loss in event["loss"].items())
         print(f"step {event['step']}/{event['num_steps']}: {losses}", flush=True)

@@ -102,7 +102,10 @@ def test_settings_that_no_split_reads_are_refused(
 
 def test_a_setting_that_one_of_several_tasks_reads_is_taken() -> None:
     config = SplitConfig(gap_days=3)
-    refuse_unread(config, ways={"ad_ctr": ("group", config), "risk": ("time", config)})
+    group, time = ("group", config), ("time", config)
+    with pytest.raises(ConfigError, match=r"split\.gap_days"):
+        refuse_unread(config, ways={"ad_ctr": group, "risk": group})
+    refuse_unread(config, ways={"ad_ctr": group, "risk": time})  # raises nothing
 
 
 def test_copies_follow_all_rows_of_train_in_lists_of_their_own() -> None:
