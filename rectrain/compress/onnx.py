@@ -13,7 +13,8 @@ import torch
 from transformers import BertModel
 
 from rectrain.compress.engine import EngineTools
-from rectrain.compress.graph import EncoderGraph, name_in_graph
+from rectrain.compress.graph import EncoderGraph
+from rectrain.compress.sensitivity import linear_layers
 from rectrain.inference.backends import open_onnx
 from rectrain.inference.backends.missing import needs_extra
 
@@ -38,15 +39,18 @@ def _quantize(
     with tempfile.TemporaryDirectory() as directory:
         exported, ready = Path(directory) / "exported.onnx", Path(directory) / "ready.onnx"
         _export(EncoderGraph(bert, int8_table=True), exported)
-        quant_pre_process(str(exported), str(ready), skip_optimization=True)
-        model = onnx.load(str(ready))
+        # Symbolic shapes are not known of the fused attention.
+        quant_pre_process(
+            str(exported), str(ready), skip_optimization=True, skip_symbolic_shape=True
+        )
+        nodes = _nodes(onnx.load(str(ready)), bert)
         quantize_static(
             str(ready),
             str(path),
             _Texts(texts),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["MatMul"],
-            nodes_to_exclude=_nodes_of(model, float_layers),
+            nodes_to_exclude=[nodes[layer] for layer in float_layers],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -100,12 +104,7 @@ def _export(graph: EncoderGraph, path: Path) -> None:
         )
 
 
-def _nodes_of(model: Any, layers: Sequence[str]) -> list[str]:
-    """Names of the multiplications that torch's linear layers became."""
-    names = {name_in_graph(layer) for layer in layers}
-    return [
-        node.name
-        for node in model.graph.node
-        if node.op_type == "MatMul"
-        and node.name.strip("/").replace("/", ".").removesuffix(".MatMul") in names
-    ]
+def _nodes(model: Any, bert: BertModel) -> dict[str, str]:
+    """Linear layer -> its multiplication: the tracer keeps their order, but not their names."""
+    nodes = [node.name for node in model.graph.node if node.op_type == "MatMul"]
+    return dict(zip(linear_layers(bert), nodes, strict=True))

@@ -1,8 +1,8 @@
 """Ragged texts for engines that want rectangles: texts of almost one length side by side.
 
-A batch takes in longer texts only where its padding costs less than another call of the engine. In
-bulk there is then next to no padding, and few texts still make few calls. A text's vector does not
-depend on its neighbours: padding is masked, and int8 has scales of its own.
+How far a text is padded depends on its own length alone, so its vector does not depend on its
+neighbours, to the last bit: padding is masked, but it changes the order of float sums, and an int8
+engine that rounds one of them the other way comes to another vector.
 
 Shapes: U texts, B rows of a batch, L tokens of a row with padding, D the width of a vector.
 """
@@ -30,8 +30,6 @@ Run = Callable[[Ints, Ints], npt.NDArray[np.float32]]
 
 _TOKENS_PER_BATCH = 512
 _MIN_TOKENS_PER_BATCH = 128
-# What a call costs besides its tokens, in tokens: 1.5 ms where MiniLM's int8 takes 0.08 ms a token.
-_TOKENS_PER_CALL = 20
 
 
 class Batch(NamedTuple):
@@ -43,22 +41,21 @@ class Batch(NamedTuple):
 
 
 def padded_length(length: int) -> int:
-    """The next length that engines are shown, since each new one costs them: every length up to 32
-    tokens, then each second, from 64 each fourth and so on; less than 1/16 is added.
+    """The next length that engines are shown, since each new one costs them: every length up to 16
+    tokens, then each second, from 32 each fourth and so on; less than 1/8 is added.
     """
-    step = max(1, (1 << (length - 1).bit_length()) // 32)
+    step = max(1, (1 << (length - 1).bit_length()) // 16)
     return -(-length // step) * step
 
 
 def padding_share(lengths: Ints) -> float:
-    """The share of padding in what an engine computes for sorted texts of these lengths, 0 to 1."""
-    batches = plan(lengths, tokens_per_batch=_TOKENS_PER_BATCH)
-    computed = sum(batch.rows * batch.length for batch in batches)
+    """The share of padding in what an engine computes for texts of these lengths, 0 to 1."""
+    computed = sum(map(padded_length, lengths.tolist()))
     return 1 - int(lengths.sum()) / computed if computed else 0.0
 
 
 def plan(lengths: Ints, *, tokens_per_batch: int) -> list[Batch]:
-    """The cheapest batches, a call counted as `_TOKENS_PER_CALL` tokens.
+    """Batches of texts with one padded length.
 
     Args:
         lengths: int64 [U], ascending.
@@ -68,38 +65,17 @@ def plan(lengths: Ints, *, tokens_per_batch: int) -> list[Batch]:
         Batches that hold every text once, in order. Texts of one length are parted evenly, since a
         small rest costs an engine more than it saves.
     """
-    values, counts = np.unique(lengths, return_counts=True)
-    rows: dict[int, int] = {}
-    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-        rows[padded_length(value)] = rows.get(padded_length(value), 0) + count
-    ends = [0, *np.cumsum(list(rows.values()), dtype=np.int64).tolist()]
-    # Dynamic programming over the lengths: best[j] is the cost of the shortest j of them, and a
-    # run of batches of length j begins behind length since[j].
-    best, since = [0], [0]
-    for stop, length in enumerate(rows, start=1):
-        costs = [
-            best[start]
-            + (ends[stop] - ends[start]) * length
-            + _TOKENS_PER_CALL * _num_batches(ends[stop] - ends[start], length, tokens_per_batch)
-            for start in range(stop)
-        ]
-        best.append(min(costs))
-        since.append(costs.index(best[-1]))
-    batches: list[Batch] = []
-    stop, known = len(rows), list(rows)
-    while stop:
-        start, length = since[stop], known[stop - 1]
-        batches[:0] = _parts(ends[start], ends[stop], length, tokens_per_batch)
-        stop = start
-    return batches
-
-
-def _num_batches(rows: int, length: int, tokens_per_batch: int) -> int:
-    return -(-rows // max(tokens_per_batch // length, 1))
+    padded, firsts = np.unique([padded_length(n) for n in lengths.tolist()], return_index=True)
+    bounds = pairwise([*firsts.tolist(), lengths.size])
+    return [
+        batch
+        for (first, last), length in zip(bounds, padded.tolist(), strict=True)
+        for batch in _parts(first, last, length, tokens_per_batch)
+    ]
 
 
 def _parts(first: int, last: int, length: int, tokens_per_batch: int) -> list[Batch]:
-    number = _num_batches(last - first, length, tokens_per_batch)
+    number = -(-(last - first) // max(tokens_per_batch // length, 1))
     cuts = [first + (last - first) * i // number for i in range(number + 1)]
     return [Batch(cut, end - cut, length) for cut, end in pairwise(cuts)]
 

@@ -34,24 +34,22 @@ def _mean_of_ids(ids: Ints, mask: Ints) -> np.ndarray:
 
 
 @given(length=st.integers(1, 2000))
-def test_rounding_adds_less_than_a_sixteenth(length: int) -> None:
+def test_rounding_adds_less_than_an_eighth(length: int) -> None:
     assert length <= padded_length(length) <= padded_length(length + 1)
-    assert padded_length(length) - length < length / 16
+    assert padded_length(length) - length < length / 8
 
 
 def test_few_lengths_are_seen_and_next_to_nothing_is_padded_in_bulk() -> None:
-    assert len({padded_length(length) for length in range(1, 257)}) == 80
+    assert len({padded_length(length) for length in range(1, 257)}) == 48
     rng = np.random.default_rng(0)
     lengths = np.clip(np.exp(rng.normal(np.log(24), 0.8, 2000)).astype(np.int64), 3, 256)
-    assert padding_share(np.sort(lengths)) < 0.03
+    assert padding_share(np.sort(lengths)) < 0.05
     assert padding_share(np.array([], dtype=np.int64)) == 0
 
 
-def test_padding_is_taken_where_a_call_costs_more() -> None:
-    few = plan(np.array([7, 8, 8, 9, 40]), tokens_per_batch=512)
-    assert few == [(0, 4, 9), (4, 1, 40)]
-    many = plan(np.array([7] * 30 + [8] * 30), tokens_per_batch=512)
-    assert many == [(0, 30, 7), (30, 30, 8)]
+def test_a_batch_holds_one_padded_length() -> None:
+    few = plan(np.array([7, 8, 8, 17, 18]), tokens_per_batch=512)
+    assert few == [(0, 1, 7), (1, 2, 8), (3, 2, 18)]
     even = plan(np.array([10] * 11), tokens_per_batch=100)
     assert even == [(0, 5, 10), (5, 6, 10)]
 
@@ -64,7 +62,8 @@ def test_every_text_is_in_one_batch_in_order_under_the_budget(
     held = [place for batch in batches for place in range(batch.first, batch.first + batch.rows)]
     assert held == list(range(len(lengths)))
     for batch in batches:
-        assert max(lengths[batch.first : batch.first + batch.rows]) <= batch.length
+        held_lengths = lengths[batch.first : batch.first + batch.rows]
+        assert {padded_length(length) for length in held_lengths} == {batch.length}
         assert batch.rows == 1 or batch.rows * batch.length <= budget
 
 
