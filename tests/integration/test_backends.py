@@ -100,7 +100,8 @@ def test_int8_is_near_and_never_depends_on_the_neighbours(exported: _Exported, g
     assert cosine.mean() >= 0.99
     for size in (2, 17, 120):
         together = _in_batches(encoder, exported.texts, size=size, seed=size)
-        assert torch.equal(together, alone)
+        # ONNX Runtime sums the tokens of one text in another order than those of several.
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("graph", _GRAPHS)

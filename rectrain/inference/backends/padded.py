@@ -1,8 +1,8 @@
 """Ragged texts for engines that want rectangles: texts of almost one length side by side.
 
 How far a text is padded depends on its own length alone, so its vector does not depend on its
-neighbours, to the last bit: padding is masked, but it changes the order of float sums, and an int8
-engine that rounds one of them the other way comes to another vector.
+neighbours: padding is masked, but it changes the order of float sums, and an int8 engine that
+rounds one of them the other way comes to another vector.
 
 Shapes: U texts, B rows of a batch, L tokens of a row with padding, D the width of a vector.
 """
