@@ -33,6 +33,7 @@ from jobs.cli import JobParser, output_folder, run, run_folder
 from rectrain.data.loader import open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.errors import ConfigError, DataError
+from rectrain.inference.golden import publish_golden
 from rectrain.inference.packaged import publish_index
 from rectrain.metrics import Interval
 from rectrain.model.spec import TaskSpec
@@ -100,6 +101,7 @@ def _publish(options: argparse.Namespace, output: Path) -> int:
     package = write_package(output, parts, card=card, overwrite=options.overwrite)
     if data:
         package = publish_index(package, data)
+    package = publish_golden(package)
     size = sum(facts["bytes"] for facts in package.files.values())
     print(f"package: {output}, {size / 1e6:,.1f} MB, version {package.version[:12]}")
     return 0

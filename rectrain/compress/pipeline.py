@@ -32,6 +32,7 @@ from rectrain.data.shards import Prepared
 from rectrain.data.tokenize import load_tokenizer
 from rectrain.errors import ConfigError, without_credentials
 from rectrain.inference.backends import choose, open_onnx, open_openvino
+from rectrain.inference.golden import publish_golden
 from rectrain.inference.packaged import publish_index
 from rectrain.inference.predictor import Predictor, open_prepared
 from rectrain.inference.text_encoder import TextEncoder
@@ -282,7 +283,8 @@ class Pipeline:
         )
         shutil.rmtree(graphs)
         if catalogues := self._catalogues():
-            publish_index(package, catalogues)
+            package = publish_index(package, catalogues)
+        publish_golden(package)
 
     # --- measuring -------------------------------------------------------------------------------
 

@@ -1,0 +1,139 @@
+"""The serving graph as an application, and the command that runs it on this machine.
+
+python -m serve.app --config serve/settings.yaml --models.shop.small=runs/small/package
+serve run serve/config.yaml         # the same by Serve's own command
+serve deploy serve/config.yaml      # the same on a cluster
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from jobs.cli import JobParser, run
+from rectrain import cluster
+from rectrain.config import help_text
+from rectrain.errors import ResourceError
+from serve.config import SERVE_FILE, Replicas, Settings, load_settings
+from serve.deployments import Ingress, Large
+from serve.pairs import open_pair
+
+__all__ = ["build", "main", "start"]
+
+_SURGE_PERCENT = 100
+_RETRY_AFTER_S = 1
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application of settings, checked completely before anything is deployed.
+
+    Args:
+        args: `Settings` as a mapping; what `serve run` and `serve deploy` read from their YAML.
+
+    Raises:
+        ConfigError: wrong settings.
+        PackageError: a package that is foreign, incomplete or altered.
+        ResourceError: more threads than the cluster has CPUs.
+    """
+    settings = Settings.model_validate(args).absolute()
+    _check_packages(settings)
+    large = {
+        name: _deployment(Large, settings.large, settings, name=f"Large-{name}").bind(
+            settings, name
+        )
+        for name, pair in settings.models.items()
+        if pair.large
+    }
+    ingress = serve.ingress()(Ingress)
+    return _deployment(ingress, settings.ingress, settings, name="Ingress").bind(settings, large)
+
+
+def _check_packages(settings: Settings) -> None:
+    for pair in settings.models.values():
+        open_pair(pair)
+
+
+def _deployment(cls: type, replicas: Replicas, settings: Settings, *, name: str) -> Any:
+    """A class as a deployment."""
+    count: dict[str, Any] = {"num_replicas": replicas.min_replicas}
+    if replicas.max_replicas > replicas.min_replicas:
+        count = {
+            "autoscaling_config": {
+                "min_replicas": replicas.min_replicas,
+                "max_replicas": replicas.max_replicas,
+                "target_ongoing_requests": replicas.target_ongoing_requests,
+                "upscale_delay_s": replicas.upscale_delay_s,
+                "downscale_delay_s": replicas.downscale_delay_s,
+            }
+        }
+    return serve.deployment(
+        name=name,
+        **count,
+        max_ongoing_requests=replicas.max_ongoing_requests,
+        max_queued_requests=replicas.max_queued_requests,
+        backpressure_config={"status_code": 503, "retry_after_s": _RETRY_AFTER_S},
+        graceful_shutdown_timeout_s=settings.drain_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=settings.golden.health_check_s,
+        max_surge_percent=_SURGE_PERCENT,
+        # Half of what a replica computes with: an update runs the old and the new side by side.
+        ray_actor_options={"num_cpus": replicas.threads / (1 + _SURGE_PERCENT / 100)},
+    )(cls)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the application here until Ctrl-C."""
+    parser = JobParser(__doc__)
+    parser.add_argument("--config", default=str(SERVE_FILE), metavar="FILE", help="settings")
+    parser.epilog = f"settings (in FILE, or --key=VALUE):\n{help_text(Settings)}"
+    options, overrides = parser.parse_known_args(argv)
+    settings = load_settings(options.config, overrides).absolute()
+    _check_packages(settings)
+    if options.dry_run:
+        print(f"serve: {', '.join(settings.models)} on {_address(settings)}")
+        return 0
+    start(settings)
+    print(
+        f"serve: {', '.join(settings.models)} on {_address(settings)}; Ctrl-C ends it", flush=True
+    )
+    return 0
+
+
+def start(settings: Settings) -> None:
+    """Deploys the application on the cluster that RAY_ADDRESS names, or one started here."""
+    cluster.connect()
+    _check_cpus(settings)
+    http = settings.http.model_dump(exclude_none=True)
+    serve.start(
+        proxy_location="EveryNode",
+        http_options={**http, "request_timeout_s": settings.deadlines.max_ms / 1000 + 5},
+        logging_config={"encoding": settings.log_encoding, "enable_access_log": False},
+    )
+    app = build(settings.model_dump(mode="json"))
+    serve.run(app, name="rectrain", route_prefix="/")
+
+
+def _check_cpus(settings: Settings) -> None:
+    """Refuses more computing threads than there are CPUs: Serve would wait for them for ever."""
+    num_large = sum(bool(pair.large) for pair in settings.models.values())
+    needed = settings.ingress.min_replicas * settings.ingress.threads
+    needed += num_large * settings.large.min_replicas * settings.large.threads
+    place, found = cluster.resources()
+    if needed > found.get("CPU", 0):
+        raise ResourceError(
+            what="CPUs of the serving graph",
+            got=f"{needed} threads of all replicas",
+            rule=f"the cluster ({place}) has {found.get('CPU', 0):g}",
+            fix="lower ingress.min_replicas, large.min_replicas or threads, or add nodes",
+        )
+
+
+def _address(settings: Settings) -> str:
+    scheme = "https" if settings.http.ssl_certfile else "http"
+    return f"{scheme}://{settings.http.host}:{settings.http.port}"
+
+
+if __name__ == "__main__":
+    run(main)

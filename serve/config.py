@@ -1,0 +1,350 @@
+"""Settings of the serving graph, and the Serve YAML that is made from them.
+
+    python -m serve.config --write      # serve/settings.yaml -> serve/config.yaml
+
+`serve/settings.yaml` is what people edit: unknown keys are refused, everything is checked before
+anything is deployed. `serve/config.yaml` is what `serve deploy` takes: made from it, never edited.
+`python -m serve.app` takes either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from jobs.cli import run
+from rectrain.config import Section, load_config, parse_yaml, yaml_mapping
+from rectrain.errors import ConfigError
+from rectrain.idle import Idle
+
+__all__ = [
+    "SERVE_FILE",
+    "SETTINGS_FILE",
+    "Http",
+    "Limits",
+    "ModelPair",
+    "Replicas",
+    "Settings",
+    "load_settings",
+    "main",
+    "serve_yaml",
+]
+
+FOLDER = Path(__file__).parent
+SETTINGS_FILE = FOLDER / "settings.yaml"
+SERVE_FILE = FOLDER / "config.yaml"
+IMPORT_PATH = "serve.app:build"
+_HEADER = (
+    "# Made by `python -m serve.config --write` from serve/settings.yaml: edit that, not this.\n"
+    "#     serve deploy serve/config.yaml\n"
+)
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+class Http(Section):
+    """Where requests come in. Serve reads this once, when it starts on a cluster."""
+
+    host: str = Field(
+        "127.0.0.1", description="address to listen on; 0.0.0.0 opens it to everyone who gets here"
+    )
+    port: int = Field(8000, ge=1, le=65_535, description="TCP port")
+    ssl_certfile: str | None = Field(None, description="PEM certificate: HTTPS instead of HTTP")
+    ssl_keyfile: str | None = Field(None, description="its key")
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Http:
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise ConfigError(
+                what="http.ssl_certfile and http.ssl_keyfile",
+                got="one without the other",
+                rule="TLS needs both",
+                fix="give both, or neither",
+            )
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+class ModelPair(Section):
+    """A small model, and the large one that takes what the small one doubts."""
+
+    small: str = Field(description="folder of the small model's package; its policy.json decides")
+    large: str | None = Field(None, description="folder of the large model's package")
+    small_backend: str = Field("auto", description="what runs the small encoder; see rectrain.load")
+    large_backend: str = Field("auto", description="what runs the large encoder")
+
+
+class Replicas(Section):
+    """Processes of one deployment. The number follows the load between the two limits."""
+
+    min_replicas: Count = Field(1, description="processes that always run")
+    max_replicas: Count = Field(1, description="processes at most")
+    threads: Count = Field(1, description="threads of a process's computations")
+    max_ongoing_requests: Count = Field(64, description="requests in a process at a time, at most")
+    max_queued_requests: Count = Field(
+        256, description="requests that wait at each caller, at most; beyond, 503 or no deferral"
+    )
+    target_ongoing_requests: float = Field(
+        16, gt=0, description="requests in a process that scaling aims at"
+    )
+    upscale_delay_s: Seconds = Field(10, description="load must last so long before a start")
+    downscale_delay_s: Seconds = Field(120, description="quiet must last so long before a stop")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Replicas:
+        for low, high in (
+            ("min_replicas", "max_replicas"),
+            ("target_ongoing_requests", "max_ongoing_requests"),
+        ):
+            if getattr(self, low) > getattr(self, high):
+                raise ConfigError(
+                    what=low,
+                    got=getattr(self, low),
+                    rule=f"must not exceed {high} ({getattr(self, high)})",
+                    fix=f"lower {low} or raise {high}",
+                )
+        return self
+
+
+class Limits(Section):
+    """What a request may be; beyond, it is refused with 413 or 422."""
+
+    body_bytes: Count = Field(1_000_000, description="bytes of a body, inflated")
+    body_s: Seconds = Field(10, description="seconds in which a whole body must have come")
+    requests: Count = Field(64, description="requests in a batch")
+    candidates: Count = Field(500, description="candidates of a request")
+    text_chars: Count = Field(4_000, description="characters of a text")
+    list_texts: Count = Field(200, description="texts of a list, as a history or an exclusion")
+    k: Count = Field(100, description="recommended items")
+
+
+class Deadlines(Section):
+    """How long an answer may take. A client shortens it with the header X-Deadline-Ms."""
+
+    default_ms: float = Field(5_000, gt=0, description="where the client says nothing")
+    max_ms: float = Field(30_000, gt=0, description="the most that a client may ask for")
+    large_ms: float = Field(
+        20, ge=0, description="with less time left, the large model is not asked"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Deadlines:
+        if self.default_ms > self.max_ms:
+            raise ValueError("default_ms must not exceed max_ms")
+        return self
+
+
+class Batching(Section):
+    """Requests that wait are scored together, as many as fit into a budget of tokens."""
+
+    max_tokens: Count = Field(4_096, description="tokens scored in one go")
+    max_queued_tokens: Count = Field(65_536, description="tokens that wait at most; beyond, 503")
+
+
+class Cache(Section):
+    """Whole answers, kept by model version. (Vectors of texts are kept by the models.)"""
+
+    answers: int = Field(4_096, ge=0, description="answers kept in a process; 0 keeps none")
+    ttl_s: Seconds = Field(60, description="for so long")
+    texts: int = Field(16_384, ge=0, description="texts whose vectors a model keeps; 0 keeps none")
+
+
+class Golden(Section):
+    """Requests with known answers: run before a process takes traffic, and again and again."""
+
+    required: bool = Field(False, description="refuse a package that brings none")
+    period_s: Seconds = Field(30, description="how often they are run again")
+    health_check_s: Seconds = Field(2, description="how often Serve asks a process how it is")
+    tolerance: float = Field(
+        1e-4, gt=0, lt=1, description="largest difference of a score from the stored one"
+    )
+
+
+class Security(Section):
+    """Who may ask."""
+
+    token_hashes: tuple[str, ...] = Field(
+        (), description="SHA-256 of each bearer token in hex (`printf %%s TOKEN | sha256sum`)"
+    )
+
+    @field_validator("token_hashes")
+    @classmethod
+    def _hex(cls, hashes: tuple[str, ...]) -> tuple[str, ...]:
+        if any(len(one) != 64 or set(one) - set("0123456789abcdef") for one in hashes):
+            raise ValueError("each must be 64 hexadecimal digits in lower case, never the token")
+        return hashes
+
+
+class Settings(Section):
+    """All of the serving graph."""
+
+    models: dict[str, ModelPair] = Field(description="name -> packages; requests name one of them")
+    default_model: str | None = Field(
+        None, description="for requests that name none (default: the first)"
+    )
+    http: Http = Http()
+    ingress: Replicas = Replicas()
+    large: Replicas = Replicas()
+    batching: Batching = Batching()
+    deadlines: Deadlines = Deadlines()
+    limits: Limits = Limits()
+    cache: Cache = Cache()
+    golden: Golden = Golden()
+    security: Security = Security()
+    drain_s: Seconds = Field(20, description="a process that stops has so long for its requests")
+    log_encoding: Literal["TEXT", "JSON"] = Field("JSON", description="form of log lines")
+
+    @model_validator(mode="after")
+    def _names(self) -> Settings:
+        for name in self.models:
+            if not name.replace("-", "_").isidentifier() or not name.isascii():
+                raise ConfigError(
+                    what="models",
+                    got=name,
+                    rule="a model's name is letters, digits, - and _",
+                    fix="rename it",
+                )
+        if not self.models:
+            raise ConfigError(
+                what="models", got="none", rule="at least one is served",
+                fix="--models.shop.small=PACKAGE",
+            )  # fmt: skip
+        if self.default_model is not None and self.default_model not in self.models:
+            raise ConfigError(
+                what="default_model",
+                got=self.default_model,
+                rule=f"must be one of {', '.join(self.models)}",
+                fix="name one of them",
+            )
+        return self
+
+    @property
+    def default(self) -> str:
+        """Name of the model for requests that name none."""
+        return self.default_model or next(iter(self.models))
+
+    def idle(self) -> Iterable[Idle]:
+        """Settings without effect as the others stand."""
+        return ()
+
+    def absolute(self) -> Settings:
+        """The same with absolute paths: a process's working directory is not the user's."""
+        models = {
+            name: pair.model_copy(
+                update={
+                    "small": _absolute(pair.small),
+                    "large": _absolute(pair.large) if pair.large else None,
+                }
+            )
+            for name, pair in self.models.items()
+        }
+        return self.model_copy(update={"models": models})
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def load_settings(file: str, overrides: Sequence[str] = ()) -> Settings:
+    """Reads settings, from their own file or out of the Serve YAML that was made from them.
+
+    Args:
+        file: YAML.
+        overrides: dotted settings, as of `rectrain.config.load_config`.
+
+    Raises:
+        ConfigError: as of `load_config`; overrides of a Serve YAML.
+    """
+    path = Path(file)
+    content = yaml_mapping(path.read_bytes(), name=file) if path.is_file() else {}
+    if "applications" not in content:
+        return load_config(Settings, file=file, overrides=overrides)
+    if overrides:
+        raise ConfigError(
+            what=f"settings beside {file}",
+            got=overrides[0],
+            rule="a Serve YAML is made from settings and can't be overridden",
+            fix=f"give --config {SETTINGS_FILE.name}, or python -m serve.config --write",
+        )
+    return parse_yaml(Settings, yaml.safe_dump(_arguments(content, file)).encode(), name=file)
+
+
+def _arguments(content: Mapping[str, Any], file: str) -> dict[str, Any]:
+    applications = content["applications"]
+    try:
+        (application,) = [one for one in applications if one["import_path"] == IMPORT_PATH]
+        return dict(application["args"])
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            what=f"configuration file {file}",
+            got="other applications",
+            rule=f"exactly one must have the import_path {IMPORT_PATH}, with args",
+            fix="python -m serve.config --write",
+        ) from None
+
+
+def serve_yaml(settings: Settings) -> str:
+    """The YAML for `serve deploy` and `serve run`: the settings, and what Serve itself must know.
+
+    Serve's own default for the host is all interfaces, and it passes over keys that it doesn't
+    know, so all that counts is written out.
+    """
+    http = settings.http.model_dump(exclude_none=True)
+    content = {
+        "proxy_location": "EveryNode",
+        "http_options": {**http, "request_timeout_s": settings.deadlines.max_ms / 1000 + 5},
+        # Our own line says more than Serve's access log; two would be two outcomes.
+        "logging_config": {"encoding": settings.log_encoding, "enable_access_log": False},
+        "applications": [
+            {
+                "name": "rectrain",
+                "route_prefix": "/",
+                "import_path": IMPORT_PATH,
+                "args": settings.model_dump(mode="json"),
+            }
+        ],
+    }
+    return _HEADER + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def main(argv: list[str]) -> int:
+    """Writes serve/config.yaml, or says whether it is current."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="write; otherwise only compare")
+    options = parser.parse_args(argv)
+    text = serve_yaml(load_settings(str(SETTINGS_FILE)))
+    if options.write:
+        SERVE_FILE.write_text(text, encoding="utf-8")
+        print(f"written: {SERVE_FILE}")
+        return 0
+    if not SERVE_FILE.is_file() or SERVE_FILE.read_text(encoding="utf-8") != text:
+        raise ConfigError(
+            what=str(SERVE_FILE),
+            got="another text than the settings give",
+            rule=f"it is made from {SETTINGS_FILE.name}",
+            fix="python -m serve.config --write",
+        )
+    print(f"current: {SERVE_FILE}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,66 @@
+"""Two tiny packages, and the serving graph on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from packaged_toy import toy_parts, write_catalogue
+
+from rectrain.cascade import Calibration, Calibrations, ListDoubt, Policy, RowDoubt, TaskPolicy
+from rectrain.inference.packaged import PackagedModel, publish_index
+from rectrain.package import Card, Package, write_package
+
+TASKS = ("recommendation", "search_ranking", "ad_ctr", "risk")
+CARD = Card(source="0" * 64, made=["a test"])
+
+
+def write_pair(folder: Path) -> dict[str, Package]:
+    """Packages `small` and `large` of all tasks with an index of 40 items each."""
+    packages = {}
+    for seed, name in enumerate(("small", "large")):
+        parts = toy_parts(folder / "parts", seed=seed, tasks=TASKS)
+        package = write_package(folder / name, parts, card=CARD)
+        items = write_catalogue(folder / f"items-{name}", parts, num_items=40)
+        packages[name] = publish_index(package, {"recommendation": items})
+    return packages
+
+
+def doubtful_policy(small: str, large: str, *, budget: float = 1.0, head: int = 3) -> Policy:
+    """A policy of all tasks that doubts everything, as far as the budget goes."""
+    common = {
+        "threshold": 2.0,
+        "bound": "budget",
+        "budget": budget,
+        "rate": 1.0,
+        "deciles": tuple(n / 10 for n in range(1, 10)),
+    }
+    rows = RowDoubt(knots=((0.0, 1.0),), scale=1.0)
+    lists = ListDoubt(temperature=1.0, noise=1.0, k=10, scale=1.0)
+    halved = Calibrations(
+        small=Calibration("temperature", 2.0, 0.0), large=Calibration("temperature", 4.0, 0.0)
+    )
+    tasks = {}
+    for task in TASKS:
+        if task in ("ad_ctr", "risk"):
+            tasks[task] = TaskPolicy(task=task, doubt=rows, calibration=halved, **common)
+        else:
+            tasks[task] = TaskPolicy(task=task, doubt=lists, head=head, **common)
+    return Policy(small, large, tasks)
+
+
+def search(count: int = 4) -> dict[str, Any]:
+    """A request of /v1/rank."""
+    texts = ["alpha beta", "gamma", "delta epsilon zeta", "eta"]
+    candidates = [{"item_id": f"i{n}", "item_text": f"{texts[n % 4]} {n}"} for n in range(count)]
+    return {"query": "alpha gamma", "candidates": candidates}
+
+
+def offline(model: PackagedModel, task: str, body: Mapping[str, Any]) -> NDArray[np.float64]:
+    """What a model gives for a request's candidates, without any of the serving graph."""
+    shared = {key: value for key, value in body.items() if key not in ("candidates", "options")}
+    group = "query_id" if task == "search_ranking" else "user_id"
+    return model.predict(task, [{group: "-", **shared, **one} for one in body["candidates"]])
