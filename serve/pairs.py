@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rectrain.cascade import POLICY, Policy
-from rectrain.errors import PackageError
+from rectrain.cascade import Policy, read_policy
 from rectrain.package import Package, open_package
 from serve.config import ModelPair
 
@@ -28,19 +27,4 @@ def open_pair(pair: ModelPair) -> OpenPair:
     """
     small = open_package(pair.small)
     large = open_package(pair.large) if pair.large else None
-    if POLICY not in small.files:
-        return OpenPair(small, large, None)
-    path = small.path / POLICY
-    policy = Policy.from_json(path.read_bytes(), where=str(path))
-    for name, package, expected in (
-        ("small", small, policy.small),
-        ("large", large, policy.large),
-    ):
-        if package is not None and package.version != expected:
-            raise PackageError(
-                what=f"policy {path}",
-                got=f"one for the {name} model {expected[:12]}",
-                rule=f"{package.path} is {package.version[:12]}",
-                fix="calibrate this pair (python -m jobs.calibrate), or name the other package",
-            )
-    return OpenPair(small, large, policy)
+    return OpenPair(small, large, read_policy(small, large=large))

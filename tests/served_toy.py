@@ -39,7 +39,7 @@ def doubtful_policy(small: str, large: str, *, budget: float = 1.0, head: int = 
         "deciles": tuple(n / 10 for n in range(1, 10)),
     }
     rows = RowDoubt(knots=((0.0, 1.0),), scale=1.0)
-    lists = ListDoubt(temperature=1.0, noise=1.0, k=10, scale=1.0)
+    lists = ListDoubt(temperature=1.0, noise=1.0, places=10, depth=20, scale=1.0)
     halved = Calibrations(
         small=Calibration("temperature", 2.0, 0.0), large=Calibration("temperature", 4.0, 0.0)
     )

@@ -42,7 +42,7 @@ _FORMAT, _KIND, _MANIFEST = 1, "rectrain package", "manifest.json"
 _NEEDED = {CARD, TASKS, HEADS, f"{ENCODER}config.json", f"{ENCODER}model.safetensors"}
 # The only files that a package may hold: whatever reads them runs no code that stands in them.
 _ALLOWED = re.compile(
-    r"README\.md|tasks\.json|golden\.json|heads\.safetensors|[\w-]+\.(png|svg)"
+    r"README\.md|(tasks|policy|golden)\.json|heads\.safetensors|[\w-]+\.(png|svg)"
     r"|encoder/(1_Pooling/)?[\w-]+\.(json|safetensors|txt|md)"
     r"|full_tokenizer/[\w-]+\.(json|txt)"
     r"|graphs/[\w.-]+\.(xml|bin|onnx|json)"
