@@ -1,11 +1,12 @@
 # make setup      the environment alone (.venv)
 # make demo       prepare the embedded data, train, evaluate; ends in runs/demo/summary.json
 #                 (PRESET=tiny: a small one in 2 minutes)
+# make serve      the models of runs/PRESET on 127.0.0.1:8000: a page at /, API docs at /docs
 # make test       what CI runs: lint, then every test but the slow ones
 # make test-full  the slow ones too
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: setup demo test test-full lint format clean
+.PHONY: setup demo serve test test-full lint format clean
 
 PYTHON ?= python3.11
 PRESET ?= demo
@@ -22,12 +23,21 @@ $(STAMP):
 	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; set PYTHON=…" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	@echo 'installing pinned packages into $(VENV) (about 2.5 GB, some minutes)'
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,tracking,report,balancing,peft,inference,bench,dev]' --constraint constraints.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,tracking,report,balancing,peft,inference,serve,bench,dev]' --constraint constraints.txt
 	rm -f $(VENV)/.installed-*
 	touch $@
 
 demo: setup
 	python -m jobs.demo --preset $(PRESET)
+
+# The run's model; a small one in front of it, where one was made.
+LARGE := runs/$(PRESET)/package
+SMALL := $(wildcard runs/$(PRESET)-small/package)
+PAIR := $(if $(SMALL),--models.shop.small=$(SMALL) --models.shop.large=$(LARGE),--models.shop.small=$(LARGE) --models.shop.large=null)
+
+serve: setup
+	@test -d $(LARGE) || { echo "error: $(LARGE) is not there; fix: make demo PRESET=$(PRESET) && python -m jobs.publish --checkpoint runs/$(PRESET) --output $(LARGE)" >&2; exit 2; }
+	python -m serve.app --config serve/settings.yaml $(PAIR)
 
 test: lint
 	python -m pytest -m 'not slow'
@@ -38,7 +48,7 @@ test-full: lint
 lint: setup
 	ruff check .
 	ruff format --check .
-	mypy rectrain jobs
+	mypy rectrain jobs serve
 
 format: setup
 	ruff check --fix .

@@ -7,16 +7,16 @@ number in the small model's result, from 0.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
-from rectrain.cascade import Budget, Policy, TaskPolicy, decide
 
-from rectrain.inference.packaged import PackagedModel
+from rectrain.cascade import Budget, Policy, TaskPolicy, decide
+from rectrain.inference.packaged import PackagedModel, Recommended
 from serve.caches import AnswerCache
 from serve.schemas import ENDPOINTS, Answer, Item, Options, Reason, Timings, Versions, rows_of
 from serve.scoring import Engine, Result, Work
@@ -134,19 +134,20 @@ class Answerer:
         done = await self._engine.submit(work, deadline=deadline)
         seen, asked = _seen(done.result), self._clock()
         choice = self._choose(work.task, seen.scores, options, deadline - asked)
-        large: Mapping[int, float] = {}
+        large: Result | None = None
         if choice.places:
             assert self._ask_large is not None
-            reply = await self._ask_large(_deferred(work, seen, choice.places), deadline - asked)
-            if reply.result is None:
+            is_whole = choice.reason == "asked" or not (policy and policy.head)
+            deferred = _deferred(work, seen, choice.places, is_whole=is_whole)
+            reply = await self._ask_large(deferred, deadline - asked)
+            large = reply.result
+            if large is None:
                 choice = choice._replace(places=(), reason=reply.refused or "unavailable")
-            else:
-                large = _by_place(choice.places, seen, reply.result)
         return Answer(
-            items=self._items(work, request, seen.scores, seen.ids, large, policy),
+            items=self._items(work, request, seen, choice.places, large),
             model=self.name,
-            versions=self._versions(large=bool(large)),
-            deferred=bool(large),
+            versions=self._versions(large=large is not None),
+            deferred=large is not None,
             reason=choice.reason,
             confidence=choice.confidence,
             timings=Timings(
@@ -164,10 +165,10 @@ class Answerer:
         if not self.small.predictor.spec(task).has_catalogue:
             return work
         self.small.index(task)
-        head = policy.head if policy else 0
+        depth = policy.doubt.depth if policy and policy.doubt.kind == "margin" else 0
         return replace(
             work,
-            k=max(request.k, head),  # type: ignore[attr-defined]
+            k=max(request.k, policy.head if policy else 0, depth),  # type: ignore[attr-defined]
             diversity=request.diversity,  # type: ignore[attr-defined]
             candidates=request.candidates,  # type: ignore[attr-defined]
         )
@@ -194,30 +195,42 @@ class Answerer:
         self,
         work: Work,
         request: BaseModel,
-        small: Floats,
-        ids: tuple[str, ...] | None,
-        large: Mapping[int, float],
-        policy: TaskPolicy | None,
+        seen: _Seen,
+        places: tuple[int, ...],
+        large: Result | None,
     ) -> tuple[Item, ...]:
         """Of 0/1 tasks in the request's order; else what the large model ordered, then the rest."""
-        places = list(range(len(small)))
-        scores = [large.get(place, float(small[place])) for place in places]
-        chances: list[float | None] = [None] * len(places)
-        if self.small.predictor.spec(work.task).has_probabilities:
-            chances = [*_probabilities(np.array(scores), large, policy)]
-        else:
-            places.sort(key=lambda place: (place not in large, -scores[place]))
+        if seen.ids is not None:
+            found = large if isinstance(large, list) else []
+            return _recommended(seen, found)[: request.k]  # type: ignore[attr-defined]
+        by_large = (
+            {} if large is None else dict(zip(places, _seen(large).scores.tolist(), strict=True))
+        )
         items = [
             Item(
-                index=place if ids is None else None,
-                item_id=ids[place] if ids is not None else work.rows[place].get("item_id"),
-                score=scores[place],
-                probability=chances[place],
-                by="large" if place in large else "small",
+                index=place,
+                item_id=row.get("item_id"),
+                score=by_large.get(place, score),
+                by="large" if place in by_large else "small",
             )
-            for place in places
+            for place, (row, score) in enumerate(zip(work.rows, seen.scores.tolist(), strict=True))
         ]
-        return tuple(items if ids is None else items[: request.k])  # type: ignore[attr-defined]
+        if self.small.predictor.spec(work.task).has_probabilities:
+            return self._with_probabilities(work.task, items)
+        return tuple(sorted(items, key=lambda item: (item.by != "large", -item.score)))
+
+    def _with_probabilities(self, task: str, items: list[Item]) -> tuple[Item, ...]:
+        """The same with calibrated probabilities, each by the model that gave the score."""
+        chances = scores = np.array([item.score for item in items])
+        policy = self.policy.tasks.get(task) if self.policy else None
+        if policy is not None and policy.calibration is not None:
+            small, large = policy.calibration.small, policy.calibration.large
+            by_large = np.array([item.by == "large" for item in items])
+            chances = np.where(by_large, large.probability(scores), small.probability(scores))
+        return tuple(
+            item.model_copy(update={"probability": chance})
+            for item, chance in zip(items, chances.tolist(), strict=True)
+        )
 
 
 def _seen(result: Result) -> _Seen:
@@ -227,29 +240,25 @@ def _seen(result: Result) -> _Seen:
     return _Seen(result, None)
 
 
-def _deferred(work: Work, seen: _Seen, places: tuple[int, ...]) -> Work:
-    """What the large model is asked: to score some rows, or to order what the small one found."""
+def _deferred(work: Work, seen: _Seen, places: tuple[int, ...], *, is_whole: bool) -> Work:
+    """What the large model is asked: to score some rows, or to order what the small one found;
+    where it orders the whole list, it finds the items itself."""
     if seen.ids is None:
         return replace(work, rows=tuple(work.rows[place] for place in places))
+    if is_whole:
+        return work
     ids = tuple(seen.ids[place] for place in places)
     return replace(work, k=len(ids), candidates=ids)
 
 
-def _by_place(places: tuple[int, ...], seen: _Seen, result: Result) -> dict[int, float]:
-    """place -> the large model's score; an item that its catalogue lacks has none."""
-    if not isinstance(result, list):
-        return dict(zip(places, result.tolist(), strict=True))
+def _recommended(seen: _Seen, large: list[Recommended]) -> tuple[Item, ...]:
+    """What the large model found, then what else the small one did."""
     assert seen.ids is not None
-    place_of = {seen.ids[place]: place for place in places}
-    return {place_of[item.item_id]: item.score for item in result}
-
-
-def _probabilities(
-    scores: Floats, large: Mapping[int, float], policy: TaskPolicy | None
-) -> list[float]:
-    """Calibrated probabilities of scores float64 [n], each by the model that gave the score."""
-    if policy is None or policy.calibration is None:
-        return [float(score) for score in scores]
-    by_small = policy.calibration.small.probability(scores).tolist()
-    by_large = policy.calibration.large.probability(scores).tolist()
-    return [by_large[place] if place in large else by_small[place] for place in range(len(scores))]
+    found = {item.item_id for item in large}
+    items = [Item(item_id=item, score=score, by="large") for item, score in large]
+    items += [
+        Item(item_id=item, score=score, by="small")
+        for item, score in zip(seen.ids, seen.scores.tolist(), strict=True)
+        if item not in found
+    ]
+    return tuple(items)

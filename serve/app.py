@@ -16,7 +16,15 @@ from jobs.cli import JobParser, run
 from rectrain import cluster
 from rectrain.config import help_text
 from rectrain.errors import ResourceError
-from serve.config import SERVE_FILE, Replicas, Settings, load_settings
+from serve.config import (
+    APPLICATION,
+    PROXY_LOCATION,
+    SETTINGS_FILE,
+    Replicas,
+    Settings,
+    load_settings,
+    settings_of,
+)
 from serve.deployments import Ingress, Large
 from serve.pairs import open_pair
 
@@ -24,6 +32,7 @@ __all__ = ["build", "main", "start"]
 
 _SURGE_PERCENT = 100
 _RETRY_AFTER_S = 1
+_STARTS = 3  # a broken package stays broken; a machine that was out of memory may recover
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -37,7 +46,7 @@ def build(args: dict[str, Any]) -> Application:
         PackageError: a package that is foreign, incomplete or altered.
         ResourceError: more threads than the cluster has CPUs.
     """
-    settings = Settings.model_validate(args).absolute()
+    settings = settings_of(args, name="the application's args").absolute()
     _check_packages(settings)
     large = {
         name: _deployment(Large, settings.large, settings, name=f"Large-{name}").bind(
@@ -78,6 +87,8 @@ def _deployment(cls: type, replicas: Replicas, settings: Settings, *, name: str)
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=settings.golden.health_check_s,
         max_surge_percent=_SURGE_PERCENT,
+        max_constructor_retry_count=_STARTS,
+        logging_config=settings.logging_config(),
         # Half of what a replica computes with: an update runs the old and the new side by side.
         ray_actor_options={"num_cpus": replicas.threads / (1 + _SURGE_PERCENT / 100)},
     )(cls)
@@ -86,7 +97,7 @@ def _deployment(cls: type, replicas: Replicas, settings: Settings, *, name: str)
 def main(argv: list[str]) -> int:
     """Runs the application here until Ctrl-C."""
     parser = JobParser(__doc__)
-    parser.add_argument("--config", default=str(SERVE_FILE), metavar="FILE", help="settings")
+    parser.add_argument("--config", default=str(SETTINGS_FILE), metavar="FILE", help="settings")
     parser.epilog = f"settings (in FILE, or --key=VALUE):\n{help_text(Settings)}"
     options, overrides = parser.parse_known_args(argv)
     settings = load_settings(options.config, overrides).absolute()
@@ -105,14 +116,13 @@ def start(settings: Settings) -> None:
     """Deploys the application on the cluster that RAY_ADDRESS names, or one started here."""
     cluster.connect()
     _check_cpus(settings)
-    http = settings.http.model_dump(exclude_none=True)
     serve.start(
-        proxy_location="EveryNode",
-        http_options={**http, "request_timeout_s": settings.deadlines.max_ms / 1000 + 5},
-        logging_config={"encoding": settings.log_encoding, "enable_access_log": False},
+        proxy_location=PROXY_LOCATION,
+        http_options=settings.http_options(),
+        logging_config=settings.logging_config(),
     )
     app = build(settings.model_dump(mode="json"))
-    serve.run(app, name="rectrain", route_prefix="/")
+    serve.run(app, name=APPLICATION, route_prefix="/")
 
 
 def _check_cpus(settings: Settings) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,29 +21,40 @@ from pydantic import Field, field_validator, model_validator
 from jobs.cli import run
 from rectrain.config import Section, load_config, parse_yaml, yaml_mapping
 from rectrain.errors import ConfigError
-from rectrain.idle import Idle
 
 __all__ = [
+    "APPLICATION",
+    "PROXY_LOCATION",
     "SERVE_FILE",
     "SETTINGS_FILE",
+    "Batching",
+    "Cache",
+    "Deadlines",
+    "Golden",
     "Http",
     "Limits",
     "ModelPair",
     "Replicas",
+    "Security",
     "Settings",
     "load_settings",
     "main",
     "serve_yaml",
+    "settings_of",
 ]
 
 FOLDER = Path(__file__).parent
 SETTINGS_FILE = FOLDER / "settings.yaml"
 SERVE_FILE = FOLDER / "config.yaml"
 IMPORT_PATH = "serve.app:build"
+APPLICATION = "rectrain"
+PROXY_LOCATION = "EveryNode"
 _HEADER = (
     "# Made by `python -m serve.config --write` from serve/settings.yaml: edit that, not this.\n"
     "#     serve deploy serve/config.yaml\n"
 )
+
+_GRACE_S = 5
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -180,7 +191,7 @@ class Security(Section):
     """Who may ask."""
 
     token_hashes: tuple[str, ...] = Field(
-        (), description="SHA-256 of each bearer token in hex (`printf %%s TOKEN | sha256sum`)"
+        (), description="SHA-256 of each bearer token in hex (`printf %s TOKEN | sha256sum`)"
     )
 
     @field_validator("token_hashes")
@@ -239,9 +250,14 @@ class Settings(Section):
         """Name of the model for requests that name none."""
         return self.default_model or next(iter(self.models))
 
-    def idle(self) -> Iterable[Idle]:
-        """Settings without effect as the others stand."""
-        return ()
+    def http_options(self) -> dict[str, Any]:
+        """What Serve's proxies must know."""
+        late_s = self.deadlines.max_ms / 1000 + _GRACE_S  # ours come first, with a reason
+        return {**self.http.model_dump(exclude_none=True), "request_timeout_s": late_s}
+
+    def logging_config(self) -> dict[str, Any]:
+        """Serve's logs. Our own line says more than its access log; two would be two outcomes."""
+        return {"encoding": self.log_encoding, "enable_access_log": False}
 
     def absolute(self) -> Settings:
         """The same with absolute paths: a process's working directory is not the user's."""
@@ -282,7 +298,20 @@ def load_settings(file: str, overrides: Sequence[str] = ()) -> Settings:
             rule="a Serve YAML is made from settings and can't be overridden",
             fix=f"give --config {SETTINGS_FILE.name}, or python -m serve.config --write",
         )
-    return parse_yaml(Settings, yaml.safe_dump(_arguments(content, file)).encode(), name=file)
+    return settings_of(_arguments(content, file), name=file)
+
+
+def settings_of(args: Mapping[str, Any], *, name: str) -> Settings:
+    """Settings from a mapping, whose mistakes are one line each.
+
+    Args:
+        args: keys and values.
+        name: where they come from, for errors.
+
+    Raises:
+        ConfigError: as of `load_config`.
+    """
+    return parse_yaml(Settings, yaml.safe_dump(dict(args)).encode(), name=name)
 
 
 def _arguments(content: Mapping[str, Any], file: str) -> dict[str, Any]:
@@ -305,15 +334,13 @@ def serve_yaml(settings: Settings) -> str:
     Serve's own default for the host is all interfaces, and it passes over keys that it doesn't
     know, so all that counts is written out.
     """
-    http = settings.http.model_dump(exclude_none=True)
     content = {
-        "proxy_location": "EveryNode",
-        "http_options": {**http, "request_timeout_s": settings.deadlines.max_ms / 1000 + 5},
-        # Our own line says more than Serve's access log; two would be two outcomes.
-        "logging_config": {"encoding": settings.log_encoding, "enable_access_log": False},
+        "proxy_location": PROXY_LOCATION,
+        "http_options": settings.http_options(),
+        "logging_config": settings.logging_config(),
         "applications": [
             {
-                "name": "rectrain",
+                "name": APPLICATION,
                 "route_prefix": "/",
                 "import_path": IMPORT_PATH,
                 "args": settings.model_dump(mode="json"),

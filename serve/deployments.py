@@ -6,13 +6,14 @@ A request that a small model can answer stays in one process; a deferred one mak
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -28,6 +29,8 @@ from serve.pairs import open_pair
 from serve.scoring import Engine, ModelFault, Work
 
 __all__ = ["Ingress", "Large"]
+
+_log = logging.getLogger("ray.serve")
 
 _ATTEMPTS = 2  # scoring changes nothing, so work lost with a replica is simply done again
 
@@ -141,7 +144,8 @@ async def _ask(handle: DeploymentHandle, version: str, work: Work, left_s: float
             return LargeReply(None, "deadline")
         except BackPressureError:
             return LargeReply(None, "overload")
-        except (RayActorError, RayServeException):
+        except (RayError, RayServeException) as error:
+            _log.warning(f"the large model failed: {type(error).__name__} {error}")
             continue
         if reply.refused != "unavailable":
             return reply

@@ -110,6 +110,10 @@ class Engine:
         """Runs something in the computing thread, behind what it does now."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
+    def close(self) -> None:
+        """Ends the thread, once it has done what it does."""
+        self._thread.shutdown()
+
     async def submit(self, work: Work, *, deadline: float) -> Done[Result]:
         """The result of work; see `Batcher.submit` and `score_works`.
 
