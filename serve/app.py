@@ -1,12 +1,16 @@
 """The serving graph as an application, and the command that runs it on this machine.
 
-python -m serve.app --config serve/settings.yaml --models.shop.small=runs/small/package
-serve run serve/config.yaml         # the same by Serve's own command
-serve deploy serve/config.yaml      # the same on a cluster
+    python -m serve.app --config serve/settings.yaml --models.shop.small=runs/small/package
+    serve run serve/config.yaml         # the same by Serve's own command
+    serve deploy serve/config.yaml      # the same on a cluster
+
+The settings are in docs/serving.md.
 """
 
 from __future__ import annotations
 
+import signal
+import threading
 from typing import Any
 
 from ray import serve
@@ -106,9 +110,18 @@ def main(argv: list[str]) -> int:
         print(f"serve: {', '.join(settings.models)} on {_address(settings)}")
         return 0
     start(settings)
-    print(
-        f"serve: {', '.join(settings.models)} on {_address(settings)}; Ctrl-C ends it", flush=True
-    )
+    print(f"serve: {', '.join(settings.models)} on {_address(settings)}", flush=True)
+    if not settings.http.is_loopback and not settings.security.token_hashes:
+        print(
+            "serve: open to everyone who reaches this address (security.token_hashes)", flush=True
+        )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("serve: finishing what was begun", flush=True)
+    finally:
+        serve.shutdown()
     return 0
 
 
