@@ -188,7 +188,8 @@ def _isotonic(z: Floats, y: Floats, w: Floats, base: Calibration) -> Calibration
     at = np.array([w[part] @ z[part] for part in bins]) / size
     expected = base.probability(_sigmoid(at))
     rate = (np.array([w[part] @ y[part] for part in bins]) + expected) / (size + 1)
-    pooled = IsotonicRegression().fit_transform(np.arange(len(bins)), rate, size + 1)
+    place_of = np.arange(len(bins))
+    pooled = IsotonicRegression().fit(place_of, rate, sample_weight=size + 1).predict(place_of)
     knots: list[tuple[float, float]] = []
     for value in np.unique(pooled):
         block = pooled == value
