@@ -143,7 +143,7 @@ def test_a_head_is_taken_where_it_costs_less():
 
 
 def test_a_budget_is_the_rate_and_the_shortest_head_that_does_as_well():
-    held, margin = drawn_lists(500, seed=5, size=30, noise=0.3, heads=(ALL, 20, 1))
+    held, margin = drawn_lists(500, seed=5, size=30, noise=0.8, heads=(ALL, 20, 1))
     chosen = choose(held, margin, "ndcg@10", budget=0.13, num_resamples=20)
     assert chosen.rate == pytest.approx(0.13) and chosen.head == 20
     all_of_it = choose(held, margin, "ndcg@10", budget=0.0, num_resamples=20)
