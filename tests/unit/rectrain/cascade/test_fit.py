@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from rectrain.cascade import BudgetState, Policy, decide, merge
 from rectrain.cascade.fit import Aim, ListScores, RowScores, fit_lists, fit_rows
 from rectrain.cascade.heldout import ALL, HeldOutLists, head_ranks
