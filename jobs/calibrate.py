@@ -186,8 +186,8 @@ def _hints(fitted: dict[str, Fitted], aim: Aim) -> str:
     if aim.max_loss is None:
         return ""
     lines = [
-        f"{task}: {one.num_groups:,} groups don't show with {aim.level:.0%} certainty that less than"
-        f" {one.choice.rate:.0%} deferred loses at most {aim.max_loss:.2%}; more held-out rows, a"
+        f"{task}: {one.num_groups:,} groups don't show with {aim.level:.0%} certainty that less"
+        f" than {one.choice.rate:.0%} deferred loses at most {aim.max_loss:.2%}; more rows, a"
         " better small model or a larger --max-loss would\n"
         for task, one in fitted.items()
         if one.choice.rate > 0.5

@@ -88,7 +88,7 @@ class Answerer:
         self._engine = engine
         self._ask_large = ask_large
         self._large_s = large_s
-        self._cache = cache or AnswerCache(0, ttl_s=0)
+        self._cache = AnswerCache(0, ttl_s=0) if cache is None else cache
         self._clock = clock
         tasks = policy.tasks if policy else {}
         self.budgets = {task: Budget(one) for task, one in tasks.items()}
@@ -129,20 +129,21 @@ class Answerer:
         self, path: str, request: BaseModel, options: Options, deadline: float
     ) -> Answer:
         task = ENDPOINTS[path]
-        policy = self.policy.tasks.get(task) if self.policy else None
+        policy = self._policy(task, request)
         work = self._work(task, request, policy)
         done = await self._engine.submit(work, deadline=deadline)
-        seen, asked = _seen(done.result), self._clock()
-        choice = self._choose(work.task, seen.scores, options, deadline - asked)
+        seen, begun = _seen(done.result), self._clock()
+        choice = self._choose(seen.scores, options, policy, deadline - begun)
         large: Result | None = None
+        large_s = 0.0
         if choice.places:
             assert self._ask_large is not None
             is_whole = choice.reason == "asked" or not (policy and policy.head)
             deferred = _deferred(work, seen, choice.places, is_whole=is_whole)
-            reply = await self._ask_large(deferred, deadline - asked)
-            large = reply.result
+            large, refused = await self._ask_large(deferred, deadline - begun)
+            large_s = self._clock() - begun
             if large is None:
-                choice = choice._replace(places=(), reason=reply.refused or "unavailable")
+                choice = choice._replace(places=(), reason=refused or "unavailable")
         return Answer(
             items=self._items(work, request, seen, choice.places, large),
             model=self.name,
@@ -151,11 +152,14 @@ class Answerer:
             reason=choice.reason,
             confidence=choice.confidence,
             timings=Timings(
-                queue_ms=1000 * done.waited_s,
-                small_ms=1000 * done.ran_s,
-                large_ms=1000 * (self._clock() - asked),
+                queue_ms=1000 * done.waited_s, small_ms=1000 * done.ran_s, large_ms=1000 * large_s
             ),
         )
+
+    def _policy(self, task: str, request: BaseModel) -> TaskPolicy | None:
+        """The task's; none for a diverse list: doubt is of lists that are in the scores' order."""
+        is_diverse = getattr(request, "diversity", 0) > 0
+        return None if self.policy is None or is_diverse else self.policy.tasks.get(task)
 
     def _versions(self, *, large: bool) -> Versions:
         return Versions(small=self.small.version, large=self.large_version if large else None)
@@ -173,18 +177,20 @@ class Answerer:
             candidates=request.candidates,  # type: ignore[attr-defined]
         )
 
-    def _choose(self, task: str, scores: Floats, options: Options, left_s: float) -> _Choice:
+    def _choose(
+        self, scores: Floats, options: Options, policy: TaskPolicy | None, left_s: float
+    ) -> _Choice:
         if options.route == "small":
             return _Choice((), "not_asked")
-        if self._ask_large is None or not len(scores):
+        if self._ask_large is None:
             return _Choice((), "no_large")
         if options.route == "large":
             every = tuple(range(len(scores)))
             return _Choice(every, "asked") if left_s > self._large_s else _Choice((), "deadline")
-        if self.policy is None or task not in self.policy.tasks:
+        if policy is None:
             return _Choice((), "no_policy")
-        budget = self.budgets[task]
-        decision = decide(self.policy.tasks[task], scores, budget=budget.state)
+        budget = self.budgets[policy.task]
+        decision = decide(policy, scores, budget=budget.state)
         if decision.defer and left_s <= self._large_s:
             decision = decision.withheld("deadline")
         # Before the large model is awaited: others decide meanwhile, and must see what is spent.

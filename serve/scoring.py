@@ -29,9 +29,7 @@ T = TypeVar("T")
 Row: TypeAlias = Mapping[str, Any]
 Result: TypeAlias = NDArray[np.float64] | list[Recommended]
 
-_CHARS_A_TOKEN = (
-    4  # of English and of product texts, roughly; only the size of batches depends on it
-)
+_CHARS_A_TOKEN = 4  # roughly, of product texts; only the size of batches depends on it
 _TOKENS_A_TEXT = 2  # [CLS] and [SEP]
 
 

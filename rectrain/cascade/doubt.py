@@ -153,6 +153,7 @@ def auc_gains(small: Floats, large: Floats) -> Floats:
     before = np.concatenate([[0.0], np.cumsum(at)])
     low, high = (np.searchsorted(at, end, side="left") for end in (small, large))
     moved = large * (high - low) - (before[high] - before[low])
+    moved -= np.maximum(large - small, 0)  # on its way up a row does not pass itself
     rate = float(small.mean()) if len(small) else 0.5
     return np.asarray(np.maximum(moved, 0.0) / (len(at) * max(rate * (1 - rate), _MIN_SCALE)))
 
@@ -220,8 +221,9 @@ def fit_list_doubt(
 ) -> ListDoubt:
     """The doubt of a task's lists.
 
-    Both temperatures are those of `list_temperature`; noise² is the mean over lists of the variance
-    of large / T_large - small / T_small, candidates weighted by what either model expects of them.
+    Both temperatures are those of `list_temperature`; noise² is the variance of large / T_large -
+    small / T_small within lists, candidates weighted by what either model expects of them: the
+    sum over lists of Σ w (difference - mean)² over that of 1 - Σ w².
 
     Args:
         small, large: float64 [n], the models' scores of the candidates.
@@ -235,15 +237,16 @@ def fit_list_doubt(
         (own[0] / temperatures[0], own[1] / temperatures[1])
         for own in zip(np.split(small, first[1:]), np.split(large, first[1:]), strict=True)
     ]
-    noise = float(np.sqrt(np.mean([_disagreement(s, t) for s, t in parts]))) if len(small) else 0.0
+    squares, freedom = np.array([_disagreement(*pair) for pair in parts]).sum(axis=0)
+    noise = float(np.sqrt(squares / freedom)) if freedom > 0 else 0.0
     doubt = ListDoubt(temperatures[0], max(noise, _MIN_NOISE), places, depth, scale=1.0)
     scale = float(np.mean([doubt.doubt(one) for one in np.split(small, first[1:])]))
     return replace(doubt, scale=max(scale, _MIN_SCALE))
 
 
-def _disagreement(small: Floats, large: Floats) -> float:
-    """Variance of a list's differences, each candidate by its mean share in both softmaxes."""
+def _disagreement(small: Floats, large: Floats) -> tuple[float, float]:
+    """A list's Σ w (difference - mean)² and 1 - Σ w², w its mean share in both softmaxes."""
     expected = [np.exp(u - u.max()) for u in (small, large)]
     weight = np.mean([one / one.sum() for one in expected], axis=0)
     difference = large - small
-    return float(weight @ (difference - weight @ difference) ** 2)
+    return float(weight @ (difference - weight @ difference) ** 2), float(1 - weight @ weight)

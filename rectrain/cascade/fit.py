@@ -9,6 +9,7 @@ Shapes: n rows, m candidates, Q units.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,7 @@ from rectrain.cascade.doubt import (
     fit_list_doubt,
     fit_row_doubt,
 )
-from rectrain.cascade.heldout import HeldOutLists, HeldOutRows
+from rectrain.cascade.heldout import HeldOut, HeldOutLists, HeldOutRows
 from rectrain.cascade.policy import Calibrations, TaskPolicy
 from rectrain.cascade.thresholds import Choice, choose
 
@@ -35,6 +36,7 @@ __all__ = ["DEPTH", "Aim", "Fitted", "ListScores", "RowScores", "fit_lists", "fi
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 _ROOM = 1.5  # of the budget over the held-out rate, under a bound of the loss
 _DECILES = np.arange(1, 10) / 10
@@ -125,72 +127,77 @@ def fit_rows(task: str, scores: RowScores, *, metric: str, aim: Aim) -> Fitted:
     """
     labels, weights = scores.labels, scores.weights
     half = folds(scores.groups, seed=aim.seed)
-    small = fit_calibration(scores.small, labels, weights, fold=half)
-    large = fit_calibration(scores.large, labels, weights, fold=half)
-    heldout = HeldOutRows(
-        small.probability(scores.small),
-        large.probability(scores.large),
-        labels,
-        weights,
-        scores.groups,
+    small, large = (
+        fit_calibration(raw, labels, weights, fold=half) for raw in (scores.small, scores.large)
     )
-    logits = small.logits(scores.small)
-    gains = auc_gains(heldout.small, heldout.large)
-
-    def fit(rows: NDArray[np.bool_]) -> RowDoubt:
-        return fit_row_doubt(logits[rows], gains[rows])
-
-    crossed = np.empty(len(labels))
-    for own, other in _halves(half):
-        crossed[own] = fit(other).confidences(logits[own])
-    doubt = fit(np.ones(len(labels), dtype=bool))
-    choice = choose(
-        heldout, crossed, metric, max_loss=aim.max_loss, budget=aim.budget, level=aim.level,
-        num_resamples=aim.num_resamples, seed=aim.seed,
-    )  # fmt: skip
-    policy = _policy(
-        task, doubt, doubt.confidences(logits), choice, aim, Calibrations(small=small, large=large)
+    chances = small.probability(scores.small), large.probability(scores.large)
+    heldout = HeldOutRows(*chances, labels, weights, scores.groups)
+    logits, gains = small.logits(scores.small), auc_gains(*chances)
+    crossed = _crossed(
+        half, lambda own, other: fit_row_doubt(logits[other], gains[other]).confidences(logits[own])
     )
-    calibration = {
-        name: _before_after(raw, scores, half)
-        for name, raw in (("small", scores.small), ("large", scores.large))
-    }
-    groups = len(np.unique(scores.groups))
-    return Fitted(policy, metric, choice, calibration, len(labels), groups)
+    choice = _choose(heldout, crossed, metric, aim)
+    doubt = fit_row_doubt(logits, gains)
+    both = Calibrations(small=small, large=large)
+    return Fitted(
+        policy=_policy(task, doubt, doubt.confidences(logits), choice, aim, both),
+        metric=metric,
+        choice=choice,
+        calibration={
+            name: _before_after(raw, scores, half)
+            for name, raw in (("small", scores.small), ("large", scores.large))
+        },
+        num_units=len(labels),
+        num_groups=len(np.unique(scores.groups)),
+    )
 
 
 def fit_lists(task: str, scores: ListScores, *, metric: str, aim: Aim) -> Fitted:
     """The policy of a task of lists; arguments as of `fit_rows`."""
     num_lists = scores.judged.num_units
     half = folds(np.arange(num_lists), seed=aim.seed)
-    first = np.searchsorted(scores.lists, np.arange(1, num_lists))
-    parts = np.split(scores.small, first)
+    parts = np.split(scores.small, np.searchsorted(scores.lists, np.arange(1, num_lists)))
 
-    def fit(chosen: NDArray[np.bool_]) -> ListDoubt:
+    def fit(chosen: Bools) -> ListDoubt:
         rows = chosen[scores.lists]
         return fit_list_doubt(
             scores.small[rows], scores.large[rows], scores.gains[rows], scores.lists[rows],
             places=_places(metric), depth=DEPTH,
         )  # fmt: skip
 
-    crossed = np.empty(num_lists)
-    for own, other in _halves(half):
+    def confidences(own: Bools, other: Bools) -> Floats:
         doubt = fit(other)
-        crossed[own] = [doubt.confidence(parts[one]) for one in np.flatnonzero(own)]
-    doubt = fit(np.ones(num_lists, dtype=bool))
-    choice = choose(
-        scores.judged, crossed, metric, max_loss=aim.max_loss, budget=aim.budget, level=aim.level,
+        return np.array([doubt.confidence(parts[one]) for one in np.flatnonzero(own)])
+
+    everything = np.ones(num_lists, dtype=bool)
+    choice = _choose(scores.judged, _crossed(half, confidences), metric, aim)
+    return Fitted(
+        policy=_policy(
+            task, fit(everything), confidences(everything, everything), choice, aim, None
+        ),
+        metric=metric,
+        choice=choice,
+        calibration={},
+        num_units=num_lists,
+        num_groups=num_lists,
+    )
+
+
+def _choose(heldout: HeldOut, confidences: Floats, metric: str, aim: Aim) -> Choice:
+    return choose(
+        heldout, confidences, metric, max_loss=aim.max_loss, budget=aim.budget, level=aim.level,
         num_resamples=aim.num_resamples, seed=aim.seed,
     )  # fmt: skip
-    confidences = np.array([doubt.confidence(part) for part in parts])
-    policy = _policy(task, doubt, confidences, choice, aim, None)
-    return Fitted(policy, metric, choice, {}, num_lists, num_lists)
 
 
-def _halves(half: Ints) -> list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
-    """(own, other) for each half; where there is but one unit, it is its own other."""
-    pairs = [(half == one, half != one) for one in (0, 1)]
-    return [(own, other if other.any() else own) for own, other in pairs if own.any()]
+def _crossed(half: Ints, of: Callable[[Bools, Bools], Floats]) -> Floats:
+    """Values of each half's units (own) from what the other half's fitted (other); where there is
+    but one half, it is its own other."""
+    values = np.empty(len(half))
+    for one in np.unique(half):
+        own, other = half == one, half != one
+        values[own] = of(own, other if other.any() else own)
+    return values
 
 
 def _places(metric: str) -> int:
@@ -232,11 +239,11 @@ def _threshold_at(confidences: Floats, rate: float) -> float:
 
 def _before_after(raw: Floats, scores: RowScores, half: Ints) -> tuple[Reliability, Reliability]:
     """A model's reliability as it is, and calibrated on the other half of the groups."""
-    calibrated = np.empty(len(raw))
-    for own, other in _halves(half):
-        fitted = fit_calibration(raw[other], scores.labels[other], scores.weights[other])
-        calibrated[own] = fitted.probability(raw[own])
-    return (
-        reliability(raw, scores.labels, scores.weights),
-        reliability(calibrated, scores.labels, scores.weights),
+    labels, weights = scores.labels, scores.weights
+    calibrated = _crossed(
+        half,
+        lambda own, other: fit_calibration(raw[other], labels[other], weights[other]).probability(
+            raw[own]
+        ),
     )
+    return reliability(raw, labels, weights), reliability(calibrated, labels, weights)

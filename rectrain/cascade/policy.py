@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["POLICY", "Calibrations", "Policy", "TaskPolicy", "read_policy"]
 
 POLICY = "policy.json"
-_FORMAT = 1
 _NEVER, _ALWAYS = 0.0, 2.0  # thresholds of confidences, which are in 0..1
 
 Floats = NDArray[np.float64]
@@ -113,7 +112,7 @@ class Policy:
     small: str
     large: str
     tasks: Mapping[str, TaskPolicy]
-    format: Literal[1] = _FORMAT
+    format: Literal[1] = 1
 
     def __post_init__(self) -> None:
         for name, task in self.tasks.items():

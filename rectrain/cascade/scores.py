@@ -23,7 +23,7 @@ __all__ = ["check_pair", "score_held_out"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_HEADS = (5, 10, 20, 50)  # that a list's head may have, beside the whole list
+_HEADS = (3, 5, 8, 20, 50)  # that a list's head may have, beside the whole list
 _BLOCK_USERS = 512
 
 

@@ -110,7 +110,7 @@ def _draw_reliability(axis: Any, one: Fitted) -> None:
                 found.predicted, found.observed, style, color=color, markersize=3, label=label,
                 alpha=0.5 if when == "before" else 1.0,
             )  # fmt: skip
-            highest = max(highest, found.predicted.max(), found.observed.max())
+            highest = max(highest, float(found.predicted.max()), float(found.observed.max()))
     axis.plot([0, highest], [0, highest], color="black", linewidth=0.8)
     axis.set_xlabel("predicted probability")
     axis.set_ylabel("share of positives")
