@@ -16,10 +16,9 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-import rectrain
 from rectrain.errors import DataError
 from rectrain.inference.index import ItemIndex
-from rectrain.inference.packaged import PackagedModel, Recommended
+from rectrain.inference.packaged import PackagedModel, Recommended, load
 from serve.batcher import Batcher, Done
 from serve.config import Batching
 
@@ -94,9 +93,7 @@ class Engine:
     ) -> PackagedModel:
         """Opens a package in the computing thread, so that its number of threads holds there;
         see `rectrain.load`."""
-        opener = partial(
-            rectrain.load, path, backend=backend, threads=threads, cached_texts=cached_texts
-        )
+        opener = partial(load, path, backend=backend, threads=threads, cached_texts=cached_texts)
         self.models[name] = self.call(opener)
         return self.models[name]
 

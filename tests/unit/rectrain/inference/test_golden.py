@@ -56,14 +56,13 @@ def test_texts_are_as_short_and_as_long_as_the_model_reads(model):
     assert sizes[0] == 1 and sizes[-1] >= 12
 
 
-@pytest.mark.parametrize("part", ["encoder.embeddings.word_embeddings", "tasks.risk"])
+@pytest.mark.parametrize("part", ["encoder.embeddings", "tasks.risk"])
 def test_a_weight_that_changed_is_seen(package, model, part):
     golden = read_golden(package)
     with torch.no_grad():
-        weight = next(
-            value for name, value in model.predictor.model.named_parameters() if part in name
-        )
-        weight += 0.1
+        for name, value in model.predictor.model.named_parameters():
+            if name.startswith(part):
+                value.mul_(1.5)
     with pytest.raises(Deviation, match="scores that differ"):
         golden.check(model, tolerance=1e-4)
 
