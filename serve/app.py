@@ -60,7 +60,9 @@ def build(args: dict[str, Any]) -> Application:
         if pair.large
     }
     ingress = serve.ingress()(Ingress)
-    return _deployment(ingress, settings.ingress, settings, name="Ingress").bind(settings, large)
+    front = _deployment(ingress, settings.ingress, settings, name="Ingress")
+    app: Application = front.bind(settings, large)
+    return app
 
 
 def _check_packages(settings: Settings) -> None:
@@ -121,7 +123,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("serve: finishing what was begun", flush=True)
     finally:
-        serve.shutdown()
+        serve.shutdown()  # type: ignore[no-untyped-call]
     return 0
 
 

@@ -64,11 +64,14 @@ class Http(Section):
     """Where requests come in. Serve reads this once, when it starts on a cluster."""
 
     host: str = Field(
-        "127.0.0.1", description="address to listen on; 0.0.0.0 opens it to everyone who gets here"
+        default="127.0.0.1",
+        description="address to listen on; 0.0.0.0 opens it to all who get here",
     )
-    port: int = Field(8000, ge=1, le=65_535, description="TCP port")
-    ssl_certfile: str | None = Field(None, description="PEM certificate: HTTPS instead of HTTP")
-    ssl_keyfile: str | None = Field(None, description="its key")
+    port: int = Field(default=8000, ge=1, le=65_535, description="TCP port")
+    ssl_certfile: str | None = Field(
+        default=None, description="PEM certificate: HTTPS instead of HTTP"
+    )
+    ssl_keyfile: str | None = Field(default=None, description="its key")
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Http:
@@ -96,26 +99,35 @@ class ModelPair(Section):
     """A small model, and the large one that takes what the small one doubts."""
 
     small: str = Field(description="folder of the small model's package; its policy.json decides")
-    large: str | None = Field(None, description="folder of the large model's package")
-    small_backend: str = Field("auto", description="what runs the small encoder; see rectrain.load")
-    large_backend: str = Field("auto", description="what runs the large encoder")
+    large: str | None = Field(default=None, description="folder of the large model's package")
+    small_backend: str = Field(
+        default="auto", description="what runs the small encoder; see rectrain.load"
+    )
+    large_backend: str = Field(default="auto", description="what runs the large encoder")
 
 
 class Replicas(Section):
     """Processes of one deployment. The number follows the load between the two limits."""
 
-    min_replicas: Count = Field(1, description="processes that always run")
-    max_replicas: Count = Field(1, description="processes at most")
-    threads: Count = Field(1, description="threads of a process's computations")
-    max_ongoing_requests: Count = Field(64, description="requests in a process at a time, at most")
+    min_replicas: Count = Field(default=1, description="processes that always run")
+    max_replicas: Count = Field(default=1, description="processes at most")
+    threads: Count = Field(default=1, description="threads of a process's computations")
+    max_ongoing_requests: Count = Field(
+        default=64, description="requests in a process at a time, at most"
+    )
     max_queued_requests: Count = Field(
-        256, description="requests that wait at each caller, at most; beyond, 503 or no deferral"
+        default=256,
+        description="requests that wait at each caller; beyond, 503 or no deferral",
     )
     target_ongoing_requests: float = Field(
-        16, gt=0, description="requests in a process that scaling aims at"
+        default=16, gt=0, description="requests in a process that scaling aims at"
     )
-    upscale_delay_s: Seconds = Field(10, description="load must last so long before a start")
-    downscale_delay_s: Seconds = Field(120, description="quiet must last so long before a stop")
+    upscale_delay_s: Seconds = Field(
+        default=10, description="load must last so long before a start"
+    )
+    downscale_delay_s: Seconds = Field(
+        default=120, description="quiet must last so long before a stop"
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> Replicas:
@@ -136,22 +148,24 @@ class Replicas(Section):
 class Limits(Section):
     """What a request may be; beyond, it is refused with 413 or 422."""
 
-    body_bytes: Count = Field(1_000_000, description="bytes of a body, inflated")
-    body_s: Seconds = Field(10, description="seconds in which a whole body must have come")
-    requests: Count = Field(64, description="requests in a batch")
-    candidates: Count = Field(500, description="candidates of a request")
-    text_chars: Count = Field(4_000, description="characters of a text")
-    list_texts: Count = Field(200, description="texts of a list, as a history or an exclusion")
-    k: Count = Field(100, description="recommended items")
+    body_bytes: Count = Field(default=1_000_000, description="bytes of a body, inflated")
+    body_s: Seconds = Field(default=10, description="seconds in which a whole body must have come")
+    requests: Count = Field(default=64, description="requests in a batch")
+    candidates: Count = Field(default=500, description="candidates of a request")
+    text_chars: Count = Field(default=4_000, description="characters of a text")
+    list_texts: Count = Field(
+        default=200, description="texts of a list, as a history or an exclusion"
+    )
+    k: Count = Field(default=100, description="recommended items")
 
 
 class Deadlines(Section):
     """How long an answer may take. A client shortens it with the header X-Deadline-Ms."""
 
-    default_ms: float = Field(5_000, gt=0, description="where the client says nothing")
-    max_ms: float = Field(30_000, gt=0, description="the most that a client may ask for")
+    default_ms: float = Field(default=5_000, gt=0, description="where the client says nothing")
+    max_ms: float = Field(default=30_000, gt=0, description="the most that a client may ask for")
     large_ms: float = Field(
-        20, ge=0, description="with less time left, the large model is not asked"
+        default=20, ge=0, description="with less time left, the large model is not asked"
     )
 
     @model_validator(mode="after")
@@ -164,26 +178,32 @@ class Deadlines(Section):
 class Batching(Section):
     """Requests that wait are scored together, as many as fit into a budget of tokens."""
 
-    max_tokens: Count = Field(4_096, description="tokens scored in one go")
-    max_queued_tokens: Count = Field(65_536, description="tokens that wait at most; beyond, 503")
+    max_tokens: Count = Field(default=4_096, description="tokens scored in one go")
+    max_queued_tokens: Count = Field(
+        default=65_536, description="tokens that wait at most; beyond, 503"
+    )
 
 
 class Cache(Section):
     """Whole answers, kept by model version. (Vectors of texts are kept by the models.)"""
 
-    answers: int = Field(4_096, ge=0, description="answers kept in a process; 0 keeps none")
-    ttl_s: Seconds = Field(60, description="for so long")
-    texts: int = Field(16_384, ge=0, description="texts whose vectors a model keeps; 0 keeps none")
+    answers: int = Field(default=4_096, ge=0, description="answers kept in a process; 0 keeps none")
+    ttl_s: Seconds = Field(default=60, description="for so long")
+    texts: int = Field(
+        default=16_384, ge=0, description="texts whose vectors a model keeps; 0 keeps none"
+    )
 
 
 class Golden(Section):
     """Requests with known answers: run before a process takes traffic, and again and again."""
 
-    required: bool = Field(False, description="refuse a package that brings none")
-    period_s: Seconds = Field(30, description="how often they are run again")
-    health_check_s: Seconds = Field(2, description="how often Serve asks a process how it is")
+    required: bool = Field(default=False, description="refuse a package that brings none")
+    period_s: Seconds = Field(default=30, description="how often they are run again")
+    health_check_s: Seconds = Field(
+        default=2, description="how often Serve asks a process how it is"
+    )
     tolerance: float = Field(
-        1e-4, gt=0, lt=1, description="largest difference of a score from the stored one"
+        default=1e-4, gt=0, lt=1, description="largest difference of a score from the stored one"
     )
 
 
@@ -191,7 +211,8 @@ class Security(Section):
     """Who may ask."""
 
     token_hashes: tuple[str, ...] = Field(
-        (), description="SHA-256 of each bearer token in hex (`printf %s TOKEN | sha256sum`)"
+        default=(),
+        description="SHA-256 of each bearer token (`printf %s TOKEN | sha256sum`)",
     )
 
     @field_validator("token_hashes")
@@ -207,7 +228,7 @@ class Settings(Section):
 
     models: dict[str, ModelPair] = Field(description="name -> packages; requests name one of them")
     default_model: str | None = Field(
-        None, description="for requests that name none (default: the first)"
+        default=None, description="for requests that name none (default: the first)"
     )
     http: Http = Http()
     ingress: Replicas = Replicas()
@@ -218,8 +239,10 @@ class Settings(Section):
     cache: Cache = Cache()
     golden: Golden = Golden()
     security: Security = Security()
-    drain_s: Seconds = Field(20, description="a process that stops has so long for its requests")
-    log_encoding: Literal["TEXT", "JSON"] = Field("JSON", description="form of log lines")
+    drain_s: Seconds = Field(
+        default=20, description="a process that stops has so long for its requests"
+    )
+    log_encoding: Literal["TEXT", "JSON"] = Field(default="JSON", description="form of log lines")
 
     @model_validator(mode="after")
     def _names(self) -> Settings:

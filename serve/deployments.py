@@ -86,7 +86,7 @@ class Ingress:
         large: name of a pair -> its large model's deployment.
     """
 
-    def __init__(self, settings: Settings, large: Mapping[str, DeploymentHandle]) -> None:
+    def __init__(self, settings: Settings, large: Mapping[str, DeploymentHandle[Any]]) -> None:
         self._settings = settings
         self._metrics = Metrics()
         self._engine = Engine(settings.batching, observe=self._metrics.batch)
@@ -96,7 +96,9 @@ class Ingress:
         }
         self._health = Health(self._engine, settings.golden, deviation=self._metrics.deviation)
 
-    def _open(self, name: str, handle: DeploymentHandle | None, cache: AnswerCache) -> Answerer:
+    def _open(
+        self, name: str, handle: DeploymentHandle[Any] | None, cache: AnswerCache
+    ) -> Answerer:
         settings, pair = self._settings, self._settings.models[name]
         self._engine.load(
             name, pair.small, pair.small_backend, settings.ingress.threads, settings.cache.texts
@@ -130,7 +132,9 @@ class Ingress:
         await self._health.check()
 
 
-async def _ask(handle: DeploymentHandle, version: str, work: Work, left_s: float) -> LargeReply:
+async def _ask(
+    handle: DeploymentHandle[Any], version: str, work: Work, left_s: float
+) -> LargeReply:
     """Asks the large deployment; a replica that dies costs one more try, not the answer."""
     end = time.monotonic() + left_s
     reply = LargeReply(None, "unavailable")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ray.serve.metrics import Counter, Gauge, Histogram
 
@@ -10,13 +11,19 @@ from serve.schemas import ENDPOINTS, Answer
 
 __all__ = ["Metrics", "path_label"]
 
-_MS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000]
+_MS = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4]
+_REQUESTS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
 _SHARES = [0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 2.0]
 _PATHS = {
     *(f"/v1/{path}" for path in ENDPOINTS),
     *(f"/v1/{path}/batch" for path in ENDPOINTS),
     *("/", "/v1/models", "/healthz", "/readyz", "/docs", "/openapi.json"),
 }
+
+
+def _keys(*names: str) -> Any:
+    """Names of labels; Ray takes any number, though its annotation says one."""
+    return names
 
 
 def path_label(path: str) -> str:
@@ -31,18 +38,18 @@ class Metrics:
         self._requests = Counter(
             "rectrain_requests",
             description="requests by path, HTTP status (0: the client left first) and outcome",
-            tag_keys=("path", "status", "outcome"),
+            tag_keys=_keys("path", "status", "outcome"),
         )
         self._latency = Histogram(
             "rectrain_latency_ms",
             description="milliseconds by path and stage: queue, small, large, total",
             boundaries=_MS,
-            tag_keys=("path", "stage"),
+            tag_keys=_keys("path", "stage"),
         )
         self._answers = Counter(
             "rectrain_answers",
             description="answers by why they were deferred or not; doubtful and asked were",
-            tag_keys=("path", "model", "reason", "cached"),
+            tag_keys=_keys("path", "model", "reason", "cached"),
         )
         self._batch_fill = Histogram(
             "rectrain_batch_fill",
@@ -52,7 +59,7 @@ class Metrics:
         self._batch_requests = Histogram(
             "rectrain_batch_requests",
             description="requests of a batch",
-            boundaries=[1, 2, 4, 8, 16, 32, 64],
+            boundaries=_REQUESTS,
         )
         self._queued_tokens = Gauge(
             "rectrain_queued_tokens", description="tokens that wait for the model"
@@ -61,7 +68,7 @@ class Metrics:
             "rectrain_confidence_drift",
             description="population stability index of the small model's confidences against the"
             " calibration data's; from 0.25 on calibrate again",
-            tag_keys=("model", "task"),
+            tag_keys=_keys("model", "task"),
         )
         self._deviations = Counter(
             "rectrain_golden_deviations",

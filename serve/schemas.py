@@ -69,20 +69,26 @@ class _Model(BaseModel):
 class Item(_Model):
     """One candidate's place in an answer."""
 
-    index: int | None = Field(None, description="place among the request's candidates, from 0")
-    item_id: str | None = Field(None, description="of the candidate or of the catalogue")
+    index: int | None = Field(
+        default=None, description="place among the request's candidates, from 0"
+    )
+    item_id: str | None = Field(default=None, description="of the candidate or of the catalogue")
     score: float = Field(description="of the model named in `by`; only its order counts in a list")
-    probability: float | None = Field(None, description="calibrated; of 0/1 tasks (ctr, risk)")
+    probability: float | None = Field(
+        default=None, description="calibrated; of 0/1 tasks (ctr, risk)"
+    )
     by: Literal["small", "large"] = Field(description="which model gave the score")
 
 
 class Timings(_Model):
     """Where the time went, in milliseconds."""
 
-    queue_ms: float = Field(0, description="waited for the small model")
-    small_ms: float = Field(0, description="the small model's batch")
-    large_ms: float = Field(0, description="the large model with the way there and its queue")
-    total_ms: float = Field(0, description="all of it, inside the process that answered")
+    queue_ms: float = Field(default=0, description="waited for the small model")
+    small_ms: float = Field(default=0, description="the small model's batch")
+    large_ms: float = Field(
+        default=0, description="the large model with the way there and its queue"
+    )
+    total_ms: float = Field(default=0, description="all of it, inside the process that answered")
 
 
 class Versions(_Model):
@@ -103,7 +109,7 @@ class Answer(_Model):
     deferred: bool = Field(description="whether the large model gave any of the scores")
     reason: Reason = Field(description="why it did or did not")
     confidence: float | None = Field(description="of the small model; null where nothing asked")
-    cached: bool = Field(False, description="whether the answer was kept from before")
+    cached: bool = Field(default=False, description="whether the answer was kept from before")
     timings: Timings | None = None
 
 
@@ -147,11 +153,12 @@ class ModelFacts(_Model):
 class Options(_Model):
     """How to answer."""
 
-    model: str | None = Field(None, max_length=64, description="a name of GET /v1/models")
+    model: str | None = Field(default=None, max_length=64, description="a name of GET /v1/models")
     route: Literal["auto", "small", "large"] = Field(
-        "auto", description="which model: as the policy decides, or never or always the large one"
+        default="auto",
+        description="as the policy decides, or never or always the large model",
     )
-    timings: bool = Field(False, description="say where the time went")
+    timings: bool = Field(default=False, description="say where the time went")
 
 
 @dataclass(frozen=True)
@@ -278,13 +285,13 @@ def _typed(
     for name, field in fields.items():
         if name in skip:
             continue
-        kind, note = _type(field, limits), {"description": field.description or None}
+        kind, note = _type(field, limits), field.description or None
         if field.kind == "group":
-            yield name, (kind, Field(_ANYONE, **note))
+            yield name, (kind, Field(default=_ANYONE, description=note))
         elif field.required and name in required:
-            yield name, (kind, Field(**note))
+            yield name, (kind, Field(description=note))
         else:
-            yield name, (kind | None, Field(None, **note))
+            yield name, (kind | None, Field(default=None, description=note))
 
 
 def _type(field: RowField, limits: Limits) -> Any:
@@ -293,7 +300,8 @@ def _type(field: RowField, limits: Limits) -> Any:
     if field.kind == "vector":
         return Annotated[tuple[float, ...], Field(min_length=field.size, max_length=field.size)]
     if field.kind == "text_list":
-        return Annotated[tuple[_text(limits), ...], Field(max_length=limits.list_texts)]
+        text = _text(limits)
+        return Annotated[tuple[text, ...], Field(max_length=limits.list_texts)]
     return _text(limits, named=field.kind != "text")
 
 

@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 GOLDEN = "golden.json"
-_FORMAT = 1
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _ROWS = 6  # a task
 _MISSING = 0.2  # share of optional values
 _TASK_SEED = 7
@@ -63,6 +63,8 @@ class Case:
         scores: backend -> a score a row.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     task: str
     rows: tuple[dict[str, Any], ...]
     scores: Mapping[str, tuple[float, ...]]
@@ -78,9 +80,11 @@ class Golden:
         format: of the file.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     model: str
     cases: tuple[Case, ...]
-    format: Literal[1] = _FORMAT
+    format: Literal[1] = 1
 
     def has(self, backend: str) -> bool:
         """Whether there are answers of a backend."""
@@ -114,9 +118,6 @@ class Golden:
         return (json.dumps(_ADAPTER.dump_python(self, mode="json"), indent=1) + "\n").encode()
 
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-for _one in (Case, Golden):
-    _one.__pydantic_config__ = _STRICT  # type: ignore[attr-defined]
 _ADAPTER = TypeAdapter(Golden)
 
 
