@@ -5,16 +5,11 @@ A request that a small model can answer stays in one process; a deferred one mak
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
-from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from rectrain.errors import DataError
@@ -24,15 +19,12 @@ from serve.batcher import DeadlinePassed, Overloaded
 from serve.caches import AnswerCache
 from serve.config import Settings
 from serve.health import Health
+from serve.large import LargeClient
 from serve.metrics import Metrics
 from serve.pairs import open_pair
 from serve.scoring import Engine, ModelFault, Work
 
 __all__ = ["Ingress", "Large"]
-
-_log = logging.getLogger("ray.serve")
-
-_ATTEMPTS = 2  # scoring changes nothing, so work lost with a replica is simply done again
 
 
 class Large:
@@ -104,7 +96,9 @@ class Ingress:
             name, pair.small, pair.small_backend, settings.ingress.threads, settings.cache.texts
         )
         _, large, policy = open_pair(pair)
-        ask = partial(_ask, handle, large.version) if handle is not None and large else None
+        ask = None
+        if handle is not None and large is not None:
+            ask = LargeClient(handle.score.remote, version=large.version).ask
         return Answerer(
             name,
             engine=self._engine,
@@ -130,31 +124,3 @@ class Ingress:
             for task, budget in answerer.budgets.items():
                 self._metrics.drift(name, task, budget.drift)
         await self._health.check()
-
-
-async def _ask(
-    handle: DeploymentHandle[Any], version: str, work: Work, left_s: float
-) -> LargeReply:
-    """Asks the large deployment; a replica that dies costs one more try, not the answer."""
-    end = time.monotonic() + left_s
-    reply = LargeReply(None, "unavailable")
-    for _ in range(_ATTEMPTS):
-        left_s = end - time.monotonic()
-        response: Any = handle.score.remote(work, left_s, version)
-        try:
-            reply = await asyncio.wait_for(_result(response), left_s)
-        except TimeoutError:
-            response.cancel()
-            return LargeReply(None, "deadline")
-        except BackPressureError:
-            return LargeReply(None, "overload")
-        except (RayError, RayServeException) as error:
-            _log.warning(f"the large model failed: {type(error).__name__} {error}")
-            continue
-        if reply.refused != "unavailable":
-            return reply
-    return reply
-
-
-async def _result(response: Any) -> Any:
-    return await response

@@ -199,7 +199,7 @@ def test_a_large_replica_that_dies_costs_no_request(served):
     with ThreadPoolExecutor(4) as pool:
         asked = [
             pool.submit(served.post, "/v1/risk", {"candidates": [{"item_text": f"alpha {n}"}]})
-            for n in range(40)
+            for n in range(16)
         ]
         for replica in replicas("Large-shop"):
             ray.kill(replica)
