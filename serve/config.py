@@ -334,7 +334,8 @@ def settings_of(args: Mapping[str, Any], *, name: str) -> Settings:
     Raises:
         ConfigError: as of `load_config`.
     """
-    return parse_yaml(Settings, yaml.safe_dump(dict(args)).encode(), name=name)
+    text = yaml.safe_dump(dict(args), sort_keys=False)  # the first model is the default
+    return parse_yaml(Settings, text.encode(), name=name)
 
 
 def _arguments(content: Mapping[str, Any], file: str) -> dict[str, Any]:

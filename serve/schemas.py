@@ -301,7 +301,10 @@ def _type(field: RowField, limits: Limits) -> Any:
         return Annotated[tuple[float, ...], Field(min_length=field.size, max_length=field.size)]
     if field.kind == "text_list":
         text = _text(limits)
-        return Annotated[tuple[text, ...], Field(max_length=limits.list_texts)]
+        return Annotated[
+            tuple[text, ...],  # type: ignore[valid-type]
+            Field(max_length=limits.list_texts),
+        ]
     return _text(limits, named=field.kind != "text")
 
 

@@ -16,6 +16,7 @@ from serve.config import (
     Settings,
     load_settings,
     serve_yaml,
+    settings_of,
 )
 
 PAIR = {"shop": {"small": "a", "large": "b"}}
@@ -39,6 +40,12 @@ def test_the_serve_yaml_is_read_back_as_the_same_settings(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(serve_yaml(settings), encoding="utf-8")
     assert load_settings(str(path)) == settings
+
+
+def test_the_first_model_is_the_default_one():
+    models = {"zebra": {"small": "a"}, "ant": {"small": "b"}}
+    settings = Settings.model_validate({"models": models})
+    assert settings_of(settings.model_dump(mode="json"), name="args").default == "zebra"
 
 
 def test_a_serve_yaml_can_not_be_overridden():
