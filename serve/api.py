@@ -31,6 +31,7 @@ from serve.schemas import (
     PolicyFacts,
     RequestModels,
     Versions,
+    field_names,
     request_models,
 )
 from serve.scoring import ModelFault
@@ -181,7 +182,7 @@ def _facts(answerer: Answerer, settings: Settings) -> ModelFacts:
         versions=Versions(small=model.version, large=answerer.large_version),
         small_backend=model.engine.encoder.name,
         endpoints=endpoints,
-        fields={path: model.fields(ENDPOINTS[path]).names() for path in endpoints},
+        fields={path: field_names(model.fields(ENDPOINTS[path])) for path in endpoints},
         policy={
             task: PolicyFacts(threshold=one.threshold, budget=one.budget, head=one.head)
             for task, one in (policy.tasks.items() if policy else ())

@@ -108,6 +108,7 @@ def main(argv: list[str]) -> int:
     options, overrides = parser.parse_known_args(argv)
     settings = load_settings(options.config, overrides).absolute()
     _check_packages(settings)
+    _check_cpus(settings)
     if options.dry_run:
         print(f"serve: {', '.join(settings.models)} on {_address(settings)}")
         return 0
@@ -130,7 +131,6 @@ def main(argv: list[str]) -> int:
 def start(settings: Settings) -> None:
     """Deploys the application on the cluster that RAY_ADDRESS names, or one started here."""
     cluster.connect()
-    _check_cpus(settings)
     serve.start(
         proxy_location=PROXY_LOCATION,
         http_options=settings.http_options(),

@@ -319,7 +319,7 @@ def load_settings(file: str, overrides: Sequence[str] = ()) -> Settings:
             what=f"settings beside {file}",
             got=overrides[0],
             rule="a Serve YAML is made from settings and can't be overridden",
-            fix=f"give --config {SETTINGS_FILE.name}, or python -m serve.config --write",
+            fix="give --config serve/settings.yaml, or edit that and write it anew",
         )
     return settings_of(_arguments(content, file), name=file)
 

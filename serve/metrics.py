@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -104,8 +105,9 @@ class Metrics:
         self._queued_tokens.set(queued_tokens)
 
     def drift(self, model: str, task: str, value: float) -> None:
-        """Records how far a task's confidences have moved."""
-        self._drift.set(value, tags={"model": model, "task": task})
+        """Records how far a task's confidences have moved; NaN before the first one."""
+        if not math.isnan(value):
+            self._drift.set(value, tags={"model": model, "task": task})
 
     def deviation(self, model: str) -> None:
         """Counts a golden request that failed."""

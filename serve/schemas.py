@@ -36,6 +36,7 @@ __all__ = [
     "RequestModels",
     "Timings",
     "Versions",
+    "field_names",
     "request_models",
     "rows_of",
 ]
@@ -205,12 +206,19 @@ def rows_of(request: BaseModel) -> tuple[dict[str, Any], ...]:
     )
 
 
+def field_names(table: FieldTable) -> tuple[str, ...]:
+    """What a request may have of a task's fields: not what only training reads."""
+    return tuple(field.name for field in table.fields if _is_asked(field))
+
+
+def _is_asked(field: RowField) -> bool:
+    return field.kind not in _UNUSED and (field.kind != "id" or field.required)
+
+
 def _union(tables: list[FieldTable]) -> dict[str, RowField]:
     fields: dict[str, RowField] = {}
     for table in tables:
-        for field in table.fields:
-            if field.kind in _UNUSED or (field.kind == "id" and not field.required):
-                continue
+        for field in filter(_is_asked, table.fields):
             other = fields.setdefault(field.name, field)
             if (other.kind, other.size) != (field.kind, field.size):
                 raise ConfigError(

@@ -298,6 +298,7 @@ def test_the_facts_of_the_models_are_told(graph, doubtful):
     assert set(facts["endpoints"]) == {"recommend", "rank", "ctr", "risk"}
     assert facts["policy"]["search_ranking"]["head"] == 3
     assert "position" in facts["fields"]["ctr"]
+    assert not {"timestamp", "row_id", "label"} & set(facts["fields"]["ctr"])
 
 
 def test_the_schema_names_what_a_request_may_have(graph):
