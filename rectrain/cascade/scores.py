@@ -58,20 +58,19 @@ def score_held_out(
         raise _nothing(prepared, task, split, got="no rows")
     if spec.has_catalogue:
         return _catalogue(small, large, prepared, rows, task=task)
-    scored = [one.score(task, one.tokenised(task, rows)) for one in (small, large)]
-    labels, weights = (rows.column(name).to_numpy() for name in ("label", "weight"))
+    first, second = (one.score(task, one.tokenised(task, rows)) for one in (small, large))
+    labels, weights = (
+        rows.column(name).to_numpy().astype(np.float64) for name in ("label", "weight")
+    )
     groups = group_codes(rows.column("group").to_pylist())
     if not spec.has_lists:
-        return RowScores(*scored, labels.astype(np.float64), weights.astype(np.float64), groups)
+        return RowScores(first, second, labels, weights, groups)
     kept = graded_groups(labels, groups)
     if not kept.any():
         raise _nothing(prepared, task, split, got="no list whose labels differ")
     order = np.flatnonzero(kept)[np.argsort(groups[kept], kind="stable")]
     lists = np.unique(groups[order], return_inverse=True)[1].reshape(-1).astype(np.int64)
-    return _lists(
-        *(one[order] for one in (*scored, labels.astype(np.float64), weights.astype(np.float64))),
-        lists,
-    )
+    return _lists(first[order], second[order], labels[order], weights[order], lists)
 
 
 def _lists(

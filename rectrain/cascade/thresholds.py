@@ -183,7 +183,7 @@ def choose(
 
 
 def _within_loss(curves: Sequence[Curve], max_loss: float) -> tuple[Curve, int]:
-    options = []
+    options: list[tuple[float, int, Curve, int]] = []
     for curve in curves:
         passes = curve.bounds <= max_loss
         passes[-1] |= curve.head == ALL

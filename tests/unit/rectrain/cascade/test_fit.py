@@ -15,10 +15,14 @@ def sigmoid(z):
     return 1 / (1 + np.exp(-np.asarray(z, dtype=float)))
 
 
+def true_logits(rng: np.random.Generator, count: int):
+    return rng.normal(-1, 1.5, count)
+
+
 def drawn_rows(count: int, *, seed: int = 0) -> RowScores:
     """Rows of a true logit that large knows well, and both say twice too sharply."""
     rng = np.random.default_rng(seed)
-    truth = rng.normal(-1, 1.5, count)
+    truth = true_logits(rng, count)
     labels = (rng.random(count) < sigmoid(truth)).astype(float)
     small, large = (sigmoid(2 * (truth + rng.normal(0, sd, count)) + 1) for sd in (0.5, 0.1))
     return RowScores(small, large, labels, np.ones(count), np.arange(count) // 3)
@@ -38,7 +42,7 @@ def drawn_scores(count: int, *, size: int = 12, seed: int = 0) -> ListScores:
 
 def test_rows_are_calibrated_and_the_served_rate_is_the_chosen_one():
     scores = drawn_rows(3000)
-    found = fit_rows("risk", scores, metric="auc", aim=Aim(max_loss=0.003, num_resamples=100))
+    found = fit_rows("risk", scores, metric="auc", aim=Aim(max_loss=0.003, num_resamples=40))
     for before, after in found.calibration.values():
         assert after.error < 0.04 < before.error
     policy = found.policy
@@ -57,8 +61,9 @@ def test_rows_are_calibrated_and_the_served_rate_is_the_chosen_one():
 
 
 def test_deferral_by_doubt_beats_deferral_at_random_and_by_the_distance_from_a_half():
-    """At 20%: what large adds to the AUC, as a share of all that it could."""
+    """At 20%: what large adds to the expected AUC, as a share of all that it could."""
     scores = drawn_rows(20_000, seed=1)
+    truth = sigmoid(true_logits(np.random.default_rng(1), 20_000))
     found = fit_rows("risk", scores, metric="auc", aim=Aim(budget=0.2, num_resamples=2))
     calibration = found.policy.calibration
     small = calibration.small.probability(scores.small)
@@ -68,17 +73,23 @@ def test_deferral_by_doubt_beats_deferral_at_random_and_by_the_distance_from_a_h
         mask = np.zeros(len(small), dtype=bool)
         mask[np.argsort(order)[:4000]] = True
         ends = [
-            metric("auc")(Examples(label=scores.labels, score=values))
+            metric("auc")(
+                Examples(
+                    label=np.repeat([1.0, 0.0], len(truth)),
+                    score=np.tile(values, 2),
+                    weight=np.concatenate([truth, 1 - truth]),
+                )
+            )
             for values in (small, np.where(mask, large, small), large)
         ]
         return (ends[1] - ends[0]) / (ends[2] - ends[0])
 
     doubt = gained(found.policy.confidences(scores.small))
     assert doubt > 1.25 * gained(np.random.default_rng(0).random(len(small)))
-    assert doubt > gained(np.abs(small - 0.5)) - 0.02
+    assert doubt > gained(np.abs(small - 0.5))
 
 
-@pytest.mark.parametrize("aim", [Aim(max_loss=0.01, num_resamples=100),
+@pytest.mark.parametrize("aim", [Aim(max_loss=0.01, num_resamples=30),
                                  Aim(budget=0.3, num_resamples=10)])  # fmt: skip
 def test_lists_are_served_as_they_were_judged(aim):
     scores = drawn_scores(400)
@@ -104,7 +115,9 @@ def test_lists_are_served_as_they_were_judged(aim):
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_few_lists_give_a_policy(count):
     scores = drawn_scores(count)
-    found = fit_lists("search_ranking", scores, metric="ndcg@10", aim=Aim(max_loss=0.0))
+    found = fit_lists(
+        "search_ranking", scores, metric="ndcg@10", aim=Aim(max_loss=0, num_resamples=50)
+    )
     policy = found.policy
     assert Policy.from_json(Policy("s", "l", {"search_ranking": policy}).to_json())
     assert policy.rate * count == pytest.approx(round(policy.rate * count))

@@ -112,7 +112,7 @@ def test_what_can_not_be_shown_is_deferred():
 def test_a_wider_bound_defers_no_more():
     held, margin = drawn_lists(1500, seed=3)
     rates = [
-        choose(held, margin, "ndcg@10", max_loss=bound, num_resamples=200).rate
+        choose(held, margin, "ndcg@10", max_loss=bound, num_resamples=60).rate
         for bound in (0.0, 0.002, 0.01, 0.03, 1.0)
     ]
     assert rates == sorted(rates, reverse=True) and rates[-1] == 0 and 0 < rates[2] < 1
@@ -127,7 +127,7 @@ def test_the_bound_holds_on_lists_that_were_not_seen():
     broken = 0
     for seed in range(20):
         held, own = drawn_lists(400, seed=seed)
-        chosen = choose(held, own, "ndcg@10", max_loss=0.01, level=0.9, num_resamples=200)
+        chosen = choose(held, own, "ndcg@10", max_loss=0.01, level=0.9, num_resamples=100)
         mask = np.zeros(20_000, dtype=bool)
         mask[order[: round(chosen.rate * 20_000)]] = True
         broken += 1 - metric("ndcg@10")(unseen.answered(mask)) / best > 0.01
@@ -136,10 +136,10 @@ def test_the_bound_holds_on_lists_that_were_not_seen():
 
 
 def test_a_head_is_taken_where_it_costs_less():
-    held, margin = drawn_lists(3000, seed=5, size=30, noise=0.3, heads=(ALL, 10))
-    chosen = choose(held, margin, "ndcg@10", max_loss=0.02, num_resamples=200)
+    held, margin = drawn_lists(1000, seed=5, size=30, noise=0.6, heads=(ALL, 10))
+    chosen = choose(held, margin, "ndcg@10", max_loss=0.04, num_resamples=60)
     assert chosen.head == 10
-    assert chosen.curve.work[chosen.step] < 10 and chosen.curve.bounds[chosen.step] <= 0.02
+    assert chosen.curve.work[chosen.step] < 10 and chosen.curve.bounds[chosen.step] <= 0.04
 
 
 def test_a_budget_is_the_rate_and_the_shortest_head_that_does_as_well():
