@@ -62,8 +62,8 @@ class CompressConfig(Section):
         default=0.002,
         ge=0.0,
         lt=1.0,
-        description="share of its validation metric that a task may lose to int8; layers stay in "
-        "float until none loses more",
+        description="share of its validation metric that a task may lose to int8, a standard error "
+        "aside; layers stay in float until none loses more",
     )
     split: Literal["validation", "test"] = Field(
         default="test", description="rows that the table is about"

@@ -24,7 +24,14 @@ from typing import Any
 
 from rectrain.cluster import connect
 from rectrain.compress.config import CompressConfig
-from rectrain.compress.measure import Measured, TokenisingPredictor, measure, primary_metrics
+from rectrain.compress.measure import (
+    Judged,
+    Measured,
+    TokenisingPredictor,
+    judged_rows,
+    least_share,
+    measure,
+)
 from rectrain.compress.quantize import export_graphs, pack
 from rectrain.compress.samples import digest, held_out_texts, renumbered, sample
 from rectrain.compress.workspace import Workspace
@@ -38,7 +45,7 @@ from rectrain.inference.text_encoder import TextEncoder
 from rectrain.metrics import Interval
 from rectrain.model.slicing import cut, measure_importance, preset_shape, refit
 from rectrain.model.vocabulary import kept_pieces, measure_fallback, trim
-from rectrain.package import Card, ModelParts, open_package, write_package
+from rectrain.package import Card, ModelParts, num_head_bytes, open_package, write_package
 from rectrain.train import launch, preflight
 from rectrain.train.build import load_model, load_trained_encoder, new_model
 from rectrain.train.checkpoint import manifest_sha256
@@ -115,7 +122,7 @@ class Pipeline:
             self._run_step("distilled", "distil encoder and heads"),
             self._run_step("heads", "train the heads alone"),
             self._step("trimmed", "trim the vocabulary", self._trim),
-            self._step("graphs", "quantise", self._quantise),
+            self._step("graphs", "quantise encoder and heads", self._quantise),
             _Step("package", "package", self._is_packaged, self._package),
         )
 
@@ -256,7 +263,7 @@ class Pipeline:
             self.space.root / "trimmed" / "model" / "encoder",
             self.space.fresh("graphs"),
             calibration=texts,
-            quality=self._worst_share(parts),
+            quality=self._least_share(parts),
             max_drop=self.config.max_drop,
         )
         graphs = {name: asdict(facts) for name, facts in found.items()}
@@ -266,7 +273,7 @@ class Pipeline:
         self.space.finish("graphs", {"graphs": graphs, "calibration_sha256": digest(texts)})
 
     def _package(self) -> None:
-        small, parts = self._measured(SMALL, self._measure_small), self._trimmed()
+        small, parts = self._measured(SMALL, self._measure_small), self._small()
         metrics = {task: {parts.specs[task].primary: v} for task, v in small.metrics.items()}
         graphs = self.space.fresh(".graphs")  # without what the step says of itself
         for facts in self.space.facts("graphs")["graphs"].values():
@@ -329,7 +336,7 @@ class Pipeline:
 
     def _measure_small(self) -> Measured:
         """The int8 graph that is fastest here, with the heads in torch."""
-        parts, graphs = self._trimmed(), self.space.facts("graphs")["graphs"]
+        parts, graphs = self._small(), self.space.facts("graphs")["graphs"]
         candidates = {
             name: partial(self._open_graph, facts["files"][0])
             for name, facts in graphs.items()
@@ -337,43 +344,41 @@ class Pipeline:
         }
         choice = choose(candidates, pack(self._calibration()))
         self._say(f"fastest here: {choice.backend}")
-        encoder = {id(p) for p in parts.model.encoder.parameters()}
-        heads = sum(p.numel() for p in parts.model.parameters() if id(p) not in encoder)
         return self._measure(
             SMALL,
             parts,
             encoder=candidates[choice.backend](),
-            num_bytes=int(graphs[choice.backend]["num_bytes"]) + 4 * heads,
+            num_bytes=int(graphs[choice.backend]["num_bytes"]) + num_head_bytes(parts),
         )
 
     def _open_graph(self, file: str) -> TextEncoder:
         open_one = open_openvino if file.endswith(".xml") else open_onnx
         return open_one(self.space.root / "graphs" / file, threads=self.config.threads)
 
-    def _worst_share(self, parts: ModelParts) -> Callable[[TextEncoder], float]:
-        """Of an encoder: the least share, over tasks, of its fp32's metric in validation."""
+    def _least_share(self, parts: ModelParts) -> Callable[[TextEncoder], float]:
+        """Of an encoder: the least share, over tasks, of the metric in validation that it keeps
+        with int8 heads.
+        """
         judged = {
             task: prepared
             for task, prepared in self.data.items()
             if prepared.splits(task)["validation"]["rows"]
         }
 
-        def values(encoder: TextEncoder | None) -> dict[str, float]:
+        def rows(parts: ModelParts, encoder: TextEncoder | None = None) -> dict[str, Judged]:
             predictor = TokenisingPredictor.of(parts, encoder=encoder)
-            return primary_metrics(predictor, judged, split="validation")
+            return judged_rows(predictor, judged, split="validation")
 
-        exact = {task: value for task, value in values(None).items() if value > 0}
-
-        def worst(encoder: TextEncoder) -> float:
-            found = values(encoder)
-            return min((found[task] / value for task, value in exact.items()), default=1.0)
-
-        return worst
+        exact, small = rows(parts), parts.with_int8_heads()
+        return lambda encoder: least_share(rows(small, encoder), exact)
 
     # --- what was made ---------------------------------------------------------------------------
 
     def _trimmed(self) -> ModelParts:
         return open_package(self.space.root / "trimmed" / "model").read()
+
+    def _small(self) -> ModelParts:
+        return self._trimmed().with_int8_heads()
 
     def _calibration(self) -> list[list[int]]:
         """Training texts of all tasks in the trimmed vocabulary, at their real lengths."""

@@ -216,12 +216,10 @@ class Predictor:
 
     def _blocks(self, task: str, rows: pa.Table, *, mode: Mode) -> Iterator[Any]:
         self.spec(task)
-        tables = dict(self._empty)
         rows = fill_columns(rows, like=self._empty[task])
         for start in range(0, rows.num_rows, _BLOCK_ROWS):
-            tables[task] = rows.slice(start, _BLOCK_ROWS)
-            counts = {name: float(table.num_rows) for name, table in tables.items()}
-            batch = build_micro_batch(tables, counts=counts)
+            block = rows.slice(start, _BLOCK_ROWS)
+            batch = build_micro_batch({task: block}, counts={task: float(block.num_rows)})
             with torch.inference_mode():
                 vectors = self._cache.of(batch.texts, encode=self._encoder.encode)
                 yield self.model(

@@ -19,7 +19,14 @@ from rectrain.errors import PackageError, StorageError
 from rectrain.inference.predictor import Predictor
 from rectrain.metrics import Interval
 from rectrain.model.encoder import encode
-from rectrain.package import Card, ModelParts, open_package, update_package, write_package
+from rectrain.package import (
+    Card,
+    ModelParts,
+    num_head_bytes,
+    open_package,
+    update_package,
+    write_package,
+)
 from rectrain.package.folder import _sealed, entry
 from rectrain.train.storage import Store
 
@@ -55,6 +62,22 @@ def seal(package: Path, **changes: Any) -> None:
     manifest = json.loads((package / "manifest.json").read_bytes())
     del manifest["sha256"]
     (package / "manifest.json").write_bytes(_sealed({**manifest, **changes}))
+
+
+def test_heads_in_int8_are_small_near_and_read_back(parts: ModelParts, tmp_path: Path) -> None:
+    small = parts.with_int8_heads()
+    read = write_package(tmp_path / "package", small, card=CARD).read()
+    assert read.int8_heads and not parts.int8_heads
+    assert num_head_bytes(small) < num_head_bytes(parts) / 2  # tiny rows: scales count
+    exact, rounded = (each.model.state_dict() for each in (parts, small))
+    for name, tensor in read.model.state_dict().items():
+        torch.testing.assert_close(tensor, rounded[name], rtol=1e-6, atol=0)
+        if tensor.ndim > 1 and not name.startswith("encoder."):
+            step = exact[name].abs().flatten(1).amax(1).clamp_min(1e-12) / 127
+            gap = (tensor - exact[name]).abs().flatten(1).amax(1)
+            assert (gap <= 0.5001 * step).all()
+        else:
+            assert torch.equal(tensor, exact[name])
 
 
 def test_a_model_read_back_scores_as_the_one_written(published: Path, parts: ModelParts) -> None:
