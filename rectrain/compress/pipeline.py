@@ -227,7 +227,12 @@ class Pipeline:
         trimmed = trim(
             parts.tokenizer, full, kept_pieces(parts.tokenizer, [training_texts(self.data)])
         )
-        smaller = replace(parts, model=copy.deepcopy(parts.model), tokenizer=trimmed.tokenizer)
+        smaller = replace(
+            parts,
+            model=copy.deepcopy(parts.model),
+            tokenizer=trimmed.tokenizer,
+            full_tokenizer=parts.tokenizer,  # so that who uses it knows how many texts fall back
+        )
         smaller.model.encoder = trimmed.bert
         fallback = measure_fallback(
             parts.tokenizer,
