@@ -40,7 +40,7 @@ from rectrain.model.slicing import cut, measure_importance, preset_shape, refit
 from rectrain.model.vocabulary import kept_pieces, measure_fallback, trim
 from rectrain.package import Card, ModelParts, open_package, write_package
 from rectrain.train import launch, preflight
-from rectrain.train.build import load_model, load_trained_encoder, new_model
+from rectrain.train.build import check_origin, load_model, load_trained_encoder, new_model
 from rectrain.train.checkpoint import manifest_sha256
 from rectrain.train.config import RunConfig, TrainConfig
 from rectrain.train.export import base_model, export_encoder
@@ -59,19 +59,23 @@ def resolve(config: CompressConfig) -> CompressConfig:
     """The same with absolute paths, and the checkpoint that the teacher's run has now.
 
     Raises:
-        CheckpointError: the teacher's run has no complete checkpoint.
+        CheckpointError: the teacher's run has no complete checkpoint, or another one than
+            `train.teacher_sha256` says.
     """
 
     def absolute(path: str) -> str:
         return path if "://" in path else str(Path(path).expanduser().absolute())
 
     teacher = newest_checkpoint(absolute(config.teacher))
-    sha256 = manifest_sha256(Store.open(teacher))
+    noted = config.train.teacher_sha256 if config.train.teacher == config.teacher else None
+    sha256 = noted or manifest_sha256(Store.open(teacher))
+    train = config.train.model_copy(update={"teacher": teacher, "teacher_sha256": sha256})
+    check_origin(train, "teacher", fix="give another --output, and no train.teacher_sha256")
     update = {
         "teacher": teacher,
         "output": absolute(config.output),
         "data": tuple(absolute(path) for path in config.data),
-        "train": config.train.model_copy(update={"teacher": teacher, "teacher_sha256": sha256}),
+        "train": train,
     }
     return config.model_copy(update=update)
 

@@ -209,7 +209,7 @@ def _distillation(
 ) -> Distillation:
     train, location = config.train, config.train.teacher
     assert location is not None
-    check_origin(config, "teacher")
+    check_origin(train, "teacher")
     taught = load_model(location)
     _check_same_tokenizer(taught, data, where=f"train.teacher {location}")
     if list(taught.features) != list(features):
@@ -305,7 +305,7 @@ def _continued(
     """A model with another's encoder and those of its other parts that fit; which these are."""
     location = config.train.start_from
     assert location is not None
-    check_origin(config, "start_from")
+    check_origin(config.train, "start_from")
     start = load_model(location)
     _check_same_tokenizer(start, data, where=f"train.start_from {location}")
     described = start.model.encoder.config
@@ -328,14 +328,24 @@ def _check_same_tokenizer(given: LoadedModel, data: Data, *, where: str) -> None
             )
 
 
-def check_origin(config: RunConfig, setting: Origin) -> None:
+def check_origin(
+    train: TrainConfig,
+    setting: Origin,
+    *,
+    fix: str = "give another --name, or --overwrite, to begin anew from this one",
+) -> None:
     """Refuses another `train.start_from` or `train.teacher` than the run began with, if it has one.
+
+    Args:
+        train: settings of the run.
+        setting: which of them.
+        fix: what the user may do.
 
     Raises:
         CheckpointError: it was trained anew since.
     """
-    location = getattr(config.train, setting)
-    expected = getattr(config.train, f"{setting}_sha256")
+    location = getattr(train, setting)
+    expected = getattr(train, f"{setting}_sha256")
     if location is None or expected is None:
         return
     found = manifest_sha256(Store.open(location))
@@ -344,7 +354,7 @@ def check_origin(config: RunConfig, setting: Origin) -> None:
             what=f"train.{setting} {location}",
             got=f"a checkpoint with SHA-256 {found[:12]}…",
             rule=f"the run began with another, {expected[:12]}… (train.{setting}_sha256)",
-            fix="give another --name, or --overwrite, to begin anew from this one",
+            fix=fix,
         )
 
 

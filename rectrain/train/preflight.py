@@ -142,7 +142,7 @@ def _noted(config: RunConfig, setting: Origin, location: str) -> RunConfig:
     given = getattr(config.train, f"{setting}_sha256")
     sha256 = given or manifest_sha256(Store.open(location))
     found = _with_origin(config, setting, location, sha256)
-    check_origin(found, setting)
+    check_origin(found.train, setting)
     return found
 
 
