@@ -26,7 +26,15 @@ from rectrain.inference.text_encoder import TextEncoder
 from rectrain.metrics import Interval, bootstrap_interval, metric
 from rectrain.package import ModelParts
 
-__all__ = ["Latency", "Measured", "TokenisingPredictor", "measure", "primary_metrics"]
+__all__ = [
+    "BATCH_SIZES",
+    "Latency",
+    "Measured",
+    "TokenisingPredictor",
+    "measure",
+    "primary_metrics",
+    "worst_share",
+]
 
 Floats = NDArray[np.float32]
 
@@ -56,6 +64,7 @@ class Measured:
         num_bytes: of their weights as they are stored.
         latency: rows of a request (of one task) -> latency; empty for an encoder alone.
         tokens_per_s: real tokens of different texts that the encoder takes a second.
+        backend: what ran the encoder.
     """
 
     name: str
@@ -64,6 +73,7 @@ class Measured:
     num_bytes: int
     latency: Mapping[int, Latency]
     tokens_per_s: float
+    backend: str = "torch"
 
     def to_json(self) -> dict[str, Any]:
         """JSON-serialisable; see `from_json`."""
@@ -101,6 +111,33 @@ def primary_metrics(
         statistic = metric(predictor.spec(task).primary).prepare(judged)
         values[task] = float(statistic(judged.weights))
     return values
+
+
+def worst_share(
+    parts: ModelParts, data: Mapping[str, Prepared], *, say: Callable[[str], None]
+) -> Callable[[TextEncoder], float]:
+    """From an encoder to the least share, over tasks, of the fp32 encoder's metric in validation.
+
+    Args:
+        parts: the model, with the fp32 encoder.
+        data: task -> its prepared data, with the texts; the tokenizer may be another one.
+        say: is told which tasks have no metric to judge by.
+    """
+
+    def values(encoder: TextEncoder | None) -> dict[str, float]:
+        predictor = TokenisingPredictor.of(parts, encoder=encoder)
+        return primary_metrics(predictor, data, split="validation")
+
+    found = values(None)
+    exact = {task: value for task, value in found.items() if value > 0}
+    for task in found.keys() - exact.keys():
+        say(f"int8 is not judged by {task}: its metric in validation is {found[task]:g}")
+
+    def worst(encoder: TextEncoder) -> float:
+        got = values(encoder)
+        return min((got[task] / value for task, value in exact.items()), default=1.0)
+
+    return worst
 
 
 def measure(
@@ -143,6 +180,7 @@ def measure(
             num_bytes=4 * num_parameters if num_bytes is None else num_bytes,
             latency=_latencies(Predictor.of(parts, encoder=own), tables) if is_trained else {},
             tokens_per_s=_throughput(own, distinct_texts(tables.values())),
+            backend=own.name,
         )
     finally:
         torch.set_num_threads(before)
