@@ -8,7 +8,7 @@ from typing import Any
 
 from rectrain.compress.config import CompressConfig
 from rectrain.compress.measure import Measured
-from rectrain.model.slicing import Shape
+from rectrain.model.shape import Shape
 from rectrain.package import Card, ModelParts
 from rectrain.train.export import base_model
 

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rectrain.config import Section
 from rectrain.idle import Idle
-from rectrain.model.slicing import SHAPE_PRESETS
+from rectrain.model.shape import SHAPE_PRESETS
 from rectrain.train.config import TrainConfig
 
 __all__ = ["CompressConfig", "DistilConfig"]

@@ -35,7 +35,9 @@ from rectrain.inference.backends import choose, open_onnx, open_openvino
 from rectrain.inference.packaged import item_indexes
 from rectrain.inference.predictor import Predictor, open_prepared
 from rectrain.inference.text_encoder import TextEncoder
-from rectrain.model.slicing import cut, measure_importance, preset_shape, refit
+from rectrain.model.refit import refit
+from rectrain.model.shape import preset_shape
+from rectrain.model.slicing import cut, measure_importance
 from rectrain.model.vocabulary import kept_pieces, measure_fallback, trim
 from rectrain.package import Card, ModelParts, open_package, write_package
 from rectrain.train import preflight
