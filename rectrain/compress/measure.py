@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from rectrain.data.batch import PackedTexts, distinct_texts
 from rectrain.data.shards import Prepared
 from rectrain.inference.backends import open_torch
-from rectrain.inference.evaluate import MODEL, judged_systems
+from rectrain.inference.compare import MODEL
+from rectrain.inference.evaluate import judged_systems
 from rectrain.inference.predictor import Predictor
 from rectrain.inference.text_encoder import TextEncoder
 from rectrain.metrics import Interval, bootstrap_interval, metric

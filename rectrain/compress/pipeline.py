@@ -41,10 +41,11 @@ from rectrain.model.slicing import cut, measure_importance
 from rectrain.model.vocabulary import kept_pieces, measure_fallback, trim
 from rectrain.package import Card, ModelParts, open_package, write_package
 from rectrain.train import preflight
-from rectrain.train.build import check_origin, load_model, new_model
+from rectrain.train.build import load_model, new_model
 from rectrain.train.checkpoint import manifest_sha256
 from rectrain.train.config import RunConfig
 from rectrain.train.frozen import training_texts
+from rectrain.train.provenance import check_origin
 from rectrain.train.run_plan import plan_run
 from rectrain.train.selection import find_checkpoint, newest_checkpoint
 from rectrain.train.storage import Store
