@@ -26,6 +26,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from jobs.cli import JobParser, output_folder, run, run_folder
 from rectrain.data.loader import open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.errors import ConfigError, DataError
-from rectrain.inference.packaged import publish_index
+from rectrain.inference.packaged import item_indexes, publish_index
 from rectrain.metrics import Interval
 from rectrain.model.spec import TaskSpec
 from rectrain.package import Card, ModelParts, check_free, open_package, write_package
@@ -97,9 +98,13 @@ def _publish(options: argparse.Namespace, output: Path) -> int:
         metrics=metrics,
         measured=measured,
     )
-    package = write_package(output, parts, card=card, overwrite=options.overwrite)
-    if data:
-        package = publish_index(package, data)
+    package = write_package(
+        output,
+        parts,
+        card=card,
+        indexes=partial(item_indexes, parts, data),
+        overwrite=options.overwrite,
+    )
     size = sum(facts["bytes"] for facts in package.files.values())
     print(f"package: {output}, {size / 1e6:,.1f} MB, version {package.version[:12]}")
     return 0

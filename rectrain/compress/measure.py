@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from rectrain.data.batch import PackedTexts, distinct_texts
 from rectrain.data.shards import Prepared
 from rectrain.inference.backends import open_torch
-from rectrain.inference.evaluate import MODEL, judged_systems
+from rectrain.inference.compare import MODEL
+from rectrain.inference.evaluate import judged_systems
 from rectrain.inference.predictor import Predictor
 from rectrain.inference.text_encoder import TextEncoder
 from rectrain.metrics import Examples, Interval, bootstrap_interval, metric, resample
 from rectrain.package import ModelParts
 
 __all__ = [
+    "BATCH_SIZES",
     "Judged",
     "Latency",
     "Measured",
@@ -34,6 +36,7 @@ __all__ = [
     "judged_rows",
     "least_share",
     "measure",
+    "worst_share",
 ]
 
 Floats = NDArray[np.float32]
@@ -51,6 +54,11 @@ class Judged(NamedTuple):
 
     metric: str
     rows: Examples
+
+    @property
+    def value(self) -> float:
+        """The metric of the rows."""
+        return float(metric(self.metric).prepare(self.rows)(self.rows.weights))
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,7 @@ class Measured:
         num_bytes: of their weights as they are stored.
         latency: rows of a request (of one task) -> latency; empty for an encoder alone.
         tokens_per_s: real tokens of different texts that the encoder takes a second.
+        backend: what ran the encoder.
     """
 
     name: str
@@ -80,6 +89,7 @@ class Measured:
     num_bytes: int
     latency: Mapping[int, Latency]
     tokens_per_s: float
+    backend: str = "torch"
 
     def to_json(self) -> dict[str, Any]:
         """JSON-serialisable; see `from_json`."""
@@ -129,17 +139,38 @@ def least_share(found: Mapping[str, Judged], exact: Mapping[str, Judged]) -> flo
     """
     shares = []
     for task, judged in exact.items():
-        systems = [metric(judged.metric).prepare(each.rows) for each in (found[task], judged)]
-        mine, full = (statistic(judged.rows.weights) for statistic in systems)
-        if full > 0:
+        if judged.value > 0:
             drawn = resample(
-                systems,
+                [metric(judged.metric).prepare(each.rows) for each in (found[task], judged)],
                 unit=judged.rows.groups,
                 weight=judged.rows.weights,
                 num_resamples=_RESAMPLES,
             )
-            shares.append((mine + float(np.nanstd(drawn[:, 0] - drawn[:, 1]))) / full)
+            error = float(np.nanstd(drawn[:, 0] - drawn[:, 1]))
+            shares.append((found[task].value + error) / judged.value)
     return min(shares, default=1.0)
+
+
+def worst_share(
+    parts: ModelParts, data: Mapping[str, Prepared], *, say: Callable[[str], None]
+) -> Callable[[TextEncoder], float]:
+    """From an encoder to the `least_share` that it keeps in validation, with int8 heads.
+
+    Args:
+        parts: the model in fp32.
+        data: task -> its prepared data, with the texts; the tokenizer may be another one.
+        say: is told which tasks have no metric to judge by.
+    """
+
+    def judged(model: ModelParts, encoder: TextEncoder | None = None) -> dict[str, Judged]:
+        predictor = TokenisingPredictor.of(model, encoder=encoder)
+        return judged_rows(predictor, data, split="validation")
+
+    exact, small = judged(parts), parts.with_int8_heads()
+    for task, rows in exact.items():
+        if rows.value <= 0:
+            say(f"int8 is not judged by {task}: its metric in validation is {rows.value:g}")
+    return lambda encoder: least_share(judged(small, encoder), exact)
 
 
 def measure(
@@ -182,6 +213,7 @@ def measure(
             num_bytes=4 * num_parameters if num_bytes is None else num_bytes,
             latency=_latencies(Predictor.of(parts, encoder=own), tables) if is_trained else {},
             tokens_per_s=_throughput(own, distinct_texts(tables.values())),
+            backend=own.name,
         )
     finally:
         torch.set_num_threads(before)

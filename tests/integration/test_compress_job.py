@@ -50,6 +50,7 @@ def test_every_step_leaves_its_part_and_the_table_has_them_all(
 ) -> None:
     assert {path.name for path in small.iterdir() if path.is_dir()} >= {*STEPS, "measured"}
     summary = json.loads((small / "summary.json").read_text())
+    assert summary["models"][-1]["backend"].endswith("-int8")
     rows = {row["name"]: row for row in summary["models"]}
     assert list(rows) == ROWS
     for name, row in rows.items():
@@ -75,6 +76,9 @@ def test_the_package_scores_as_the_distilled_heads_do(small: Path) -> None:
     expected = heads.score("risk", rows)
     got = model.predictor.score("risk", model.predictor.tokenised("risk", rows))
     np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert model.fallback_share == 0  # of training texts none falls back, and all are counted
+    calibration = json.loads((small / "graphs" / "done.json").read_text())["calibration_sha256"]
+    assert model.package.manifest["facts"]["calibration_sha256"] == calibration
     assert model.package.graphs.keys() == {"openvino", "openvino-int8", "onnx", "onnx-int8"}
     assert model.package.indexes.keys() == {"recommendation"}
     assert (model.package.path / "quality.png").exists()
@@ -87,7 +91,7 @@ def test_what_is_done_is_not_done_again(
     def refuse(*args: object, **kwargs: object) -> None:
         pytest.fail("done already")
 
-    for name in ("refit", "export_graphs", "write_package", "measure", "connect"):
+    for name in ("refit", "train_run", "export_graphs", "write_package", "measure"):
         monkeypatch.setattr(pipeline, name, refuse)
     before = (small / "summary.json").read_bytes()
     assert exit_status(compress.main, arguments(untrained_run, small)) == 0
@@ -109,6 +113,21 @@ def test_an_interrupted_compression_goes_on(
     printed = capsys.readouterr().out
     assert "5/6 quantise: to do" in printed and "4/6 trim the vocabulary: done" in printed
     assert not (again / "package").exists()
+
+
+def test_what_was_made_of_a_step_that_is_gone_is_to_do(
+    small: Path, untrained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else a package would hold the graphs of another encoder."""
+    again = tmp_path / "again"
+    shutil.copytree(small, again)
+    shutil.rmtree(again / "trimmed")
+    assert exit_status(compress.main, arguments(untrained_run, again, "--dry-run")) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(": done (") == 3 and "5/6 quantise: to do" in printed
+    assert exit_status(compress.main, arguments(untrained_run, again)) == 0
+    assert "── 6/6 package" in capsys.readouterr().out
+    rectrain.load(again / "package", backend="openvino-int8")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rectrain.inference.backends.missing import needs_extra
+from rectrain.inference.backends.missing import needs_extra, readable
 from rectrain.inference.backends.padded import Ints, PaddedEncoder
 from rectrain.inference.text_encoder import TextEncoder
 
@@ -25,6 +25,7 @@ def open_openvino(graph: Path, *, threads: int) -> TextEncoder:
 
     Raises:
         ConfigError: OpenVINO is not installed.
+        EncoderError: it can't open the graph.
     """
     with needs_extra():
         import openvino as ov
@@ -35,7 +36,8 @@ def open_openvino(graph: Path, *, threads: int) -> TextEncoder:
         # Where a CPU has bfloat16 the default would be that, and answers differ between machines.
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    compiled = ov.Core().compile_model(graph, "CPU", settings)
+    with readable(graph):
+        compiled = ov.Core().compile_model(graph, "CPU", settings)
     requests: SimpleQueue[Any] = SimpleQueue()
     for _ in range(threads):
         requests.put(compiled.create_infer_request())
