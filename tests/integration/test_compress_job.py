@@ -68,17 +68,15 @@ def test_every_step_leaves_its_part_and_the_table_has_them_all(
 
 
 def test_the_package_scores_as_the_distilled_heads_do(small: Path) -> None:
-    """Trimming is exact for texts of kept pieces, as training's are."""
-    model = rectrain.load(small / "package", backend="torch")
+    """Trimming is exact for texts of kept pieces, as training's are; int8 heads are near."""
     heads = Predictor.from_checkpoint(str(small / "heads"))
     paths = heads.checkpoint.meta["config"]["data"]["paths"]
     rows = Prepared.open(paths[0]).shards("risk", "train").table().slice(0, 50)
     expected = heads.score("risk", rows)
-    got = model.predictor.score("risk", model.predictor.tokenised("risk", rows))
-    np.testing.assert_allclose(got, expected, atol=1e-5)
-    assert model.fallback_share == 0  # of training texts none falls back, and all are counted
-    calibration = json.loads((small / "graphs" / "done.json").read_text())["calibration_sha256"]
-    assert model.package.manifest["facts"]["calibration_sha256"] == calibration
+    for folder, gap in (("trimmed/model", 1e-5), ("package", 0.02)):
+        model = rectrain.load(small / folder, backend="torch")
+        got = model.predictor.score("risk", model.predictor.tokenised("risk", rows))
+        np.testing.assert_allclose(got, expected, atol=gap)
     assert model.package.graphs.keys() == {"openvino", "openvino-int8", "onnx", "onnx-int8"}
     assert model.package.indexes.keys() == {"recommendation"}
     assert (model.package.path / "quality.png").exists()
@@ -111,7 +109,7 @@ def test_an_interrupted_compression_goes_on(
     found = arguments(untrained_run, again, "--dry-run")
     assert exit_status(compress.main, found) == 0
     printed = capsys.readouterr().out
-    assert "5/6 quantise: to do" in printed and "4/6 trim the vocabulary: done" in printed
+    assert "5/6 quantise encoder and heads: to do" in printed and "4/6 trim the vocabulary: done" in printed
     assert not (again / "package").exists()
 
 
@@ -124,7 +122,7 @@ def test_what_was_made_of_a_step_that_is_gone_is_to_do(
     shutil.rmtree(again / "trimmed")
     assert exit_status(compress.main, arguments(untrained_run, again, "--dry-run")) == 0
     printed = capsys.readouterr().out
-    assert printed.count(": done (") == 3 and "5/6 quantise: to do" in printed
+    assert printed.count(": done (") == 3 and "5/6 quantise encoder and heads: to do" in printed
     assert exit_status(compress.main, arguments(untrained_run, again)) == 0
     assert "── 6/6 package" in capsys.readouterr().out
     rectrain.load(again / "package", backend="openvino-int8")

@@ -50,5 +50,7 @@ def open_openvino(graph: Path, *, threads: int) -> TextEncoder:
         finally:
             requests.put(request)
 
+    # Its bindings load numpy's at the first call, and two first calls at once wait for ever.
+    run(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64))
     width = compiled.output(0).get_partial_shape()[1].get_length()
     return PaddedEncoder(graph.stem, width=width, run=run, threads=threads)
