@@ -157,7 +157,7 @@ def _metrics(options: argparse.Namespace, loaded: LoadedModel) -> tuple[Metrics,
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
         metrics = {task: _intervals(facts["metrics"]) for task, facts in found["tasks"].items()}
-        step, split = found["step"], found["split"]
+        step, split, sha256 = found["step"], found["split"], found["model_sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             what=f"evaluation {path}",
@@ -165,13 +165,13 @@ def _metrics(options: argparse.Namespace, loaded: LoadedModel) -> tuple[Metrics,
             rule="must be an evaluation.json of jobs.evaluate",
             fix="run jobs.evaluate again",
         ) from error
-    if step != loaded.checkpoint.step:
+    if sha256 != loaded.checkpoint.model_sha256:
         if not given:
             return {}, ""
         raise DataError(
             what=f"evaluation {path}",
-            got=f"figures of step {step}",
-            rule=f"the checkpoint is of step {loaded.checkpoint.step}",
+            got=f"figures of another model, of step {step}",
+            rule=f"the card is of this checkpoint, of step {loaded.checkpoint.step}",
             fix="run jobs.evaluate on this checkpoint",
         )
     return metrics, f"On the {split} split; intervals are 95% of a bootstrap over groups."

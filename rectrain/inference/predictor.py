@@ -9,7 +9,6 @@ Shapes: n rows, U texts or users, I items, D the encoder's hidden size.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -135,16 +134,6 @@ class Predictor:
         """Where the model comes from."""
         assert self._checkpoint is not None, "this predictor was not made from a checkpoint"
         return self._checkpoint
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of what decides the scores: the weights and the checkpoint's meta.json."""
-        digest = hashlib.sha256()
-        for name in sorted(self.checkpoint.files):
-            if name == "meta.json" or name.startswith("model-"):
-                with (self.checkpoint.path / name).open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
 
     @property
     def tasks(self) -> tuple[str, ...]:

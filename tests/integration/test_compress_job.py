@@ -82,6 +82,27 @@ def test_the_package_scores_as_the_distilled_heads_do(small: Path) -> None:
     assert (model.package.path / "quality.png").exists()
 
 
+@pytest.mark.parametrize("graph", ["openvino", "openvino-int8", "onnx", "onnx-int8"])
+def test_each_backend_scores_every_task_alone_in_any_batch_in_any_order(
+    small: Path, graph: str
+) -> None:
+    """fp32 as torch does, within 1e-4; int8 as itself does whatever stands beside a row."""
+    plain = rectrain.load(small / "package", backend="torch").predictor
+    ours = rectrain.load(small / "package", backend=graph, threads=1).predictor
+    heads = Predictor.from_checkpoint(str(small / "heads"))
+    prepared = Prepared.open(heads.checkpoint.meta["config"]["data"]["paths"][0])
+    for task in sorted(TASKS):
+        rows = ours.tokenised(task, prepared.shards(task, "test").table().slice(0, 40))
+        order = np.random.default_rng(0).permutation(rows.num_rows)
+        expected, together = plain.score(task, rows), ours.score(task, rows)
+        shuffled = ours.score(task, rows.take(order))
+        alone = np.concatenate([ours.score(task, rows.slice(row, 1)) for row in order])
+        np.testing.assert_allclose(shuffled, together[order], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(alone, together[order], rtol=0, atol=1e-5)
+        if not graph.endswith("-int8"):
+            np.testing.assert_allclose(together, expected, rtol=0, atol=1e-4)
+
+
 def test_what_is_done_is_not_done_again(
     small: Path, untrained_run: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -74,6 +74,9 @@ def test_rows_may_have_other_keys_and_lack_what_is_optional(model: PackagedModel
     both = model.predict("risk", rows)
     assert both[0] != both[1]
     assert both[0] == pytest.approx(model.predict("risk", rows[:1])[0], abs=1e-6)
+    table = orders(3)
+    numbered = table.append_column("input_row", pa.array([7, 7, 7]))  # as jobs.predict writes
+    assert model.predict("risk", numbered).tolist() == model.predict("risk", table).tolist()
     assert model.predict("risk", []).shape == (0,)
 
 
