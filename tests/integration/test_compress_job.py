@@ -130,7 +130,10 @@ def test_an_interrupted_compression_goes_on(
     found = arguments(untrained_run, again, "--dry-run")
     assert exit_status(compress.main, found) == 0
     printed = capsys.readouterr().out
-    assert "5/6 quantise encoder and heads: to do" in printed and "4/6 trim the vocabulary: done" in printed
+    assert (
+        "5/6 quantise encoder and heads: to do" in printed
+        and "4/6 trim the vocabulary: done" in printed
+    )
     assert not (again / "package").exists()
 
 
