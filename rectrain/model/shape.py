@@ -15,10 +15,10 @@ from rectrain.errors import ConfigError
 __all__ = ["SHAPE_PRESETS", "Shape", "check_shape", "head_size", "preset_shape", "spread_layers"]
 
 #: Name -> shares of the parent's (layers, heads and hidden size, inner size). Of a parent with 6
-#: layers, hidden 384, 12 heads and inner size 1536, "small" is (1, 3, 5) × 192 × 6 heads × 384.
+#: layers, hidden 384, 12 heads and inner size 1536, "small" is (2, 5) × 192 × 6 heads × 192.
 SHAPE_PRESETS = {
-    "small": (Fraction(1, 2), Fraction(1, 2), Fraction(1, 4)),
-    "medium": (Fraction(1, 2), Fraction(2, 3), Fraction(1, 2)),
+    "small": (Fraction(1, 3), Fraction(1, 2), Fraction(1, 8)),
+    "medium": (Fraction(1, 2), Fraction(1, 2), Fraction(1, 4)),
 }
 
 
