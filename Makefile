@@ -1,6 +1,6 @@
 # make setup      the environment alone (.venv)
-# make demo       prepare the embedded data, train, evaluate; ends in runs/demo/summary.json
-#                 (PRESET=tiny: a small one in 2 minutes)
+# make demo       prepare the embedded data, train, evaluate, make a small model of the large one;
+#                 ends in runs/demo/summary.json (PRESET=tiny: a small one in 4 minutes)
 # make test       what CI runs: lint, then every test but the slow ones
 # make test-full  the slow ones too
 SHELL := /bin/bash
@@ -22,7 +22,7 @@ $(STAMP):
 	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; set PYTHON=…" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	@echo 'installing pinned packages into $(VENV) (about 2.5 GB, some minutes)'
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,tracking,report,balancing,peft,bench,dev]' --constraint constraints.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,tracking,report,balancing,peft,inference,bench,dev]' --constraint constraints.txt
 	rm -f $(VENV)/.installed-*
 	touch $@
 

@@ -44,9 +44,9 @@ from jobs.cli import JobParser, count, lasting, run
 from rectrain.cluster import connect
 from rectrain.data.loader import open_tasks
 from rectrain.errors import CheckpointError, ConfigError, RectrainError, without_credentials
+from rectrain.inference.index import ItemIndex
 from rectrain.inference.parts import Part, Sink, open_inputs, plan_parts, read_part
 from rectrain.inference.predictor import Predictor, open_prepared, pick_device
-from rectrain.inference.recommend import Catalogue, Shoppers
 from rectrain.inference.rows import EXCLUDE, EncodedRows
 from rectrain.train.selection import newest_checkpoint
 
@@ -58,7 +58,7 @@ class _Job:
     """What an actor must know to score any part."""
 
     checkpoint: str
-    sha256: str  # of the model, see Predictor.sha256
+    sha256: str  # of the model, see Checkpoint.model_sha256
     task: str
     output: str
     columns: tuple[str, ...]
@@ -76,11 +76,10 @@ class _Scorer:
         self._job = job
         self._sink = Sink(job.output)
         self._predictor = Predictor.from_checkpoint(job.checkpoint, device=job.device)
-        self._replaced = self._predictor.sha256 != job.sha256
+        self._replaced = self._predictor.checkpoint.model_sha256 != job.sha256
         if job.catalogue:
             items = open_tasks(job.catalogue, tasks=[job.task])[job.task].items(job.task).table()
-            self._item_ids = items.column("item_id").to_pylist()
-            self._catalogue = Catalogue(self._predictor, job.task, items)
+            self._index = ItemIndex.build(self._predictor, job.task, items)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Scores one part; a user's mistake travels as a value, or Ray would try again."""
@@ -109,16 +108,15 @@ class _Scorer:
     def _columns(self, encoded: EncodedRows) -> dict[str, pa.Array]:
         if not self._job.catalogue:
             return {"score": pa.array(self._predictor.score(self._job.task, encoded.prepared))}
-        nobody = np.empty(0, dtype=np.int64)
+        queries = self._predictor.embed(self._job.task, encoded.prepared)[0]
         bought = [ids or [] for ids in encoded.given[EXCLUDE].to_pylist()]
-        shoppers = Shoppers(encoded.prepared, bought, self._item_ids, nobody, nobody)
-        ranking = shoppers.rank(self._catalogue.scorer(encoded.prepared), k=self._job.k)
-        full = ranking.lists >= 0
+        best = self._index.search(queries, k=self._job.k, exclude=bought)
+        full = best.items >= 0
         offsets = pa.array(np.concatenate([[0], full.sum(1).cumsum()]), pa.int32())
-        items = pa.array(self._item_ids).take(pa.array(ranking.lists[full]))
+        items = pa.array(self._index.ids).take(pa.array(best.items[full]))
         return {
             "item_id": pa.ListArray.from_arrays(offsets, items),
-            "score": pa.ListArray.from_arrays(offsets, pa.array(ranking.scores[full])),
+            "score": pa.ListArray.from_arrays(offsets, pa.array(best.scores[full])),
         }
 
 
@@ -139,7 +137,7 @@ def main(argv: list[str]) -> int:
     ranks = predictor.spec(task).has_catalogue
     job = _Job(
         checkpoint=checkpoint,
-        sha256=predictor.sha256,
+        sha256=predictor.checkpoint.model_sha256,
         task=task,
         output=output,
         columns=fields.names(),

@@ -9,6 +9,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "EncoderError",
+    "PackageError",
     "RectrainError",
     "ResourceError",
     "StorageError",
@@ -76,6 +77,10 @@ class EncoderError(RectrainError):
 
 class CheckpointError(RectrainError):
     """A checkpoint is incomplete, altered, or made by something else."""
+
+
+class PackageError(RectrainError):
+    """A published folder of a model is foreign, incomplete, altered, or of another model."""
 
 
 class ResourceError(RectrainError):

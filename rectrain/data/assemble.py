@@ -6,7 +6,7 @@ Legend: n rows, U distinct texts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,18 @@ import pyarrow.compute as pc
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.fields import FieldTable
 from rectrain.data.split import codes_of, hash_ids
-from rectrain.data.tokenize import tokenize
+from rectrain.data.tokenize import Read
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-__all__ = ["HISTORY", "Spec", "assemble", "feature_columns", "item_columns", "side_texts"]
+__all__ = [
+    "HISTORY",
+    "Spec",
+    "TextLimits",
+    "assemble",
+    "feature_columns",
+    "item_columns",
+    "side_texts",
+    "tokenised",
+]
 
 HISTORY = "history"
 _TEXTS = pa.list_(pa.string())
@@ -40,6 +46,13 @@ class Spec(Protocol):
     def has_lists(self) -> bool: ...
     @property
     def has_catalogue(self) -> bool: ...
+
+
+class TextLimits(NamedTuple):
+    """max_length: tokens kept of one text; max_history: texts kept of a list, the last ones."""
+
+    max_length: int
+    max_history: int
 
 
 def side_texts(table: pa.Table, names: Sequence[str], *, max_texts: int) -> pa.ListArray:
@@ -74,8 +87,7 @@ def assemble(
     *,
     spec: Spec,
     features: FeatureEncoder,
-    tokenizer: PreTrainedTokenizerFast,
-    max_length: int,
+    read: Read,
     max_history: int,
     plan: pa.Table,
 ) -> pa.Table:
@@ -85,7 +97,7 @@ def assemble(
         rows: n checked rows, with a derived history as its own column where the task has one.
         spec: the task.
         features: fitted on the train split.
-        tokenizer, max_length: for the token ids.
+        read: gives the token ids (see `tokenize.reader`).
         max_history: texts kept of a list of texts, the last ones.
         plan: n rows with list_id int32, log_q float32 and exclude list<string>.
     """
@@ -93,10 +105,7 @@ def assemble(
         "query": side_texts(rows, spec.query, max_texts=max_history),
         "item": side_texts(rows, spec.item, max_texts=max_history),
     }
-    tokens = {
-        side: _token_lists(texts, tokenizer=tokenizer, max_length=max_length)
-        for side, texts in sides.items()
-    }
+    tokens = {side: _token_lists(texts, read=read) for side, texts in sides.items()}
     num_tokens = sum(_num_tokens(lists) for lists in tokens.values())
     group = spec.fields.name_of("group")
     columns = {
@@ -126,13 +135,12 @@ def item_columns(
     *,
     spec: Spec,
     features: FeatureEncoder,
-    tokenizer: PreTrainedTokenizerFast,
-    max_length: int,
+    read: Read,
     log_q: npt.NDArray[np.float32],
 ) -> pa.Table:
     """The columns of a catalogue: one row an item, with the item side alone."""
     texts = side_texts(rows, spec.item, max_texts=1)
-    item = _token_lists(texts, tokenizer=tokenizer, max_length=max_length)
+    item = _token_lists(texts, read=read)
     return pa.table(
         {
             "item_id": rows["item_id"],
@@ -144,6 +152,28 @@ def item_columns(
             "item_text": texts,
         }
     )
+
+
+def tokenised(prepared: pa.Table, *, read: Read) -> pa.Table:
+    """Prepared rows or items with the token ids of another tokenizer than the data's.
+
+    Args:
+        prepared: with `item_text`, and `query_text` where the rows have a query side.
+        read: gives the token ids.
+    """
+    num_tokens = np.zeros(prepared.num_rows, dtype=np.int64)
+    for side in ("query", "item"):
+        if side not in prepared.column_names:
+            continue
+        texts = prepared[f"{side}_text"].combine_chunks()
+        # The column may be a slice; its own offsets need not start at 0.
+        offsets = np.concatenate([[0], np.cumsum(np.asarray(pc.list_value_length(texts)))])
+        whole = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), texts.flatten())
+        ids = _token_lists(whole, read=read)
+        num_tokens += _num_tokens(ids)
+        prepared = prepared.set_column(prepared.column_names.index(side), side, ids)
+    place = prepared.column_names.index("num_tokens")
+    return prepared.set_column(place, "num_tokens", pa.array(num_tokens, pa.int32()))
 
 
 def feature_columns(rows: pa.Table, features: FeatureEncoder) -> dict[str, pa.Array]:
@@ -175,12 +205,10 @@ def _as_lists(values: pa.Array, *, max_texts: int) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), texts)
 
 
-def _token_lists(
-    texts: pa.ListArray, *, tokenizer: PreTrainedTokenizerFast, max_length: int
-) -> pa.ListArray:
+def _token_lists(texts: pa.ListArray, *, read: Read) -> pa.ListArray:
     """list<list<int32>> [n]; each of the U distinct texts is tokenised once."""
     distinct = texts.flatten().dictionary_encode()
-    ids = tokenize(distinct.dictionary.to_pylist(), tokenizer=tokenizer, max_length=max_length)
+    ids = read(distinct.dictionary.to_pylist())
     return pa.ListArray.from_arrays(texts.offsets, ids.take(distinct.indices))
 
 

@@ -301,7 +301,7 @@ def take_texts(texts: PackedTexts, index: Tensor) -> PackedTexts:
 
     Args:
         texts: U texts.
-        index: int64, places of texts, ascending.
+        index: int64, places of texts, in the order wanted.
     """
     lengths = texts.lengths[index]
     starts = (texts.lengths.cumsum(0) - texts.lengths)[index]

@@ -22,7 +22,7 @@ from rectrain.data.layout import Catalogue, TaskSplit, key_columns, purchase_log
 from rectrain.data.shards import Shards, file_entry, write_shard
 from rectrain.data.sources import Part
 from rectrain.data.split import REASONS
-from rectrain.data.tokenize import load_tokenizer
+from rectrain.data.tokenize import Read, load_tokenizer, reader
 from rectrain.errors import DataError
 
 __all__ = [
@@ -126,8 +126,7 @@ class TaskWriter:
             self.rows.take(catalogue.row),
             spec=self.spec,
             features=self.features,
-            tokenizer=_tokenizer(str(self.root / "tokenizer")),
-            max_length=self.max_length,
+            read=_reader(str(self.root / "tokenizer"), self.max_length),
             log_q=catalogue.log_q,
         )
         keys = self.rows.table(columns=key_columns(self.spec))
@@ -160,8 +159,7 @@ class TaskWriter:
             rows,
             spec=self.spec,
             features=self.features,
-            tokenizer=_tokenizer(str(self.root / "tokenizer")),
-            max_length=self.max_length,
+            read=_reader(str(self.root / "tokenizer"), self.max_length),
             max_history=self.max_history,
             plan=plan.append_column("exclude", exclude),
         )
@@ -223,8 +221,8 @@ def _named(numbers: pa.ChunkedArray, names: pa.Array) -> pa.ListArray:
 
 
 @lru_cache(maxsize=2)
-def _tokenizer(path: str) -> Any:
-    return load_tokenizer(path)
+def _reader(path: str, max_length: int) -> Read:
+    return reader(load_tokenizer(path), max_length=max_length)
 
 
 def _count(column: pa.ChunkedArray) -> dict[str, int]:

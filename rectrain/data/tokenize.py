@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 __all__ = [
+    "Read",
     "WordPieces",
     "load_tokenizer",
+    "reader",
     "tokenize",
     "tokenizer_hash",
     "tokenizer_path",
@@ -27,6 +30,8 @@ __all__ = [
 ]
 
 Flags = npt.NDArray[np.bool_]
+Read = Callable[[Sequence[str]], pa.ListArray]
+"""From n texts to their token ids, list<int32> [n], [CLS] and [SEP] included."""
 
 
 def tokenizer_path(name: str) -> Path:
@@ -86,11 +91,20 @@ def tokenize(
     Returns:
         list<int32>, one list a text.
     """
-    encodings = _backend(tokenizer, max_length).encode_batch_fast(list(texts))
-    ids = [encoding.ids for encoding in encodings]
-    offsets = np.concatenate([[0], np.cumsum([len(i) for i in ids], dtype=np.int64)])
-    flat = np.fromiter((i for text in ids for i in text), dtype=np.int32, count=offsets[-1])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat))
+    return reader(tokenizer, max_length=max_length)(texts)
+
+
+def reader(tokenizer: PreTrainedTokenizerFast, *, max_length: int) -> Read:
+    """`tokenize` for many calls: making it ready takes longer than reading a few texts."""
+    backend = _backend(tokenizer, max_length)
+
+    def read(texts: Sequence[str]) -> pa.ListArray:
+        ids = [encoding.ids for encoding in backend.encode_batch_fast(list(texts))]
+        offsets = np.concatenate([[0], np.cumsum([len(i) for i in ids], dtype=np.int64)])
+        flat = np.fromiter(chain.from_iterable(ids), dtype=np.int32, count=offsets[-1])
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat))
+
+    return read
 
 
 @dataclass(frozen=True)

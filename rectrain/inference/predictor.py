@@ -1,15 +1,14 @@
 """Scores of a trained model for rows and catalogues, on one device, without Ray or DeepSpeed.
 
-Each different text of a block of rows is encoded once, shortest first, in slices of a token
-budget; the small heads then run over all rows of the block. A row's score does not depend on the
-rows beside it, up to rounding.
+Each different text of a block of rows is encoded once, by the model's own encoder in torch or by a
+backend; the small heads then run in torch over all rows of the block. A row's score does not depend
+on the rows beside it, up to rounding.
 
 Shapes: n rows, U texts or users, I items, D the encoder's hidden size.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,21 +18,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rectrain.data.batch import MicroBatch, build_micro_batch, fill_columns, split_texts
+from rectrain.data.batch import build_micro_batch, fill_columns
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.fields import FieldTable
 from rectrain.data.loader import empty_tables, open_tasks
 from rectrain.data.shards import Prepared
-from rectrain.data.tokenize import load_tokenizer, tokenizer_hash
+from rectrain.data.tokenize import tokenizer_hash
 from rectrain.errors import DataError, EncoderError, ResourceError
-from rectrain.inference.rows import EncodedRows, RowEncoder, TextLimits
-from rectrain.model.encoder import encode
+from rectrain.inference.backends import open_torch
+from rectrain.inference.cache import VectorCache
+from rectrain.inference.rows import EncodedRows, RowEncoder
+from rectrain.inference.text_encoder import TextEncoder
 from rectrain.model.multitask import Mode, MultiTaskModel, TaskModule
 from rectrain.model.spec import TaskSpec
+from rectrain.package import ModelParts
 from rectrain.train.build import load_model
 from rectrain.train.checkpoint import Checkpoint
 
-__all__ = ["Predictor", "check_tokenizer", "open_prepared", "pick_device"]
+__all__ = ["Predictor", "check_features", "check_tokenizer", "open_prepared", "pick_device"]
 
 Floats = NDArray[np.float32]
 
@@ -48,8 +50,11 @@ class Predictor:
         features: task -> how its features were encoded, in the model's task order.
         rows: how rows as a user gives them are encoded; None where only prepared rows are scored.
         device: "cpu", "cuda", or "auto" for a GPU where there is one.
-        tokens_per_forward: real tokens that the encoder sees at a time, at most (one text may
-            have more).
+        encoder: gives the vectors of texts in the place of the model's own encoder in torch.
+        cached_texts: texts whose vectors are kept for the next calls, at most.
+
+    Raises:
+        EncoderError: vectors of another size than the heads'.
     """
 
     def __init__(
@@ -59,7 +64,8 @@ class Predictor:
         features: Mapping[str, FeatureEncoder],
         rows: RowEncoder | None = None,
         device: str = "cpu",
-        tokens_per_forward: int = 2048,
+        encoder: TextEncoder | None = None,
+        cached_texts: int = 0,
     ) -> None:
         device = pick_device(device)
         self.model = model.eval().to(device)
@@ -68,7 +74,16 @@ class Predictor:
         self.features = features
         self._empty = empty_tables(features)
         self._device = device
-        self._budget = tokens_per_forward
+        width = int(model.encoder.config.hidden_size)
+        if encoder is not None and encoder.width != width:
+            raise EncoderError(
+                what=f"encoder {encoder.name}",
+                got=f"vectors of size {encoder.width}",
+                rule=f"the model's heads take size {width}",
+                fix="give a graph of this very model's encoder",
+            )
+        self._encoder = encoder or open_torch(model.encoder, device=device)
+        self._cache = VectorCache(cached_texts, width=width)
 
     @classmethod
     def from_checkpoint(cls, location: str, *, device: str = "cpu") -> Predictor:
@@ -83,33 +98,42 @@ class Predictor:
             EncoderError: its tokenizer isn't the one it was trained with.
         """
         loaded = load_model(location)
-        meta = loaded.checkpoint.meta
-        tokenizer = load_tokenizer(loaded.tokenizer_path)
-        check_tokenizer(tokenizer_hash(tokenizer), meta, where=loaded.tokenizer_path)
-        limits = {
-            task: TextLimits(facts["max_length"], facts["max_history"])
-            for task, facts in meta["tasks"].items()
-        }
-        rows = RowEncoder(loaded.features, tokenizer, limits)
-        predictor = cls(loaded.model, features=loaded.features, rows=rows, device=device)
+        parts = ModelParts.of(loaded)
+        sha256 = tokenizer_hash(parts.tokenizer)
+        check_tokenizer(sha256, loaded.checkpoint.meta, where=loaded.tokenizer_path)
+        predictor = cls.of(parts, device=device)
         predictor._checkpoint = loaded.checkpoint
         return predictor
+
+    @classmethod
+    def of(
+        cls,
+        parts: ModelParts,
+        *,
+        device: str = "cpu",
+        encoder: TextEncoder | None = None,
+        cached_texts: int = 0,
+    ) -> Predictor:
+        """The predictor of a model in memory.
+
+        Args:
+            parts: the model.
+            device, encoder, cached_texts: see above.
+        """
+        return cls(
+            parts.model,
+            features=parts.features,
+            rows=RowEncoder(parts.features, parts.tokenizer, parts.limits, parts.full_tokenizer),
+            device=device,
+            encoder=encoder,
+            cached_texts=cached_texts,
+        )
 
     @property
     def checkpoint(self) -> Checkpoint:
         """Where the model comes from."""
         assert self._checkpoint is not None, "this predictor was not made from a checkpoint"
         return self._checkpoint
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of what decides the scores: the weights and the checkpoint's meta.json."""
-        digest = hashlib.sha256()
-        for name in sorted(self.checkpoint.files):
-            if name == "meta.json" or name.startswith("model-"):
-                with (self.checkpoint.path / name).open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -142,6 +166,11 @@ class Predictor:
         """Rows in the task's fields as prepared columns; see `RowEncoder.encode`."""
         assert self.rows is not None, "this predictor scores prepared rows alone"
         return self.rows.encode(self.spec(task), rows, first=first)
+
+    def tokenised(self, task: str, prepared: pa.Table) -> pa.Table:
+        """Prepared rows or items with this model's token ids; see `RowEncoder.tokenised`."""
+        assert self.rows is not None, "this predictor has no tokenizer"
+        return self.rows.tokenised(self.spec(task), prepared)
 
     def score(self, task: str, rows: pa.Table) -> NDArray[np.float64]:
         """Scores of prepared rows, in their order.
@@ -176,21 +205,15 @@ class Predictor:
 
     def _blocks(self, task: str, rows: pa.Table, *, mode: Mode) -> Iterator[Any]:
         self.spec(task)
-        tables = dict(self._empty)
         rows = fill_columns(rows, like=self._empty[task])
         for start in range(0, rows.num_rows, _BLOCK_ROWS):
-            tables[task] = rows.slice(start, _BLOCK_ROWS)
-            counts = {name: float(table.num_rows) for name, table in tables.items()}
-            batch = build_micro_batch(tables, counts=counts).to(self._device)
+            block = rows.slice(start, _BLOCK_ROWS)
+            batch = build_micro_batch({task: block}, counts={task: float(block.num_rows)})
             with torch.inference_mode():
-                yield self.model(batch, mode=mode, vectors=self._encode(batch))[task]
-
-    def _encode(self, batch: MicroBatch) -> Tensor:
-        """Vectors [U, D] of the batch's texts, which are sorted by length."""
-        parts = [
-            encode(self.model.encoder, texts) for texts in split_texts(batch.texts, self._budget)
-        ]
-        return torch.cat(parts) if parts else encode(self.model.encoder, batch.texts)
+                vectors = self._cache.of(batch.texts, encode=self._encoder.encode)
+                yield self.model(
+                    batch.to(self._device), mode=mode, vectors=vectors.to(self._device)
+                )[task]
 
 
 def check_tokenizer(sha256: str, meta: Mapping[str, Any], *, where: str) -> None:
@@ -247,15 +270,24 @@ def open_prepared(
         check_tokenizer(
             prepared.tokenizer_sha256, predictor.checkpoint.meta, where=str(prepared.root)
         )
-        # As JSON, since the order of features counts too.
-        if prepared.features(task).to_json() != predictor.features[task].to_json():
-            raise DataError(
-                what=f"features of {task} in {prepared.root}",
-                got="other bins or vocabularies than the model's",
-                rule="scores need data prepared together with the training data",
-                fix="give the data of the training run",
-            )
+        check_features(predictor, prepared, task=task)
     return data
+
+
+def check_features(predictor: Predictor, prepared: Prepared, *, task: str) -> None:
+    """Refuses prepared data whose features were encoded in another way than the model's.
+
+    Raises:
+        DataError: see above.
+    """
+    # As JSON, since the order of features counts too.
+    if prepared.features(task).to_json() != predictor.features[task].to_json():
+        raise DataError(
+            what=f"features of {task} in {prepared.root}",
+            got="other bins or vocabularies than the model's",
+            rule="scores need data prepared together with the training data",
+            fix="give the data of the training run",
+        )
 
 
 def _numpy(values: Tensor) -> Floats:

@@ -1,61 +1,33 @@
-"""Ranking a whole catalogue for each user: item vectors once, then inner products by blocks.
+"""Judging a ranking of a whole catalogue: where the items stand that users came to want.
 
-Shapes: U users, I items of the catalogue, n wanted items, k length of a list, D hidden size.
+Shapes: U users, I items of the catalogue, n wanted items, k length of a list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rectrain.inference.predictor import Predictor
-from rectrain.metrics import catalogue_ranks, catalogue_top
+from rectrain.inference.index import Best, Scorer, first_items, leave_out
+from rectrain.metrics import catalogue_ranks
 
-__all__ = ["Catalogue", "Ranking", "Scorer", "Shoppers"]
+__all__ = ["Ranking", "Shoppers"]
 
 Ints = NDArray[np.int64]
-Scorer = Callable[[slice], NDArray[np.floating[Any]]]
-"""From a block of users to their scores of all items, float [block, I]."""
 
 _BLOCK_USERS = 512
 
 
-class Catalogue:
-    """All items as vectors.
-
-    Args:
-        predictor: the model.
-        task: a two-tower task of it.
-        items: prepared columns of each item (`Prepared.items`), `log_q` among them.
-    """
-
-    def __init__(self, predictor: Predictor, task: str, items: pa.Table) -> None:
-        self._predictor = predictor
-        self._task = task
-        self.vectors = predictor.embed(task, items)[1]
-
-    def scorer(self, users: pa.Table) -> Scorer:
-        """Scores of all items for each user.
-
-        Args:
-            users: prepared columns, one row a user; only the query side is read.
-        """
-        queries = self._predictor.embed(self._task, users)[0]
-        return lambda block: queries[block] @ self.vectors.T
-
-
 class Ranking(NamedTuple):
-    """ranks: int64 [n], the wanted items' places; lists: int64 [U, k], the first items (-1: none);
-    scores: float32 [U, k], their scores (NaN: none)."""
+    """ranks: int64 [n], the wanted items' places; best: the first k items of each of U users."""
 
     ranks: Ints
-    lists: Ints
-    scores: NDArray[np.float32]
+    best: Best
 
 
 @dataclass(frozen=True)
@@ -101,17 +73,14 @@ class Shoppers:
         """
         place = {item: column for column, item in enumerate(self.item_ids)}
         ranks = np.empty(len(self.wanted_user), dtype=np.int64)
-        lists, best = [], []
+        lists = []
         for start in range(0, len(self.bought), _BLOCK_USERS):
             block = slice(start, start + _BLOCK_USERS)
             scores = np.array(scorer(block))  # a copy: the next line writes
-            for row, ids in enumerate(self.bought[block]):
-                scores[row, [place[item] for item in ids if item in place]] = -np.inf
+            leave_out(scores, self.bought[block], place=place)
             here = (self.wanted_user >= start) & (self.wanted_user < start + _BLOCK_USERS)
             ranks[here] = catalogue_ranks(
                 scores, rows=self.wanted_user[here] - start, columns=self.wanted_item[here]
             )
-            top = catalogue_top(scores, k=k)
-            lists.append(top)
-            best.append(np.where(top >= 0, np.take_along_axis(scores, top, axis=1), np.nan))
-        return Ranking(ranks, np.concatenate(lists), np.concatenate(best).astype(np.float32))
+            lists.append(first_items(scores, k=k))
+        return Ranking(ranks, Best(*(np.concatenate(one) for one in zip(*lists, strict=True))))

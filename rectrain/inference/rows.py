@@ -5,17 +5,21 @@ Shapes: n rows given, m rows that keep their task's rules.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from rectrain.data.assemble import assemble
+from rectrain.data.assemble import TextLimits, assemble, tokenised
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.fields import SET_ASIDE, Field, FieldTable
+from rectrain.data.tokenize import Read, reader
 from rectrain.model.spec import TaskSpec
+from rectrain.model.vocabulary import FallbackTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -43,13 +47,6 @@ class EncodedRows:
     rejects: pa.Table
 
 
-class TextLimits(NamedTuple):
-    """max_length: tokens kept of one text; max_history: texts kept of a list, the last ones."""
-
-    max_length: int
-    max_history: int
-
-
 @dataclass(frozen=True)
 class RowEncoder:
     """Checks, encodes and tokenises rows of any task of a model.
@@ -58,11 +55,14 @@ class RowEncoder:
         features: task -> how its features were encoded for training.
         tokenizer: the model's.
         limits: task -> how long its texts may be.
+        full_tokenizer: the one before the vocabulary was trimmed, where it was: texts with a piece
+            that was dropped are counted.
     """
 
     features: Mapping[str, FeatureEncoder]
     tokenizer: PreTrainedTokenizerFast
     limits: Mapping[str, TextLimits]
+    full_tokenizer: PreTrainedTokenizerFast | None = None
 
     def fields(self, spec: TaskSpec) -> FieldTable:
         """What a row must have to be scored: the model's features, but no label, weight, split or
@@ -91,6 +91,41 @@ class RowEncoder:
         )
         return replace(table, fields=sized)
 
+    def tokenised(self, spec: TaskSpec, prepared: pa.Table) -> pa.Table:
+        """Prepared rows or items, whose tokenizer may be another one, with this model's tokens."""
+        return tokenised(prepared, read=self._reader(spec))
+
+    @property
+    def fallback_share(self) -> float:
+        """Share of the texts read so far that have a dropped piece, 0 to 1; NaN before the first,
+        and where the vocabulary is whole."""
+        num_texts, num_fallbacks = self._counts
+        return num_fallbacks / num_texts if num_texts else math.nan
+
+    @cached_property
+    def _counts(self) -> list[int]:
+        """Texts read, and those of them with a dropped piece."""
+        return [0, 0]
+
+    @cached_property
+    def _readers(self) -> dict[int, Read]:
+        """max_length -> reader: making one takes longer than reading a few texts."""
+        lengths = {limit.max_length for limit in self.limits.values()}
+        if self.full_tokenizer is None:
+            return {length: reader(self.tokenizer, max_length=length) for length in lengths}
+        fallback = FallbackTokenizer(self.full_tokenizer, self.tokenizer)
+
+        def read(texts: Sequence[str], length: int) -> pa.ListArray:
+            ids, fell_back = fallback.tokenize(texts, max_length=length)
+            self._counts[0] += len(texts)
+            self._counts[1] += int(fell_back.sum())
+            return ids
+
+        return {length: partial(read, length=length) for length in lengths}
+
+    def _reader(self, spec: TaskSpec) -> Read:
+        return self._readers[self.limits[spec.name].max_length]
+
     def encode(self, spec: TaskSpec, rows: pa.Table, *, first: int = 0) -> EncodedRows:
         """Parts good rows from bad ones and makes the good ones a model's input.
 
@@ -104,6 +139,8 @@ class RowEncoder:
         """
         fields = self.fields(spec)
         numbered = replace(fields, fields=(*fields.fields, Field(_ROW, "id")))
+        if _ROW in rows.column_names:  # the user's own
+            rows = rows.drop_columns([_ROW])
         places = pa.array(np.arange(first, first + rows.num_rows))
         good, bad = numbered.check(rows.append_column(_ROW, places))
         if spec.has_catalogue:  # a user: no item
@@ -121,8 +158,7 @@ class RowEncoder:
             good,
             spec=spec,
             features=self.features[spec.name],
-            tokenizer=self.tokenizer,
-            max_length=self.limits[spec.name].max_length,
+            read=self._reader(spec),
             max_history=self.limits[spec.name].max_history,
             plan=plan,
         )

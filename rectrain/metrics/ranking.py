@@ -6,6 +6,7 @@ Shapes: n rows, G groups, U users, I items of the catalogue, k length of a list.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -178,7 +179,7 @@ def catalogue_ranks(scores: NDArray[np.floating[Any]], *, rows: Ints, columns: I
         int64 [n]: 1 + items scored higher + items of equal score that come earlier in a random
         order of the catalogue drawn from a fixed seed (see `rank_within_groups`).
     """
-    draw = np.random.default_rng(_TIE_SEED).permutation(scores.shape[1])
+    draw = _tie_order(scores.shape[1])
     ranks = np.empty(len(rows), dtype=np.int64)
     for index, (row, column) in enumerate(zip(rows, columns, strict=True)):
         line, own = scores[row], scores[row, column]
@@ -198,7 +199,7 @@ def catalogue_top(scores: NDArray[np.floating[Any]], *, k: int) -> Ints:
     Returns:
         int64 [U, k], columns of `scores`, best first; -1 where a user has no further item.
     """
-    draw = np.random.default_rng(_TIE_SEED).permutation(scores.shape[1])
+    draw = _tie_order(scores.shape[1])
     lists = np.full((len(scores), k), -1, dtype=np.int64)
     last = max(scores.shape[1] - k, 0)
     for row, line in enumerate(scores):
@@ -207,6 +208,14 @@ def catalogue_top(scores: NDArray[np.floating[Any]], *, k: int) -> Ints:
         chosen = chosen[np.lexsort((draw[chosen], -line[chosen]))][:k]
         lists[row, : len(chosen)] = chosen
     return lists
+
+
+@lru_cache(maxsize=8)
+def _tie_order(num_items: int) -> Ints:
+    """Places in the random order in which items of equal score stand; drawn once a catalogue."""
+    draw = np.random.default_rng(_TIE_SEED).permutation(num_items)
+    draw.flags.writeable = False
+    return draw
 
 
 def catalogue_coverage(lists: Ints, *, num_items: int) -> float:

@@ -9,7 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["bce", "in_batch_softmax", "listwise_softmax", "pairwise_logistic"]
+__all__ = [
+    "bce",
+    "in_batch_logits",
+    "in_batch_softmax",
+    "list_log_softmax",
+    "list_pairs",
+    "list_weights",
+    "listwise_softmax",
+    "pairwise_logistic",
+    "sum_in_lists",
+]
 
 
 def bce(logit: Tensor, *, label: Tensor, weight: Tensor) -> Tensor:
@@ -53,20 +63,12 @@ def listwise_softmax(
     Returns:
         Float32 scalar, in nats.
     """
-    score = score.float()
-    sizes = list_offsets.diff()
-    num_lists = sizes.shape[0]
-    number = torch.arange(num_lists, device=score.device).repeat_interleave(sizes)
-
-    def total(values: Tensor) -> Tensor:
-        return values.new_zeros(num_lists).index_add(0, number, values)
-
-    top = score.new_full((num_lists,), -torch.inf)
-    top = top.scatter_reduce(0, number, score.detach(), "amax")[number]
-    log_softmax = score - top - total((score - top).exp()).log()[number]
+    number = _list_numbers(list_offsets)
+    log_softmax = list_log_softmax(score.float(), list_offsets=list_offsets)
     gain = torch.exp2(label) - 1
-    target = gain / total(gain)[number].clamp(min=torch.finfo(gain.dtype).tiny)
-    list_weight = total(weight) / sizes.clamp(min=1)
+    total_gain = sum_in_lists(gain, list_offsets=list_offsets)
+    target = gain / total_gain[number].clamp(min=torch.finfo(gain.dtype).tiny)
+    list_weight = list_weights(weight, list_offsets=list_offsets)
     return -(list_weight[number] * target * log_softmax).sum()
 
 
@@ -94,21 +96,15 @@ def pairwise_logistic(
         Float32 scalar, in nats.
     """
     score = score.float()
-    sizes = list_offsets.diff()
-    num_lists = sizes.shape[0]
-    number = torch.arange(num_lists, device=score.device).repeat_interleave(sizes)
-    partners = sizes[number]
-    i = torch.arange(score.shape[0], device=score.device).repeat_interleave(partners)
-    first = (partners.cumsum(0) - partners)[i]
-    j = list_offsets[number[i]] + torch.arange(i.shape[0], device=score.device) - first
+    i, j, number = list_pairs(list_offsets)
     is_pair = (label[i] > label[j]).float()
+    list_weight = list_weights(weight, list_offsets=list_offsets)
 
-    def total(values: Tensor, numbers: Tensor) -> Tensor:
-        return values.new_zeros(num_lists).index_add(0, numbers, values)
+    def total(values: Tensor) -> Tensor:
+        return values.new_zeros(list_weight.shape).index_add(0, number, values)
 
-    losses = total(is_pair * F.softplus(score[j] - score[i]), number[i])
-    list_weight = total(weight, number) / sizes.clamp(min=1)
-    return (list_weight * losses / total(is_pair, number[i]).clamp(min=1)).sum()
+    losses = total(is_pair * F.softplus(score[j] - score[i]))
+    return (list_weight * losses / total(is_pair).clamp(min=1)).sum()
 
 
 def in_batch_softmax(
@@ -154,6 +150,27 @@ def in_batch_softmax(
     Returns:
         Float32 scalar, in nats.
     """
+    corrected = in_batch_logits(
+        logits,
+        item_key=item_key,
+        group_key=group_key,
+        bought=bought,
+        log_q=log_q,
+        num_items=num_items,
+    )
+    return -(weight * corrected.log_softmax(1).diagonal()).sum()
+
+
+def in_batch_logits(
+    logits: Tensor,
+    *,
+    item_key: Tensor,
+    group_key: Tensor,
+    bought: Tensor,
+    log_q: Tensor,
+    num_items: int,
+) -> Tensor:
+    """s_ij − log q_j float32 [B, B + N], -inf where masked; see `in_batch_softmax`."""
     num_rows, num_columns = logits.shape
     num_drawn = num_columns - num_rows
     expected = num_rows * log_q.exp() + num_drawn / max(num_items, 1)
@@ -161,5 +178,48 @@ def in_batch_softmax(
     masked = bought | (item_key[:num_rows, None] == item_key)
     masked[:, :num_rows] |= group_key[:, None] == group_key
     masked.fill_diagonal_(False)
-    log_softmax = corrected.masked_fill(masked, -torch.inf).log_softmax(1)
-    return -(weight * log_softmax.diagonal()).sum()
+    return corrected.masked_fill(masked, -torch.inf)
+
+
+def list_log_softmax(score: Tensor, *, list_offsets: Tensor) -> Tensor:
+    """log softmax of scores float32 [B] inside each list; see `listwise_softmax`."""
+    number = _list_numbers(list_offsets)
+    top = score.new_full((list_offsets.shape[0] - 1,), -torch.inf)
+    top = top.scatter_reduce(0, number, score.detach(), "amax")[number]
+    total = sum_in_lists((score - top).exp(), list_offsets=list_offsets)
+    return score - top - total.log()[number]
+
+
+def list_weights(weight: Tensor, *, list_offsets: Tensor) -> Tensor:
+    """Mean weight float [G] of each list's rows."""
+    sizes = list_offsets.diff().clamp(min=1)
+    return sum_in_lists(weight, list_offsets=list_offsets) / sizes
+
+
+def sum_in_lists(values: Tensor, *, list_offsets: Tensor) -> Tensor:
+    """Sums float [G] of rows' values [B] over each list."""
+    total = values.new_zeros(list_offsets.shape[0] - 1)
+    return total.index_add(0, _list_numbers(list_offsets), values)
+
+
+def list_pairs(list_offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All ordered pairs of rows of the same list, a row with itself too: first, second, list.
+
+    Args:
+        list_offsets: int64 [G + 1].
+
+    Returns:
+        int64 [P] each, P the sum of the lists' squared sizes: rows, rows, and their list's number.
+    """
+    number = _list_numbers(list_offsets)
+    partners = list_offsets.diff()[number]
+    i = torch.arange(number.shape[0], device=number.device).repeat_interleave(partners)
+    before = (partners.cumsum(0) - partners)[i]
+    j = list_offsets[number[i]] + torch.arange(i.shape[0], device=number.device) - before
+    return i, j, number[i]
+
+
+def _list_numbers(list_offsets: Tensor) -> Tensor:
+    """The list int64 [B] of each row."""
+    sizes = list_offsets.diff()
+    return torch.arange(sizes.shape[0], device=sizes.device).repeat_interleave(sizes)

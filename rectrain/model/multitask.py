@@ -7,6 +7,7 @@ Shapes: T tokens, U texts, B rows of a task, K ≥ B its items (negatives follow
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -20,20 +21,16 @@ from rectrain.errors import ConfigError
 from rectrain.model.adapters import RankBudget
 from rectrain.model.balancing import build_balancer
 from rectrain.model.config import Balancer, GradientPlace, ModelConfig
+from rectrain.model.distillation import relation
 from rectrain.model.encoder import encode
 from rectrain.model.features import FeatureLayer
 from rectrain.model.heads import HeadSizes, ListPooling, TwoTowerHead, build_head
 from rectrain.model.known import TextVectors
-from rectrain.model.losses import (
-    bce,
-    in_batch_softmax,
-    listwise_softmax,
-    pairwise_logistic,
-)
+from rectrain.model.objectives import Output, hard_loss, soft_loss
 from rectrain.model.sharing import build_sharing
 from rectrain.model.spec import Loss, TaskSpec
 
-__all__ = ["Mode", "MultiTaskModel", "TaskModule"]
+__all__ = ["Distillation", "Mode", "MultiTaskModel", "TaskModule"]
 
 Mode = Literal["loss", "score", "embed"]
 
@@ -77,7 +74,7 @@ class TaskModule(nn.Module):
         item = self.item(vectors, slot.item)
         return [item] if self.query is None else [self.query(vectors, slot.query), item]
 
-    def forward(self, sides: list[Tensor], slot: Slot) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, sides: list[Tensor], slot: Slot) -> Output:
         """Runs the head on the shared sides.
 
         Args:
@@ -94,45 +91,37 @@ class TaskModule(nn.Module):
         extra = [slot.log_q] if isinstance(self.head, TwoTowerHead) else []
         return self.head(*sides, features, *extra)  # type: ignore[no-any-return]
 
-    def loss(self, output: Tensor | tuple[Tensor, Tensor], slot: Slot) -> Tensor:
-        """The summed loss of the rows, a float32 scalar."""
-        return _LOSSES[self.spec.loss](output, slot)
 
+@dataclass(frozen=True)
+class Distillation:
+    """What a model learns of a trained one beside the rows' labels.
 
-def _in_batch(output: tuple[Tensor, Tensor], slot: Slot) -> Tensor:
-    return in_batch_softmax(
-        output[0] @ output[1].T,
-        item_key=slot.item_key,
-        group_key=slot.group_key,
-        bought=_in_query(slot),
-        log_q=slot.log_q,
-        num_items=slot.num_items,
-        weight=slot.weight,
-    )
+    Attributes:
+        teacher: of the same tasks and features, in evaluation mode, without gradients. It is no
+            part of the student: neither its weights nor its state.
+        weight: share of the soft loss in each task's loss, 0 to 1; the rest is that of the labels.
+        temperature: of the soft labels, above 0.
+        relation: weight of the relation of the texts' vectors, at least 0.
+        num_micro_batches: of a step; the relation is a mean over them.
+    """
 
+    teacher: MultiTaskModel
+    weight: float
+    temperature: float
+    relation: float
+    num_micro_batches: int
 
-def _listwise(output: Tensor, slot: Slot) -> Tensor:
-    return listwise_softmax(
-        output, label=slot.label, weight=slot.weight, list_offsets=slot.list_offsets
-    )
+    def loss(self, kind: Loss, output: Output, taught: Output, slot: Slot) -> Tensor:
+        """The summed loss of a task's rows, of labels and teacher together; float32 scalar."""
+        soft = soft_loss(kind, output, taught, slot, temperature=self.temperature)
+        return (1.0 - self.weight) * hard_loss(kind, output, slot) + self.weight * soft
 
-
-def _pairwise(output: Tensor, slot: Slot) -> Tensor:
-    return pairwise_logistic(
-        output, label=slot.label, weight=slot.weight, list_offsets=slot.list_offsets
-    )
-
-
-def _bce(output: Tensor, slot: Slot) -> Tensor:
-    return bce(output, label=slot.label, weight=slot.weight)
-
-
-_LOSSES: Mapping[Loss, Callable[[Any, Slot], Tensor]] = {
-    "in_batch_softmax": _in_batch,
-    "listwise_softmax": _listwise,
-    "pairwise_logistic": _pairwise,
-    "bce": _bce,
-}
+    @torch.no_grad()
+    def lesson(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Output]]:
+        """The teacher's vectors [U, E] of a batch's texts, and its outputs by task."""
+        with torch.autocast(batch.texts.input_ids.device.type, enabled=False):
+            vectors = self.teacher.text_vectors(batch.texts)
+            return vectors, self.teacher.outputs(batch, vectors)
 
 
 def _inner(queries: Tensor, items: Tensor) -> Tensor:
@@ -140,33 +129,16 @@ def _inner(queries: Tensor, items: Tensor) -> Tensor:
     return (queries * items[: queries.shape[0]]).sum(1)
 
 
-def _in_query(slot: Slot) -> Tensor:
-    """bool [B, K]: whether the row's query (its history) holds the item's text.
-
-    A text is kept once in a micro-batch, so equal texts have equal positions. Items of several
-    texts, or of none, are never found.
-    """
-    num_texts = slot.item.offsets.diff()
-    position = slot.item.index.new_full((num_texts.shape[0],), -1)
-    position[num_texts == 1] = slot.item.index[slot.item.offsets[:-1][num_texts == 1]]
-    sizes = slot.query.offsets.diff()
-    row = torch.arange(sizes.shape[0], device=sizes.device).repeat_interleave(sizes)
-    # A column for each text of either side, and a last one, which no query holds, for -1.
-    last = torch.cat([slot.query.index, position, position.new_zeros(1)]).max() + 1
-    held = torch.zeros(sizes.shape[0], int(last) + 1, dtype=torch.bool, device=sizes.device)
-    held[row, slot.query.index] = True
-    return held[:, position]
-
-
 class MultiTaskModel(nn.Module):
     """One shared BERT with a head for each task: min over θ of Σ_i w_i · L_i.
 
-    Every forward calls every module with parameters once and in the same order, whatever the
-    micro-batch holds, so that parameters may be sharded over ranks (ZeRO stage 3); a task
+    Every forward for a loss calls every module with parameters once and in the same order, whatever
+    the micro-batch holds, so that parameters may be sharded over ranks (ZeRO stage 3); a task
     without rows gets zero gradients.
 
     Attributes:
         rank_budget: decides about the ranks of AdaLoRA's adapters, where the encoder has them.
+        distillation: what it learns of a teacher, where it has one.
 
     Args:
         encoder: the shared encoder.
@@ -206,6 +178,7 @@ class MultiTaskModel(nn.Module):
             )
         self.balancer = build_balancer(balancer, tasks=list(tasks), weights=loss_weights or {})
         self.rank_budget: RankBudget | None = None
+        self.distillation: Distillation | None = None
         self._known: TextVectors | None = None
 
     @property
@@ -223,10 +196,11 @@ class MultiTaskModel(nn.Module):
         vectors: Tensor | None = None,
         balance: Callable[[Tensor], Tensor] | None = None,
     ) -> Any:
-        """Runs all tasks of a micro-batch.
+        """Runs the tasks of a micro-batch.
 
         Args:
-            batch: a slot of every task, in the run's order.
+            batch: a slot of every task, in the run's order; of those wanted alone, in any mode but
+                "loss".
             mode: what to return.
             scale: factor of the loss (to undo an average over ranks).
             num_shares: forwards of the whole step, over all workers.
@@ -236,13 +210,16 @@ class MultiTaskModel(nn.Module):
 
         Returns:
             mode "loss": (scale · the balanced loss, {task: Σ_b w_b · l_b / count, detached}),
-                float32 scalars; sums over a step's micro-batches are the step's loss.
+                float32 scalars; sums over a step's micro-batches are the step's loss. With a
+                teacher, l_b is of labels and teacher (see `Distillation`), and the relation of the
+                texts' vectors joins the balanced loss.
             mode "score": {task: float32 [B]}, scores or logits; higher is more relevant, likely.
             mode "embed": {task: (float32 [B, D + 1] of queries, [K, D + 1] of items)} of two-tower
                 tasks; the inner product is the score.
         """
-        outputs = self._outputs(batch, vectors)
-        slots = {slot.task: slot for slot in batch.slots}
+        if vectors is None:
+            vectors = self.text_vectors(batch.texts)
+        outputs = self.outputs(batch, vectors)
         if mode == "embed":
             return {task: output for task, output in outputs.items() if isinstance(output, tuple)}
         if mode == "score":
@@ -250,15 +227,35 @@ class MultiTaskModel(nn.Module):
                 task: _inner(*output) if isinstance(output, tuple) else output
                 for task, output in outputs.items()
             }
-        shares = {
-            task: self._module(task).loss(output, slots[task]) / max(slots[task].count, 1.0)
-            for task, output in outputs.items()
-        }
+        assert self.task_names == tuple(slot.task for slot in batch.slots), "one slot a task"
+        shares, extra = self._losses(batch, outputs, vectors)
         losses = torch.stack(list(shares.values()))
         loss = self.balancer(losses, num_shares=num_shares) if balance is None else balance(losses)
         if self.rank_budget is not None:
             loss = loss + self.rank_budget.penalty(self.encoder) / num_shares
-        return scale * loss, {task: share.detach() for task, share in shares.items()}
+        return scale * (loss + extra), {task: share.detach() for task, share in shares.items()}
+
+    def _losses(
+        self, batch: MicroBatch, outputs: Mapping[str, Output], vectors: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor | float]:
+        """This forward's share of each task's loss, and of what belongs to no task."""
+        distillation = self.distillation
+        extra: Tensor | float = 0.0
+        sums: dict[str, Tensor] = {}
+        if distillation is None:
+            for slot in batch.slots:
+                kind = self._module(slot.task).spec.loss
+                sums[slot.task] = hard_loss(kind, outputs[slot.task], slot)
+        else:
+            taught_vectors, taught = distillation.lesson(batch)
+            for slot in batch.slots:
+                kind, task = self._module(slot.task).spec.loss, slot.task
+                sums[task] = distillation.loss(kind, outputs[task], taught[task], slot)
+            if distillation.relation > 0:
+                share = distillation.relation / distillation.num_micro_batches
+                extra = share * relation(vectors, teacher=taught_vectors)
+        shares = {slot.task: sums[slot.task] / max(slot.count, 1.0) for slot in batch.slots}
+        return shares, extra
 
     def shared_parameters(self, place: GradientPlace) -> list[nn.Parameter]:
         """Trainable parameters that all tasks share, where their gradients are compared.
@@ -300,7 +297,8 @@ class MultiTaskModel(nn.Module):
             self.encoder.train(False)
         return self
 
-    def _vectors(self, texts: PackedTexts) -> Tensor:
+    def text_vectors(self, texts: PackedTexts) -> Tensor:
+        """Vectors [U, D] of texts: encoded, or looked up where the encoder is frozen."""
         if self._known is None:
             return encode(
                 self.encoder, texts, activation_checkpointing=self.activation_checkpointing
@@ -309,21 +307,23 @@ class MultiTaskModel(nn.Module):
         with torch.no_grad(), torch.autocast(texts.input_ids.device.type, enabled=False):
             return self._known.of(texts, encode=partial(encode, self.encoder))
 
-    def _outputs(
-        self, batch: MicroBatch, vectors: Tensor | None
-    ) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
-        assert self.task_names == tuple(slot.task for slot in batch.slots), "one slot a task"
-        if vectors is None:
-            vectors = self._vectors(batch.texts)
-        views = zip(batch.slots, self.balancer.split(vectors), strict=True)
-        sides = [self._module(slot.task).pool(view, slot) for slot, view in views]
-        sizes = [[len(side) for side in parts] for parts in sides]
+    def outputs(self, batch: MicroBatch, vectors: Tensor) -> dict[str, Output]:
+        """The output of each task in a batch, for vectors [U, D] of its texts; see
+        `TaskModule.forward`.
+        """
+        views = dict(zip(self.task_names, self.balancer.split(vectors), strict=True))
+        sides = {
+            slot.task: self._module(slot.task).pool(views[slot.task], slot) for slot in batch.slots
+        }
+        sizes = {task: [len(side) for side in parts] for task, parts in sides.items()}
         shared = self.sharing(
-            torch.cat([side for parts in sides for side in parts]), [sum(size) for size in sizes]
+            torch.cat([side for parts in sides.values() for side in parts]),
+            [sum(sizes.get(task, [])) for task in self.task_names],
         )
+        rows = dict(zip(self.task_names, shared, strict=True))
         return {
-            slot.task: self._module(slot.task)(list(rows.split(size)), slot)
-            for slot, rows, size in zip(batch.slots, shared, sizes, strict=True)
+            slot.task: self._module(slot.task)(list(rows[slot.task].split(sizes[slot.task])), slot)
+            for slot in batch.slots
         }
 
     def _module(self, task: str) -> TaskModule:

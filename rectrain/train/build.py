@@ -1,4 +1,4 @@
-"""The model of a run: made from its configuration, described in a checkpoint, loaded from one."""
+"""The model of a run: made from its configuration, and loaded from a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from rectrain.data.loader import longest_text, open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.data.texts import MLM, TextCorpus
 from rectrain.data.tokenize import load_tokenizer, tokenizer_hash, tokenizer_path, word_pieces
-from rectrain.errors import CheckpointError, ConfigError, EncoderError, without_credentials
+from rectrain.errors import CheckpointError, ConfigError, EncoderError
 from rectrain.model.adapters import RankBudget, add_adapters, merge_adapters
 from rectrain.model.balancing import DynamicWeightAverage, check_installed, dwa_window
 from rectrain.model.encoder import PRESETS, check_positions, load_encoder
 from rectrain.model.masked import MaskedLanguageModel
-from rectrain.model.multitask import MultiTaskModel
+from rectrain.model.multitask import Distillation, MultiTaskModel
 from rectrain.model.transfer import take_over
 from rectrain.tasks import TASKS
-from rectrain.train.checkpoint import Checkpoint, load_weights, manifest_sha256, open_checkpoint
+from rectrain.train.checkpoint import Checkpoint, load_weights, open_checkpoint
 from rectrain.train.config import PretrainConfig, RunConfig, TrainConfig
+from rectrain.train.provenance import check_origin
 from rectrain.train.run_plan import plan_run
 from rectrain.train.selection import find_checkpoint
 from rectrain.train.storage import Store
@@ -36,9 +37,6 @@ __all__ = [
     "Model",
     "TrainedEncoder",
     "attachments",
-    "check_same_data",
-    "check_start",
-    "checkpoint_meta",
     "load_model",
     "load_trained_encoder",
     "new_model",
@@ -48,6 +46,7 @@ __all__ = [
 _ENCODER = "encoder."
 _KNOWN = "this version must know its tasks and settings"
 _TOKENIZERS = ("tokenizer.json", "vocab.txt")  # an encoder's directory may do without
+
 
 Data = Mapping[str, Prepared]
 Model = MultiTaskModel | MaskedLanguageModel
@@ -159,18 +158,21 @@ def new_model(
 ) -> Model:
     """The model that a run starts from: pretrained or fresh weights, alike on every worker.
 
+    With `train.teacher` the model holds it (see `Distillation`), as it was trained.
+
     Args:
         config: of the run.
         data: its data.
-        checkpoint: one of the run's own, whose weights will be loaded: then nothing else is read,
+        checkpoint: one of the run's own, whose weights will be loaded: then no others are read,
             neither the encoder's directory nor `train.start_from`.
         say: is told which parts of `train.start_from` are taken over.
 
     Raises:
         EncoderError: the encoder can't be used, or doesn't fit the data's tokenizer.
-        ConfigError: the balancer's packages are missing.
-        CheckpointError: see `load_model` (of `train.start_from`), or it is not the one that the
-            run began with.
+        ConfigError: the balancer's packages are missing, or the teacher's tasks or features are
+            others.
+        CheckpointError: see `load_model` (of `train.start_from` and `train.teacher`), or it is not
+            the one that the run began with.
     """
     if isinstance(config, PretrainConfig):
         return _masked_model(config, data, checkpoint)
@@ -190,7 +192,41 @@ def new_model(
     if isinstance(model.balancer, DynamicWeightAverage):
         assert num_steps is not None
         model.balancer.window = dwa_window(num_steps)
+    if config.train.teacher is not None:
+        model.distillation = _distillation(config, data, features=features)
     return model
+
+
+def _distillation(
+    config: RunConfig, data: Data, *, features: Mapping[str, FeatureEncoder]
+) -> Distillation:
+    train, location = config.train, config.train.teacher
+    assert location is not None
+    check_origin(train, "teacher")
+    taught = load_model(location)
+    _check_same_tokenizer(taught, data, where=f"train.teacher {location}")
+    if list(taught.features) != list(features):
+        raise ConfigError(
+            what=f"train.teacher {location}",
+            got=f"a model of {', '.join(taught.features)}",
+            rule=f"a teacher has the run's tasks in their order, {', '.join(features)}",
+            fix=f"train.tasks=[{', '.join(taught.features)}], or another teacher",
+        )
+    for task, encoder in features.items():
+        if encoder.to_json() != taught.features[task].to_json():
+            raise ConfigError(
+                what=f"train.teacher {location}",
+                got=f"other features of {task}, or other bins or vocabularies, than the data's",
+                rule="teacher and student see the same rows",
+                fix="give the data that the teacher was trained on, or another teacher",
+            )
+    return Distillation(
+        teacher=taught.model.requires_grad_(False),
+        weight=train.distill_weight,
+        temperature=train.distill_temperature,
+        relation=0.0 if train.freeze == "encoder" else train.distill_relation,
+        num_micro_batches=train.micro_batches,
+    )
 
 
 def _adapt(
@@ -262,16 +298,9 @@ def _continued(
     """A model with another's encoder and those of its other parts that fit; which these are."""
     location = config.train.start_from
     assert location is not None
-    check_start(config)
+    check_origin(config.train, "start_from")
     start = load_model(location)
-    for task, prepared in data.items():
-        if prepared.tokenizer_sha256 != start.checkpoint.meta["tokenizer_sha256"]:
-            raise EncoderError(
-                what=f"train.start_from {location}",
-                got=f"a model with another tokenizer than the data of {task}",
-                rule="token ids must mean the same",
-                fix=f"prepare the data with --encoder {start.tokenizer_path}",
-            )
+    _check_same_tokenizer(start, data, where=f"train.start_from {location}")
     described = start.model.encoder.config
     check_positions(described, longest_text(data), where=f"train.start_from {location}")
     described.hidden_dropout_prob = config.model.dropout
@@ -281,23 +310,15 @@ def _continued(
     return model, take_over(model, start.model, features=features, start_features=start.features)
 
 
-def check_start(config: RunConfig) -> None:
-    """Refuses a `train.start_from` whose SHA-256 is not the run's, if that has one.
-
-    Raises:
-        CheckpointError: it was trained anew since.
-    """
-    location, expected = config.train.start_from, config.train.start_from_sha256
-    if location is None or expected is None:
-        return
-    found = manifest_sha256(Store.open(location))
-    if found != expected:
-        raise CheckpointError(
-            what=f"train.start_from {location}",
-            got=f"a checkpoint with SHA-256 {found[:12]}…",
-            rule=f"the run began with another, {expected[:12]}… (train.start_from_sha256)",
-            fix="give another --name, or --overwrite, to begin anew from this one",
-        )
+def _check_same_tokenizer(given: LoadedModel, data: Data, *, where: str) -> None:
+    for task, prepared in data.items():
+        if prepared.tokenizer_sha256 != given.checkpoint.meta["tokenizer_sha256"]:
+            raise EncoderError(
+                what=where,
+                got=f"a model with another tokenizer than the data of {task}",
+                rule="token ids must mean the same",
+                fix=f"prepare the data with --encoder {given.tokenizer_path}",
+            )
 
 
 def _assemble(
@@ -313,55 +334,6 @@ def _assemble(
         activation_checkpointing=config.train.activation_checkpointing,
         seed=config.seed,
     )
-
-
-def checkpoint_meta(config: RunConfig, data: Data) -> dict[str, Any]:
-    """What a checkpoint says of its run besides weights and step; JSON-serialisable.
-
-    Where the run is written and watched is no part of it: such URIs can hold passwords.
-    """
-    described = config.model_dump(mode="json", exclude={"output", "tracking"})
-    if config.train.start_from is not None:
-        described["train"]["start_from"] = without_credentials(config.train.start_from)
-    return {
-        "config": described,
-        "tasks": {
-            task: {
-                "features": prepared.features(task).to_json(),
-                "fields_version": prepared.manifest["tasks"][task]["fields_version"],
-                "max_length": prepared.manifest["config"]["max_length"],
-                "max_history": prepared.manifest["config"]["max_history"],
-                "files": {
-                    facts["path"]: facts["sha256"]
-                    for split in ("train", "validation")
-                    for facts in prepared.splits(task)[split]["files"]
-                },
-            }
-            for task, prepared in data.items()
-        },
-        "tokenizer_sha256": next(iter(data.values())).tokenizer_sha256,
-    }
-
-
-def check_same_data(checkpoint: Checkpoint, config: RunConfig, data: Data) -> None:
-    """Refuses to go on from a checkpoint with other rows, features or tokens than it was made by.
-
-    Raises:
-        CheckpointError: the data at the same path was prepared anew.
-    """
-    now = json.loads(json.dumps(checkpoint_meta(config, data)))
-    changed = [
-        task for task, facts in now["tasks"].items() if checkpoint.meta["tasks"].get(task) != facts
-    ]
-    if checkpoint.meta["tokenizer_sha256"] != now["tokenizer_sha256"]:
-        changed.append("the tokenizer")
-    if changed:
-        raise CheckpointError(
-            what=f"data.paths {', '.join(config.data.paths)}",
-            got=f"data prepared anew since step {checkpoint.step} (changed: {', '.join(changed)})",
-            rule="a run goes on with the data that it began with",
-            fix="give another --name, or --overwrite to begin anew",
-        )
 
 
 def attachments(model: Model, data: Data) -> dict[str, bytes]:

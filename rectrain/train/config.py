@@ -84,8 +84,34 @@ class TrainConfig(Section):
         default="none",
         description="encoder: train all but the encoder, on vectors that are computed once",
     )
+    teacher: str | None = Field(
+        default=None,
+        description="a run or checkpoint of the same tasks, features and tokenizer, whose scores "
+        "this run learns beside the labels; its texts are encoded once",
+    )
+    teacher_sha256: str | None = Field(
+        default=None,
+        description="of manifest.json in that checkpoint; noted when the run begins, so that it "
+        "goes on with the same teacher alone",
+    )
+    distill_weight: Share = Field(
+        default=0.7,
+        description="share of the teacher's soft labels in each task's loss; the rest is that of "
+        "the labels",
+    )
+    distill_temperature: PositiveFloat = Field(
+        default=2.0, description="what the scores of teacher and student are divided by for that"
+    )
+    distill_relation: float = Field(
+        default=1.0,
+        ge=0.0,
+        description="weight of how alike a micro-batch's texts are to teacher and student; nothing "
+        "with freeze=encoder",
+    )
     frozen_cache_gib: PositiveFloat = Field(
-        default=4.0, description="memory of a worker for the vectors of a frozen encoder, at most"
+        default=4.0,
+        description="memory of a worker for the vectors of a frozen encoder and of a teacher, at "
+        "most",
     )
     adapter: Adapter = Field(
         default="none",
@@ -261,6 +287,33 @@ class TrainConfig(Section):
             )
         return self
 
+    def idle(self) -> Iterator[Idle]:
+        """See `Section.idle`; for the sections that hold this one as `train`."""
+        if self.teacher is None:
+            taught = ("train.distill_weight", "train.distill_temperature", "train.distill_relation")
+            yield Idle(taught, "without train.teacher", ("train.teacher",))
+        elif self.freeze == "encoder":
+            yield Idle(("train.distill_relation",), "with train.freeze=encoder", ("train.freeze",))
+        if self.teacher is not None and self.distill_weight == 0:
+            yield Idle(("train.distill_temperature",), "with train.distill_weight=0",
+                       ("train.distill_weight",))  # fmt: skip
+        if self.adapter == "none":
+            names = ("rank", "alpha", "dropout", "targets")
+            keys = tuple(f"train.adapter_{name}" for name in names)
+            yield Idle(keys, "without train.adapter", ("train.adapter",))
+        if self.freeze == "encoder":
+            yield Idle(("train.activation_checkpointing",), "with train.freeze=encoder",
+                       ("train.freeze",))  # fmt: skip
+        if self.balancer not in GRADIENT_BALANCERS:
+            rule = f"without train.balancer={', '.join(GRADIENT_BALANCERS)}"
+            yield Idle(("train.balancer_gradients",), rule, ("train.balancer",))
+        if self.schedule != "plateau":
+            keys = ("train.plateau_patience", "train.plateau_factor")
+            yield Idle(keys, "without train.schedule=plateau", ("train.schedule",))
+        if not self.follows_validation:
+            rule = "without train.early_stopping or train.schedule=plateau"
+            yield Idle(("train.min_delta",), rule, ("train.early_stopping", "train.schedule"))
+
     @property
     def encoder_rate(self) -> float:
         """Peak learning rate of the encoder, or of its adapters."""
@@ -327,25 +380,9 @@ class RunConfig(Section):
 
     def idle(self) -> Iterator[Idle]:
         """See `Section.idle`."""
-        train = self.train
-        if train.start_from is not None:
+        yield from self.train.idle()
+        if self.train.start_from is not None:
             yield Idle(("model.encoder",), "with train.start_from", ("train.start_from",))
-        if train.adapter == "none":
-            names = ("rank", "alpha", "dropout", "targets")
-            keys = tuple(f"train.adapter_{name}" for name in names)
-            yield Idle(keys, "without train.adapter", ("train.adapter",))
-        if train.freeze == "encoder":
-            yield Idle(("train.activation_checkpointing",), "with train.freeze=encoder",
-                       ("train.freeze",))  # fmt: skip
-        if train.balancer not in GRADIENT_BALANCERS:
-            rule = f"without train.balancer={', '.join(GRADIENT_BALANCERS)}"
-            yield Idle(("train.balancer_gradients",), rule, ("train.balancer",))
-        if train.schedule != "plateau":
-            keys = ("train.plateau_patience", "train.plateau_factor")
-            yield Idle(keys, "without train.schedule=plateau", ("train.schedule",))
-        if not train.follows_validation:
-            rule = "without train.early_stopping or train.schedule=plateau"
-            yield Idle(("train.min_delta",), rule, ("train.early_stopping", "train.schedule"))
         for name, kinds in _SHARING.items():
             if self.model.sharing not in kinds:
                 rule = f"without model.sharing={' or '.join(kinds)}"
@@ -374,6 +411,8 @@ class PretrainConfig(RunConfig):
                 "pre-training starts from an encoder; give model.encoder=RUN/encoder in the place "
                 "of train.start_from"
             )
+        if self.train.teacher is not None:
+            raise ValueError("pre-training has no tasks to teach; leave out train.teacher")
         if self.train.adapter != "none":
             raise ValueError("pre-training trains the whole encoder; leave out train.adapter")
         if self.train.watch != "mean":

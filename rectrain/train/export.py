@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save as to_safetensors
+from transformers import BertModel
 
 from rectrain.data.texts import MLM
 from rectrain.tasks import TASKS
@@ -15,7 +16,7 @@ from rectrain.train.build import TrainedEncoder
 from rectrain.train.storage import Store
 from rectrain.train.tracking import read_records
 
-__all__ = ["export_encoder"]
+__all__ = ["base_model", "encoder_files", "export_encoder", "history"]
 
 _FOLDER = "encoder"
 
@@ -27,26 +28,45 @@ def export_encoder(loaded: TrainedEncoder, store: Store) -> None:
         loaded: the trained encoder.
         store: the run's folder; its metrics.jsonl gives the card its figures.
     """
-    bert = loaded.encoder
     folder = store.sub(_FOLDER)
-    weights = {name: tensor.contiguous() for name, tensor in bert.state_dict().items()}
-    config = bert.config.to_dict() | {"architectures": ["BertModel"]}
     validation = _validation(store, step=loaded.checkpoint.step)
     max_length = max(int(facts["max_length"]) for facts in loaded.checkpoint.meta["tasks"].values())
-    files = {
+    tokenizer = Path(loaded.tokenizer_path)
+    files = encoder_files(
+        loaded.encoder,
+        tokenizer={path.name: path.read_bytes() for path in sorted(tokenizer.iterdir())},
+        max_length=max_length,
+        card=_card(loaded, validation=validation),
+    )
+    for name, data in files.items():
+        folder.write(name, data)
+
+
+def encoder_files(
+    bert: BertModel, *, tokenizer: Mapping[str, bytes], max_length: int, card: str
+) -> dict[str, bytes]:
+    """An encoder as transformers and sentence-transformers read it: path -> content.
+
+    Args:
+        bert: the encoder, whole (not split over ranks), without adapters.
+        tokenizer: its files.
+        max_length: tokens that sentence-transformers keeps of a text.
+        card: the README.md.
+    """
+    weights = {name: tensor.contiguous() for name, tensor in bert.state_dict().items()}
+    config = bert.config.to_dict() | {"architectures": ["BertModel"]}
+    config.pop("_name_or_path", None)  # a path of this machine
+    return {
         "config.json": _json(config),
         "model.safetensors": to_safetensors(weights, metadata={"format": "pt"}),
-        "README.md": _card(loaded, validation=validation).encode(),
+        "README.md": card.encode(),
         "modules.json": _json(_MODULES),
         "sentence_bert_config.json": _json({"max_seq_length": max_length, "do_lower_case": False}),
         "1_Pooling/config.json": _json(
             {"word_embedding_dimension": bert.config.hidden_size, "pooling_mode_mean_tokens": True}
         ),
+        **tokenizer,
     }
-    tokenizer = Path(loaded.tokenizer_path)
-    files |= {path.name: path.read_bytes() for path in sorted(tokenizer.iterdir())}
-    for name, data in files.items():
-        folder.write(name, data)
 
 
 _MODULES = [
@@ -85,13 +105,13 @@ def _card(loaded: TrainedEncoder, *, validation: Mapping[str, float]) -> str:
             "library_name: transformers",
             "license: other",
             "license_name: that-of-the-base-encoder-and-data",
-            f"base_model: {_base(meta)}",
+            f"base_model: {base_model(meta)}",
             "pipeline_tag: feature-extraction",
             "---",
             "",
             "# Shared text encoder of a rectrain model",
             "",
-            f"{_history(meta)} A text's vector is the mean of its tokens' last hidden states.",
+            f"{history(meta)} A text's vector is the mean of its tokens' last hidden states.",
             "",
             "Licence: the weights derive from the base encoder and the training data; state theirs "
             "here before publishing.",
@@ -107,20 +127,21 @@ def _card(loaded: TrainedEncoder, *, validation: Mapping[str, float]) -> str:
     )
 
 
-def _history(meta: Mapping[str, Any]) -> str:
+def history(meta: Mapping[str, Any]) -> str:
     """What a run has done to its encoder, in a sentence."""
     train, tasks = meta["config"]["train"], ", ".join(meta["tasks"])
     begun = f"`{train.get('start_from') or meta['config']['model']['encoder']}`"
     if train.get("freeze") == "encoder":
         return f"The BERT of {begun}, unchanged: heads for {tasks} were trained on its vectors."
     trained = "pre-trained by masked words" if MLM in meta["tasks"] else "trained jointly"
-    return f"A BERT {trained} on {tasks} for {meta['step']:,} steps, from {begun}."
+    taught = f", taught by `{train['teacher']}`" if train.get("teacher") else ""
+    return f"A BERT {trained} on {tasks} for {meta['step']:,} steps, from {begun}{taught}."
 
 
-def _base(meta: Mapping[str, Any]) -> str:
+def base_model(meta: Mapping[str, Any]) -> str:
     """The encoder that the first of the runs behind a checkpoint began with, as far as known."""
     start = meta["config"]["train"].get("start_from")
     if start is None:
         return str(meta["config"]["model"]["encoder"])
     before = Path(start) / "meta.json"  # a URI's may be behind a password, which isn't stored
-    return _base(json.loads(before.read_bytes())) if before.is_file() else str(start)
+    return base_model(json.loads(before.read_bytes())) if before.is_file() else str(start)

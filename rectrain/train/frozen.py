@@ -1,8 +1,8 @@
-"""Training the heads alone: the encoder runs once over all texts, then never again."""
+"""Encoders that do not learn, a frozen one or a teacher's: each runs once over all texts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -16,9 +16,10 @@ from rectrain.errors import ConfigError
 from rectrain.model.encoder import encode
 from rectrain.model.known import TextVectors
 from rectrain.model.multitask import MultiTaskModel
+from rectrain.train.build import Model
 from rectrain.train.config import RunConfig
 
-__all__ = ["CachedTexts", "cached_texts", "freeze_encoder"]
+__all__ = ["CachedTexts", "cached_texts", "fixed_models", "keep_vectors", "training_texts"]
 
 _GIB = 1 << 30
 _KEY_BYTES = 140  # at most, besides its tokens: bytes, integer, place in a dictionary (CPython)
@@ -27,58 +28,79 @@ _ROWS = 1 << 16  # looked at together
 
 @dataclass(frozen=True)
 class CachedTexts:
-    """All texts that a frozen encoder runs over, and the bytes that each worker holds of them."""
+    """All texts that fixed encoders run over, and the bytes that each worker holds of them."""
 
     texts: PackedTexts
     num_bytes: int
 
 
+def fixed_models(model: Model) -> list[MultiTaskModel]:
+    """Of a run's models those whose encoder does not learn: the teacher, and itself if frozen."""
+    if not isinstance(model, MultiTaskModel):
+        return []
+    found = [] if model.distillation is None else [model.distillation.teacher]
+    trains = any(parameter.requires_grad for parameter in model.encoder.parameters())
+    return found if trains else [*found, model]
+
+
+def training_texts(data: Mapping[str, Prepared]) -> PackedTexts:
+    """The different texts of all training rows and of the catalogues, shortest first."""
+    return distinct_texts(_tables(data))
+
+
 def cached_texts(
-    config: RunConfig, data: Mapping[str, Prepared], *, hidden_size: int
+    config: RunConfig, data: Mapping[str, Prepared], *, widths: Sequence[int]
 ) -> CachedTexts:
-    """The different texts of all training rows and of the catalogues; others come too rarely.
+    """The texts that fixed encoders run over, if a worker may hold their vectors.
 
     Args:
         config: of the run.
         data: task -> its prepared data.
-        hidden_size: of the encoder, the width of a vector.
+        widths: of the vectors of each encoder.
 
     Raises:
         ConfigError: vectors and keys need more than `train.frozen_cache_gib`.
     """
-    texts = distinct_texts(_tables(data))
+    texts = training_texts(data)
     num_texts, num_tokens = len(texts.lengths), len(texts.input_ids)
-    size = num_texts * (4 * hidden_size + _KEY_BYTES) + 4 * num_tokens
+    size = sum(num_texts * (4 * width + _KEY_BYTES) + 4 * num_tokens for width in widths)
     if size > config.train.frozen_cache_gib * _GIB:
         raise ConfigError(
-            what="train.freeze",
+            what="train.freeze" if config.train.teacher is None else "train.teacher",
             got=f"{num_texts:,} different texts, {size / _GIB:,.2g} GiB of vectors and keys",
             rule=f"each worker holds train.frozen_cache_gib = {config.train.frozen_cache_gib:g}",
-            fix="raise it, or train the encoder too (train.freeze=none)",
+            fix="raise it, or train without (train.freeze=none, no train.teacher)",
         )
     return CachedTexts(texts, size)
 
 
-def freeze_encoder(model: MultiTaskModel, config: RunConfig, data: Mapping[str, Prepared]) -> None:
-    """Freezes a model's encoder and gives it the vectors of all texts; every rank must call it.
+def keep_vectors(
+    model: Model, config: RunConfig, data: Mapping[str, Prepared], *, device: torch.device
+) -> None:
+    """Gives each encoder that does not learn the vectors of all texts; every rank must call it.
 
     Texts that are not among `cached_texts` are encoded when they come. The texts are cut into
     slices that depend on nothing but the data and `tokens_per_micro_batch`, and the ranks share the
     slices. So a vector has the same bits in every life of a run.
 
     Args:
-        model: on the device where it will train, not split.
+        model: not split; it, or its teacher, is moved.
         config: of the run.
         data: task -> its prepared data.
+        device: where it will train.
 
     Raises:
         ConfigError: see `cached_texts`.
     """
-    hidden_size = int(model.encoder.config.hidden_size)
-    texts = cached_texts(config, data, hidden_size=hidden_size).texts
-    model.encoder.train(False)
-    vectors = _encode_all(model.encoder, texts, budget=config.data.micro_batch_tokens)
-    model.freeze_encoder(TextVectors(texts, vectors))
+    fixed = fixed_models(model)
+    if not fixed:
+        return
+    widths = [int(one.encoder.config.hidden_size) for one in fixed]
+    texts = cached_texts(config, data, widths=widths).texts
+    for one in fixed:
+        one.to(device).encoder.train(False)
+        vectors = _encode_all(one.encoder, texts, budget=config.data.micro_batch_tokens)
+        one.freeze_encoder(TextVectors(texts, vectors))
 
 
 def _tables(data: Mapping[str, Prepared]) -> Iterator[pa.Table]:

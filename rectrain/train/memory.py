@@ -13,9 +13,10 @@ from rectrain.data.plan import Plan
 from rectrain.data.shards import Prepared
 from rectrain.errors import ResourceError
 from rectrain.model.adapters import adapted_width
+from rectrain.model.multitask import MultiTaskModel
 from rectrain.train.build import Model
 from rectrain.train.config import PretrainConfig, RunConfig
-from rectrain.train.frozen import cached_texts
+from rectrain.train.frozen import cached_texts, fixed_models
 from rectrain.train.run_plan import plan_run, with_micro_batch
 from rectrain.train.step import factored_elements, model_facts
 from rectrain.train.zero import bucket_elements, state_bytes
@@ -32,6 +33,7 @@ __all__ = [
 FEWEST_TOKENS = 16  # what `data.tokens_per_micro_batch` allows
 PROCESS_BYTES = 600 << 20  # Python, torch, DeepSpeed and Ray, measured on Linux
 _PAIR_VALUES = 5  # of a user and an item: logit, corrected, masked, its softmax; masks' bytes
+_SOFT_VALUES = 12  # with a teacher, too: softened ones of both (7), their gap and its product (5)
 _LOGITS = 3  # a masked piece's logits, their softmax, and the gradient
 _USED_SHARE = 0.8  # the rest is for what no bound counts: heads, gaps, rows read ahead
 _CGROUP = Path("/sys/fs/cgroup")
@@ -84,8 +86,16 @@ def worker_bytes(
         plan: of the run, which knows its largest micro-batch.
         num_workers: over which ZeRO splits.
     """
-    train, bert = config.train, model.encoder.config
-    facts = model_facts(model, hidden_size=bert.hidden_size)
+    fixed = _fixed_bytes(config, data, model=model, num_workers=num_workers)
+    return fixed | _forward_bytes(config, data, model=model, plan=plan)
+
+
+def _fixed_bytes(
+    config: RunConfig, data: Mapping[str, Prepared], *, model: Model, num_workers: int
+) -> dict[str, int]:
+    """What does not depend on the size of a micro-batch."""
+    train = config.train
+    facts = model_facts(model, hidden_size=model.encoder.config.hidden_size)
     held = state_bytes(facts.num_parameters, zero_stage=train.zero_stage, world_size=num_workers)
     if train.optimizer == "adafactor":
         held["optimizer"] = 4 * factored_elements(model)
@@ -93,14 +103,28 @@ def worker_bytes(
     if train.adapter != "none":
         frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
         held["frozen"] = 4 * frozen // (num_workers if train.zero_stage == 3 else 1)
+    if train.freeze == "encoder":
+        held["frozen encoder"] = 4 * model.encoder.num_parameters()
+    if isinstance(model, MultiTaskModel) and model.distillation is not None:
+        teacher = model.distillation.teacher
+        held["teacher"] = 4 * sum(p.numel() for p in teacher.parameters())
+    if fixed := fixed_models(model):
+        widths = [int(one.encoder.config.hidden_size) for one in fixed]
+        held["vectors"] = cached_texts(config, data, widths=widths).num_bytes
+    return held
+
+
+def _forward_bytes(
+    config: RunConfig, data: Mapping[str, Prepared], *, model: Model, plan: Plan
+) -> dict[str, int]:
+    """What grows with a micro-batch."""
+    train, bert = config.train, model.encoder.config
     items = {
         task: table.column("num_tokens").to_numpy() for task, table in catalogues(data).items()
     }
     num_tokens = plan.most_tokens(item_tokens=items)
-    if train.freeze == "encoder":
-        held["frozen encoder"] = 4 * model.encoder.num_parameters()
-        held["vectors"] = cached_texts(config, data, hidden_size=bert.hidden_size).num_bytes
-    else:
+    held = {}
+    if train.freeze == "none":
         held["activations, at most"] = activation_bytes(
             num_tokens=num_tokens,
             hidden_size=bert.hidden_size,
@@ -113,18 +137,25 @@ def worker_bytes(
             else 0,
         )
     if items:
-        held["logits"] = sum(
-            _pair_bytes(plan.most_rows(task), num_drawn=min(config.data.num_negatives, len(tokens)))
-            for task, tokens in items.items()
+        num_values = _PAIR_VALUES + (0 if train.teacher is None else _SOFT_VALUES)
+        held["logits"] = (
+            4
+            * num_values
+            * sum(
+                _num_pairs(
+                    plan.most_rows(task), num_drawn=min(config.data.num_negatives, len(tokens))
+                )
+                for task, tokens in items.items()
+            )
         )
     if isinstance(config, PretrainConfig):
         held["guesses"] = int(_LOGITS * 4 * config.mask_share * num_tokens * bert.vocab_size)
     return held
 
 
-def _pair_bytes(num_rows: int, *, num_drawn: int) -> int:
-    """What the two-tower loss holds of each row with each item, its own and the drawn ones."""
-    return 4 * _PAIR_VALUES * num_rows * (num_rows + num_drawn)
+def _num_pairs(num_rows: int, *, num_drawn: int) -> int:
+    """Of each row with each item of a two-tower loss, its own and the drawn ones."""
+    return num_rows * (num_rows + num_drawn)
 
 
 def largest_micro_batch(
@@ -143,10 +174,11 @@ def largest_micro_batch(
     """
     first, fewest = with_micro_batch(config, FEWEST_TOKENS), config.train.min_workers
     smallest = plan_run(first, data).plan
+    fixed = sum(_fixed_bytes(first, data, model=model, num_workers=fewest).values())
 
     def needed(tokens: int) -> int:
         plan = smallest.resized(tokens)
-        return sum(worker_bytes(first, data, model=model, plan=plan, num_workers=fewest).values())
+        return fixed + sum(_forward_bytes(first, data, model=model, plan=plan).values())
 
     most = sum(int(prepared.splits(task)["train"]["tokens"]) for task, prepared in data.items())
     choices = range(FEWEST_TOKENS, max(FEWEST_TOKENS, most) + 1)

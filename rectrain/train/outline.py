@@ -8,6 +8,7 @@ from rectrain.data.shards import Prepared
 from rectrain.errors import without_credentials
 from rectrain.model.balancing import dwa_window
 from rectrain.model.encoder import PRESETS
+from rectrain.model.multitask import MultiTaskModel
 from rectrain.train.build import Model
 from rectrain.train.config import RunConfig
 from rectrain.train.memory import PROCESS_BYTES, worker_bytes
@@ -62,10 +63,25 @@ def outline(
     num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lines += [
         f"parameters to train: {num_parameters:,}",
+        *_teacher(config, model),
         f"memory of a worker: {sum(held.values()) / _MIB:,.0f} MiB ({parts}), and "
         f"{PROCESS_BYTES // _MIB} of the process",
     ]
     return "\n".join(lines)
+
+
+def _teacher(config: RunConfig, model: Model) -> list[str]:
+    """Who teaches what; empty without a teacher."""
+    if not isinstance(model, MultiTaskModel) or model.distillation is None:
+        return []
+    found, train = model.distillation, config.train
+    size = sum(parameter.numel() for parameter in found.teacher.parameters())
+    return [
+        f"teacher: {without_credentials(train.teacher or '')} (SHA-256 "
+        f"{(train.teacher_sha256 or 'not noted')[:12]}…, {size:,} parameters): "
+        f"{found.weight:.0%} of each loss at temperature {found.temperature:g}, relation of texts "
+        f"× {found.relation:g}; its vectors are computed once"
+    ]
 
 
 def repetitions(epochs: Mapping[str, float]) -> list[str]:

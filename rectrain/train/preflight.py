@@ -10,11 +10,12 @@ from typing import Any
 from rectrain.config import dump_config, parse_yaml, yaml_mapping
 from rectrain.errors import CheckpointError, ConfigError, without_credentials
 from rectrain.model.encoder import MINILM, PRESETS
-from rectrain.train.build import check_start, new_model, open_data
+from rectrain.train.build import new_model, open_data
 from rectrain.train.checkpoint import manifest_sha256, open_checkpoint
 from rectrain.train.config import PretrainConfig, RunConfig
 from rectrain.train.memory import FEWEST_TOKENS, free_bytes, largest_micro_batch
 from rectrain.train.outline import outline
+from rectrain.train.provenance import ORIGINS, Origin, check_origin
 from rectrain.train.run_plan import plan_run, with_micro_batch
 from rectrain.train.selection import finished_checkpoint, latest_complete, newest_checkpoint
 from rectrain.train.storage import LOCK, Store
@@ -33,10 +34,9 @@ __all__ = [
 _CONFIG = "config.yaml"
 _PRETRAIN_KEY = "mask_share"  # only these runs have it
 _MICRO_BATCHES = "train.num_micro_batches"
-_START = "train.start_from_sha256"
 # Settings that decide how a run goes, and not what comes out of it: they may change on resuming.
 _FREE = {
-    "start_from",  # what lies there counts, by its SHA-256
+    *ORIGINS,  # what lies there counts, by its SHA-256
     "num_workers",
     "num_micro_batches",  # compared as resolved, below
     "zero_stage",
@@ -68,16 +68,16 @@ class RunPlace:
 def resolve_paths(config: RunConfig, *, overwrite: bool = False) -> RunConfig:
     """The same run with absolute local paths: workers have other working directories.
 
-    A run to start from becomes the checkpoint that it has now, and its SHA-256: workers must see
-    no other one. A run that goes on does without it, where it is gone.
+    A run to start from, or to learn from, becomes the checkpoint that it has now, and its SHA-256:
+    workers must see no other one. A run that goes on does without its start, where that is gone.
 
     Args:
         config: as the user gave it.
         overwrite: the run begins anew.
 
     Raises:
-        CheckpointError: the run to start from has no complete checkpoint, or another one than
-            `train.start_from_sha256` says.
+        CheckpointError: the other run has no complete checkpoint, or another one than
+            `train.start_from_sha256` or `train.teacher_sha256` says.
     """
 
     def absolute(path: str) -> str:
@@ -92,9 +92,11 @@ def resolve_paths(config: RunConfig, *, overwrite: bool = False) -> RunConfig:
             update={"encoder": absolute(config.model.encoder)}
         )
     found = config.model_copy(update=update)
-    if config.train.start_from is None:
-        return found
-    return _with_start(found, absolute(config.train.start_from), overwrite=overwrite)
+    if config.train.teacher is not None:
+        found = _noted(found, "teacher", newest_checkpoint(absolute(config.train.teacher)))
+    if config.train.start_from is not None:
+        found = _with_start(found, absolute(config.train.start_from), overwrite=overwrite)
+    return found
 
 
 def resolve_micro_batch(config: RunConfig, *, overwrite: bool) -> RunConfig:
@@ -124,10 +126,6 @@ def resolve_micro_batch(config: RunConfig, *, overwrite: bool) -> RunConfig:
 
 
 def _with_start(config: RunConfig, start: str, *, overwrite: bool) -> RunConfig:
-    def changed(location: str | None, sha256: str | None) -> RunConfig:
-        update = {"start_from": location, "start_from_sha256": sha256}
-        return config.model_copy(update={"train": config.train.model_copy(update=update)})
-
     try:
         location = newest_checkpoint(start)
     except CheckpointError:
@@ -136,11 +134,24 @@ def _with_start(config: RunConfig, start: str, *, overwrite: bool) -> RunConfig:
         before = _stored(config).train
         if not f"{before.start_from}/".startswith(f"{without_credentials(start)}/"):
             raise
-        return changed(before.start_from, before.start_from_sha256)
-    sha256 = config.train.start_from_sha256 or manifest_sha256(Store.open(location))
-    found = changed(location, sha256)
-    check_start(found)
+        return _with_origin(config, "start_from", before.start_from, before.start_from_sha256)
+    return _noted(config, "start_from", location)
+
+
+def _noted(config: RunConfig, setting: Origin, location: str) -> RunConfig:
+    """The same run with a checkpoint that it takes of another, and its SHA-256."""
+    given = getattr(config.train, f"{setting}_sha256")
+    sha256 = given or manifest_sha256(Store.open(location))
+    found = _with_origin(config, setting, location, sha256)
+    check_origin(found.train, setting)
     return found
+
+
+def _with_origin(
+    config: RunConfig, setting: Origin, location: str | None, sha256: str | None
+) -> RunConfig:
+    update = {setting: location, f"{setting}_sha256": sha256}
+    return config.model_copy(update={"train": config.train.model_copy(update=update)})
 
 
 def _own_checkpoint(config: RunConfig) -> Store | None:
@@ -182,14 +193,16 @@ def claim(config: RunConfig, *, overwrite: bool) -> RunPlace:
         ConfigError: the folder holds a run of other settings, or no run but other files.
     """
     store = Store.open(f"{config.output}/{config.name}")
-    start = config.train.start_from
-    if start is not None and f"{_place(start)}/".startswith(f"{_place(store.root)}/"):
-        raise ConfigError(
-            what="train.start_from",
-            got=without_credentials(start),
-            rule="a run can't start from its own checkpoint",
-            fix="give another --name",
-        )
+    for setting in ORIGINS:
+        origin = getattr(config.train, setting)
+        if origin is not None and f"{_place(origin)}/".startswith(f"{_place(store.root)}/"):
+            does = "start" if setting == "start_from" else "learn"
+            raise ConfigError(
+                what=f"train.{setting}",
+                got=without_credentials(origin),
+                rule=f"a run can't {does} from its own checkpoint",
+                fix="give another --name",
+            )
     if not store.exists(_CONFIG) and not {LOCK, f".{_CONFIG}.tmp"}.issuperset(store.entries()):
         raise ConfigError(
             what="the run's folder",
@@ -246,9 +259,11 @@ def _check_same(config: RunConfig, store: Store) -> None:
         fix = "give another --name, or --overwrite to begin anew"
         if changed == [_MICRO_BATCHES]:  # another num_workers does that, and may change
             fix = f"add --{_MICRO_BATCHES}={old[_MICRO_BATCHES]}, or {fix}"
-        begun_from = before.train.start_from
-        if changed == [_START] and begun_from != without_credentials(config.train.start_from or ""):
-            fix = f"add --train.start_from={begun_from}, or {fix}"  # it may be gone by now
+        for setting in ORIGINS:
+            began, given = (getattr(one.train, setting) for one in (before, config))
+            is_other = began != without_credentials(given or "")
+            if changed == [f"train.{setting}_sha256"] and began is not None and is_other:
+                fix = f"add --train.{setting}={began}, or {fix}"  # it may be gone by now
         raise ConfigError(
             what=f"run {store.root}",
             got=f"a run with another {', '.join(changed[:5])}",

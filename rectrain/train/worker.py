@@ -17,12 +17,9 @@ import torch
 
 from rectrain.data.loader import Loader, catalogues
 from rectrain.errors import ConfigError, RectrainError, StorageError, without_credentials
-from rectrain.model.multitask import MultiTaskModel
 from rectrain.train.build import (
     Data,
     attachments,
-    check_same_data,
-    checkpoint_meta,
     new_model,
     open_data,
 )
@@ -33,7 +30,7 @@ from rectrain.train.checkpoint import (
     save_checkpoint,
 )
 from rectrain.train.config import RunConfig
-from rectrain.train.frozen import freeze_encoder
+from rectrain.train.frozen import keep_vectors
 from rectrain.train.history import (
     History,
     has_stopped,
@@ -42,6 +39,7 @@ from rectrain.train.history import (
     watched_value,
 )
 from rectrain.train.process import set_up_process
+from rectrain.train.provenance import check_same_data, checkpoint_meta
 from rectrain.train.run_plan import RunPlan, plan_run
 from rectrain.train.selection import latest_complete, prune
 from rectrain.train.step import (
@@ -164,9 +162,7 @@ class _Session:
         if checkpoint is not None:
             check_same_data(checkpoint, config, data)
             load_weights(model, checkpoint)
-        if config.train.freeze == "encoder":
-            assert isinstance(model, MultiTaskModel)
-            freeze_encoder(model.to(worker_device()), config, data)
+        keep_vectors(model, config, data, device=worker_device())
         engine = build_engine(
             model,
             train=config.train,

@@ -33,6 +33,13 @@ REAL = [
     (3, "static", "mmoe"),
     (3, "static", "ple"),
 ]
+# (stage, balancer, sharing) of a run with a teacher.
+TAUGHT = [
+    (0, "pcgrad", "shared_bottom"),
+    (1, "static", "shared_bottom"),
+    (2, "uncertainty", "gated_experts"),
+    (3, "static", "mmoe"),
+]
 OFFLOADED = [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")]
 # Settings of the optimizer, and the stage that they run at.
 CRAFT: dict[str, dict[str, Any]] = {
@@ -123,13 +130,13 @@ def _train_model(
 
 
 def _train_real(
-    rank: int, stage: int, balancer: Any, sharing: Any, **more: Any
+    rank: int, stage: int, balancer: Any, sharing: Any, *, is_taught: bool = False, **more: Any
 ) -> tuple[Weights, Any]:
     """The multi-task model itself, on ragged batches of all tasks, one of them empty."""
     from rectrain.data.batch import build_micro_batch
     from rectrain.model.config import ModelConfig
     from rectrain.model.encoder import load_encoder
-    from rectrain.model.multitask import MultiTaskModel
+    from rectrain.model.multitask import Distillation, MultiTaskModel
     from rectrain.tasks import TASKS as REAL
 
     rows = importlib.util.spec_from_file_location("model_rows", MODEL_ROWS)
@@ -146,14 +153,25 @@ def _train_real(
         }
         return build_micro_batch(tables, counts=counts)
 
-    model = MultiTaskModel(
-        load_encoder("tiny", vocab_size=made._VOCAB_SIZE, dropout=0.1, seed=SEED),
-        tasks=REAL,
-        features=dict.fromkeys(REAL, made._FEATURES),
-        config=ModelConfig(encoder="tiny", dropout=0.1, sharing=sharing, expert_width=24),
-        balancer=balancer,
-        seed=SEED,
-    )
+    def build(seed: int) -> MultiTaskModel:
+        return MultiTaskModel(
+            load_encoder("tiny", vocab_size=made._VOCAB_SIZE, dropout=0.1, seed=seed),
+            tasks=REAL,
+            features=dict.fromkeys(REAL, made._FEATURES),
+            config=ModelConfig(encoder="tiny", dropout=0.1, sharing=sharing, expert_width=24),
+            balancer=balancer,
+            seed=seed,
+        )
+
+    model = build(SEED)
+    if is_taught:
+        model.distillation = Distillation(
+            teacher=build(SEED + 1).requires_grad_(False).eval(),
+            weight=0.7,
+            temperature=2.0,
+            relation=1.0,
+            num_micro_batches=NUM_MICRO_BATCHES,
+        )
     changes = {"num_steps": 10, "learning_rate": 1e-3, "num_micro_batches": NUM_MICRO_BATCHES}
     train = _settings(stage).model_copy(update=changes | more)
     state, curve = _train_model(rank, model, train=train, batch=batch, tasks=list(REAL))
@@ -193,6 +211,9 @@ def _all_cases(rank: int) -> dict[Any, Any]:
         results[stage, offload] = _train(rank, _settings(stage, offload), "static")
     for case in REAL:
         results[case] = _train_real(rank, *case)
+    for case in TAUGHT:
+        results["taught", case] = _train_real(rank, *case, is_taught=True)
+    results["untaught"] = _train_real(rank, *TAUGHT[1])
     for name, changes in CRAFT.items():
         results[name] = _train(rank, _settings(2).model_copy(update=changes), "static")
     results["layers"] = _train_real(rank, 2, "static", "shared_bottom", layer_decay=0.7)
@@ -347,6 +368,19 @@ def test_two_workers_equal_one_with_the_real_model(
 ) -> None:
     _assert_close(two_workers[case], one_worker[case])
     assert any("word_embeddings" in name for name in one_worker[case][0])
+
+
+@pytest.mark.parametrize("case", TAUGHT)
+def test_two_workers_learn_of_a_teacher_as_one_does(
+    one_worker: Any, two_workers: Any, case: Any
+) -> None:
+    _assert_close(two_workers["taught", case], one_worker["taught", case])
+
+
+def test_a_teacher_changes_what_is_learned_and_nothing_that_is_kept(one_worker: Any) -> None:
+    (taught, curve), (untaught, expected) = one_worker["taught", TAUGHT[1]], one_worker["untaught"]
+    assert taught.keys() == untaught.keys()
+    assert curve != expected
 
 
 def test_gradients_of_the_whole_encoder_and_an_empty_micro_batch(

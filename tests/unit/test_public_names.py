@@ -42,12 +42,14 @@ def test_the_public_api():
         "ConfigError",
         "DataError",
         "EncoderError",
+        "PackageError",
         "RectrainError",
         "ResourceError",
         "Section",
         "StorageError",
         "__version__",
         "dump_config",
+        "load",
         "load_config",
     ]
 

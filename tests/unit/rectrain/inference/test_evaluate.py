@@ -12,7 +12,8 @@ import pytest
 
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.errors import DataError
-from rectrain.inference.evaluate import MODEL, MetricResult, TaskResult, _diversity, compare
+from rectrain.inference.compare import MODEL, MetricResult, compare
+from rectrain.inference.evaluate import TaskResult, _diversity
 from rectrain.inference.parts import Sink, open_inputs, plan_parts, read_part
 from rectrain.inference.recommend import Shoppers
 from rectrain.metrics import Examples, Interval, paired_difference
@@ -33,8 +34,8 @@ def test_wanted_items_are_ranked_among_those_not_bought() -> None:
     ranking = shoppers.rank(scores.__getitem__, k=4)
 
     assert ranking.ranks.tolist() == [2, 1, 1]
-    assert ranking.lists.tolist() == [[0, 1, 2, 3], [3, 2, 1, -1]]
-    assert ranking.scores[1, :3].tolist() == [7, 6, 5] and np.isnan(ranking.scores[1, 3])
+    assert ranking.best.items.tolist() == [[0, 1, 2, 3], [3, 2, 1, -1]]
+    assert ranking.best.scores[1, :3].tolist() == [7, 6, 5] and np.isnan(ranking.best.scores[1, 3])
     assert scores[1, 0] == 9, "the scorer's own array is left alone"
 
 

@@ -45,7 +45,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
     rows = RowEncoder(FEATURES, tokenizer, {name: TextLimits(8, 3) for name in FEATURES})
-    return Predictor(model, features=FEATURES, rows=rows, tokens_per_forward=64)
+    return Predictor(model, features=FEATURES, rows=rows)
 
 
 def orders(count: int, *, seed: int = 0) -> pa.Table:

@@ -120,6 +120,12 @@ def make_model() -> Callable[..., MultiTaskModel]:
 
 
 @pytest.fixture
+def features() -> FeatureEncoder:
+    """How the features of every random row are encoded."""
+    return _FEATURES
+
+
+@pytest.fixture
 def make_texts() -> Callable[..., PackedTexts]:
     """make_texts(lengths, vocab_size): random packed texts of these ascending lengths."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from rectrain.model.encoder import encode
 from rectrain.model.multitask import MultiTaskModel
 from rectrain.train.build import new_model, open_data
 from rectrain.train.config import RunConfig
-from rectrain.train.frozen import cached_texts, freeze_encoder
+from rectrain.train.frozen import cached_texts, keep_vectors
 from rectrain.train.preflight import describe
 
 HIDDEN = 16
@@ -38,22 +37,14 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def _one_process() -> Iterator[None]:
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.usefixtures("_one_process")
+@pytest.mark.usefixtures("one_process")
 def test_vectors_and_keys_are_counted_as_they_are_held(root: Path) -> None:
     own = config(root)
     data = open_data(own)
     model = new_model(own, data)
     assert isinstance(model, MultiTaskModel)
-    counted = cached_texts(own, data, hidden_size=HIDDEN)
-    freeze_encoder(model, own, data)
+    counted = cached_texts(own, data, widths=[HIDDEN])
+    keep_vectors(model, own, data, device=torch.device("cpu"))
 
     known = model._known
     assert known is not None
@@ -64,7 +55,7 @@ def test_vectors_and_keys_are_counted_as_they_are_held(root: Path) -> None:
 
 
 def test_the_plan_refuses_more_than_a_worker_may_hold(root: Path) -> None:
-    counted = cached_texts(config(root), open_data(config(root)), hidden_size=HIDDEN)
+    counted = cached_texts(config(root), open_data(config(root)), widths=[HIDDEN])
     vectors = 4 * HIDDEN * len(counted.texts.lengths)
     assert describe(config(root, frozen_cache_gib=(counted.num_bytes + 1) / 2**30))
     for num_bytes in (vectors, counted.num_bytes - 1):  # the keys need memory too

