@@ -29,11 +29,14 @@ $(STAMP):
 demo: setup
 	python -m jobs.demo --preset $(PRESET)
 
+# Integration tests run Ray clusters and take all cores by themselves.
 test: lint
-	python -m pytest -m 'not slow'
+	python -m pytest tests/integration -m 'not slow'
+	OMP_NUM_THREADS=1 python -m pytest tests/unit --numprocesses auto --dist loadfile
 
 test-full: lint
-	python -m pytest
+	python -m pytest tests/integration
+	OMP_NUM_THREADS=1 python -m pytest tests/unit --numprocesses auto --dist loadfile
 
 lint: setup
 	ruff check .

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from rectrain.data.batch import PackedTexts, distinct_texts
+from rectrain.data.batch import PackedTexts, distinct_texts, take_texts
 from rectrain.data.shards import Prepared
 from rectrain.inference.backends import open_torch
 from rectrain.inference.compare import MODEL
@@ -42,11 +42,12 @@ __all__ = [
 Floats = NDArray[np.float32]
 
 BATCH_SIZES = (1, 32)
-_CALLS = {1: 200, 32: 60}  # timed calls of each size
+_CALLS = {1: 120, 32: 40}  # timed calls of each size
 _WARM_UP = 5
 _ROUNDS = 5  # of the throughput, whose median counts
 _RESAMPLES = 200  # enough for a standard error
-_ROWS = 512  # of a task, for speed
+_ROWS = 512  # of a task, for latency
+_TEXTS = 400  # different ones of all tasks, for throughput
 
 
 class Judged(NamedTuple):
@@ -191,28 +192,31 @@ def measure(
         parts: the model.
         data: task -> its prepared data, with the texts; the tokenizer may be another one.
         split: rows that judge it; their texts are timed too.
-        threads: of torch in this process.
+        threads: of torch in this process while it is timed.
         encoder: in the place of the model's own, which torch runs.
         num_bytes: of the stored weights; those of fp32 by default.
         is_trained: whether its heads are; if not, it has no metrics and no latency.
     """
+    own = encoder or open_torch(parts.model.encoder)
+    predictor = TokenisingPredictor.of(parts, encoder=own)
+    metrics = _intervals(predictor, data, split=split) if is_trained else {}
+    tables = {
+        task: predictor.tokenised(task, prepared.shards(task, split).table().slice(0, _ROWS))
+        for task, prepared in data.items()
+    }
+    texts = distinct_texts(tables.values())
+    every = torch.arange(0, len(texts.lengths), max(1, len(texts.lengths) // _TEXTS))
+    num_parameters = sum(p.numel() for p in parts.model.parameters())
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        own = encoder or open_torch(parts.model.encoder)
-        predictor = TokenisingPredictor.of(parts, encoder=own)
-        tables = {
-            task: predictor.tokenised(task, prepared.shards(task, split).table().slice(0, _ROWS))
-            for task, prepared in data.items()
-        }
-        num_parameters = sum(p.numel() for p in parts.model.parameters())
         return Measured(
             name=name,
-            metrics=_intervals(predictor, data, split=split) if is_trained else {},
+            metrics=metrics,
             num_parameters=num_parameters,
             num_bytes=4 * num_parameters if num_bytes is None else num_bytes,
             latency=_latencies(Predictor.of(parts, encoder=own), tables) if is_trained else {},
-            tokens_per_s=_throughput(own, distinct_texts(tables.values())),
+            tokens_per_s=_throughput(own, take_texts(texts, every)),
             backend=own.name,
         )
     finally:

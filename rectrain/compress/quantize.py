@@ -185,7 +185,7 @@ def _load(directory: Path, *, max_length: int) -> BertModel:
 def _facts(
     tools: EngineTools, judge: _Judge, path: Path, *, float_layers: Sequence[str] = ()
 ) -> GraphFacts:
-    encoder = tools.open(path, threads=1)
+    encoder = tools.open(path, threads=torch.get_num_threads())
     cosines = torch.cosine_similarity(encoder.encode(judge.texts), judge.vectors)
     quality = judge.quality(encoder)
     files = [path, *sorted(other for other in path.parent.glob(f"{path.stem}.*") if other != path)]
