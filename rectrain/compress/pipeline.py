@@ -52,6 +52,8 @@ __all__ = ["LARGE", "SMALL", "Pipeline", "resolve"]
 
 LARGE, SMALL = "large", "small"
 _ENGINES = ("openvino", "nncf", "onnx", "onnxruntime")
+# Of the teacher's last run: the small model learns from rows in the same shares.
+_MIXING = ("num_negatives", "temperature", "mixing_weights")
 _HEAD_TOKENS = 4  # times as many in a micro-batch, where texts are vectors
 
 
@@ -150,9 +152,37 @@ class Pipeline:
                     step.run()
             return self._measure_all()
 
-    def training(self) -> RunConfig:
-        """The run that needs most of the cluster."""
-        return self._run("distilled")
+    def training(self, name: str = "distilled") -> RunConfig:
+        """The configuration of one of the two runs; the first needs most of the cluster.
+
+        Args:
+            name: "distilled" or "heads".
+        """
+        train, tokens = self.config.train.model_dump(), self.config.tokens_per_micro_batch
+        if name == "heads":
+            unused = ("learning_rate", "layer_decay", "balancer", "distill_relation", "offload")
+            train |= {field: TrainConfig.model_fields[field].default for field in unused}
+            train |= {
+                "start_from": str(self.space.root / "distilled"),
+                "freeze": "encoder",
+                "zero_stage": min(self.config.train.zero_stage, 2),
+                "num_steps": self.config.head_steps,
+                "head_learning_rate": self.config.head_rate,
+            }
+            tokens *= _HEAD_TOKENS
+        taught = self.teacher.checkpoint.meta["config"]
+        rows = {key: taught["data"][key] for key in _MIXING if key in taught["data"]}
+        return RunConfig.model_validate(
+            {
+                "name": name,
+                "output": str(self.space.root),
+                "seed": self.config.seed,
+                "data": {**rows, "paths": self._paths, "tokens_per_micro_batch": tokens},
+                "model": {**taught["model"], "encoder": str(self.space.root / "cut")},
+                "train": {**train, "tasks": list(self.data)},
+                "tracking": {"mlflow": "off"},
+            }
+        )
 
     # --- the steps -------------------------------------------------------------------------------
 
@@ -161,7 +191,7 @@ class Pipeline:
 
     def _run_step(self, name: str, text: str) -> _Step:
         exported = self.space.root / name / "encoder" / "modules.json"
-        return _Step(name, text, exported.exists, lambda: self._train(self._run(name)))
+        return _Step(name, text, exported.exists, lambda: self._train(self.training(name)))
 
     def _is_packaged(self) -> bool:
         package = self.space.root / "package"
@@ -182,33 +212,6 @@ class Pipeline:
         student.save_pretrained(folder)
         shutil.copytree(self.teacher.tokenizer_path, folder, dirs_exist_ok=True)
         self.space.finish("cut", {"shape": asdict(self.shape), "texts": digest(texts)})
-
-    def _run(self, name: str) -> RunConfig:
-        """The configuration of one of the two runs."""
-        train, tokens = self.config.train.model_dump(), self.config.tokens_per_micro_batch
-        if name == "heads":
-            unused = ("learning_rate", "layer_decay", "balancer", "distill_relation", "offload")
-            train |= {field: TrainConfig.model_fields[field].default for field in unused}
-            train |= {
-                "start_from": str(self.space.root / "distilled"),
-                "freeze": "encoder",
-                "zero_stage": min(self.config.train.zero_stage, 2),
-                "num_steps": self.config.head_steps,
-                "head_learning_rate": self.config.head_rate,
-            }
-            tokens *= _HEAD_TOKENS
-        model = self.teacher.checkpoint.meta["config"]["model"]
-        return RunConfig.model_validate(
-            {
-                "name": name,
-                "output": str(self.space.root),
-                "seed": self.config.seed,
-                "data": {"paths": self._paths, "tokens_per_micro_batch": tokens},
-                "model": {**model, "encoder": str(self.space.root / "cut")},
-                "train": {**train, "tasks": list(self.data)},
-                "tracking": {"mlflow": "off"},
-            }
-        )
 
     def _train(self, config: RunConfig) -> None:
         """Trains a run to its end, from where it is."""
@@ -266,7 +269,7 @@ class Pipeline:
         self.space.finish("graphs", {"graphs": graphs, "calibration_sha256": digest(texts)})
 
     def _package(self) -> None:
-        small, parts = self._measured(SMALL, self._measure_small), self._trimmed()
+        small, parts = self.measured(SMALL, self._measure_small), self._trimmed()
         metrics = {task: {parts.specs[task].primary: v} for task, v in small.metrics.items()}
         graphs = self.space.fresh(".graphs")  # without what the step says of itself
         for facts in self.space.facts("graphs")["graphs"].values():
@@ -301,10 +304,15 @@ class Pipeline:
             "trimmed": lambda: self._measure("trimmed", self._trimmed()),
             SMALL: self._measure_small,
         }
-        return [self._measured(name, make) for name, make in made.items()]
+        return [self.measured(name, make) for name, make in made.items()]
 
-    def _measured(self, name: str, make: Callable[[], Measured]) -> Measured:
-        """A row of the table, from its file if the same was measured before."""
+    def measured(self, name: str, make: Callable[[], Measured]) -> Measured:
+        """A row of the table, from its file if the same was measured before.
+
+        Args:
+            name: of the row and its file.
+            make: measures it.
+        """
         facts = {"split": self.config.split, "threads": self.config.threads}
         path = self.space.root / "measured" / f"{name}.json"
         if path.exists():
@@ -323,7 +331,7 @@ class Pipeline:
 
     def _measure_cut(self) -> Measured:
         """The cut encoder, whose heads are still fresh."""
-        model: Any = new_model(preflight.resolve_paths(self._run("distilled")), self.data)
+        model: Any = new_model(preflight.resolve_paths(self.training()), self.data)
         parts = replace(ModelParts.of(self.teacher), model=model)
         return self._measure("cut", parts, is_trained=False)
 
