@@ -24,13 +24,13 @@ from benchmarks.lift import Judged
 from benchmarks.picture import draw_steps
 from benchmarks.quality_runs import Scale as TeacherScale
 from benchmarks.quality_runs import Study
-from benchmarks.small_runs import RIVALS, STEPS, SmallStudy
+from benchmarks.small_runs import RIVALS, STEPS, SmallStudy, open_pipeline
 from benchmarks.small_speed import compare_speed
 from benchmarks.table import Figure, print_table, write_figures
 from jobs import demo
 from rectrain.compress.config import CompressConfig
 from rectrain.compress.measure import Measured
-from rectrain.compress.pipeline import LARGE, SMALL, Pipeline, resolve
+from rectrain.compress.pipeline import LARGE, SMALL
 from rectrain.config import load_config
 from rectrain.data.shards import Prepared
 from rectrain.inference.recommend import Shoppers
@@ -99,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
             config = _of_real_data(folder / part, scale)
         else:
             config = _of_demo(folder / part, scale, options)
-        study = SmallStudy(Pipeline(resolve(config), say=_say))
+        study = SmallStudy(open_pipeline(config))
         rows = study.make()
         path = _OUTPUT / f"{name}{'' if part == 'demo' else f'-{part}'}.json"
         _report(study, rows, scale=scale, path=path)

@@ -12,18 +12,18 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ray
 import torch
 from transformers import BertConfig, BertModel
 
 from benchmarks.one_process import in_processes, train_run
 from benchmarks.quality_runs import Systems, load_systems, save_systems
+from rectrain.compress.config import CompressConfig
 from rectrain.compress.measure import Measured, TokenisingPredictor, measure
-from rectrain.compress.pipeline import LARGE, SMALL, Pipeline
+from rectrain.compress.pipeline import LARGE, SMALL, Pipeline, resolve
 from rectrain.compress.quantize import export_graphs
 from rectrain.compress.samples import sample
 from rectrain.inference.backends import open_onnx, open_openvino
@@ -34,7 +34,7 @@ from rectrain.package import ModelParts, Package, open_package
 from rectrain.train.build import load_model
 from rectrain.train.config import RunConfig, TrainConfig
 
-__all__ = ["BACKENDS", "RIVALS", "STEPS", "SmallStudy"]
+__all__ = ["BACKENDS", "RIVALS", "STEPS", "SmallStudy", "open_pipeline"]
 
 #: Systems that are judged: each step, then rivals of the same size.
 STEPS = (LARGE, "cut", "distilled", "heads", "trimmed", SMALL)
@@ -56,6 +56,15 @@ class _Rival(NamedTuple):
     runs: tuple[RunConfig, ...]
 
 
+def open_pipeline(config: CompressConfig) -> Pipeline:
+    """The steps of `jobs.compress`, whose runs are trained in one process without Ray."""
+
+    def train(run: RunConfig) -> None:
+        in_processes(train_run, [run], processes=1)
+
+    return Pipeline(resolve(config), say=partial(print, flush=True), train=train)
+
+
 class SmallStudy:
     """Makes what is not yet there.
 
@@ -71,7 +80,6 @@ class SmallStudy:
     def make(self) -> list[Measured]:
         """Makes the small model and its rivals; a row of each, the large one first."""
         rows = self.pipeline.run()
-        ray.shutdown()  # its processes would take the cores
         self._write_encoders()
         rivals = [_Rival((self._cut_heads(),)), *(self._rival(name) for name in RIVALS)]
         in_processes(_train, rivals, processes=_NUM_PROCESSES)

@@ -94,14 +94,22 @@ class Pipeline:
     Args:
         config: from `resolve`.
         say: is given the lines that a user should see.
+        train: trains a run to its end, from where it is; on the Ray cluster by default.
 
     Raises:
         RectrainError: what the user must mend first: of the teacher, its data, the output, or an
             engine that is missing.
     """
 
-    def __init__(self, config: CompressConfig, *, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: CompressConfig,
+        *,
+        say: Callable[[str], None],
+        train: Callable[[RunConfig], None] | None = None,
+    ) -> None:
         self.config, self._say = config, say
+        self._train_run = train or self._train_on_cluster
         self.space = Workspace(config)
         _check_engines()
         self.teacher = load_model(config.teacher)
@@ -217,6 +225,9 @@ class Pipeline:
         """Trains a run to its end, from where it is."""
         config = preflight.resolve_paths(config)
         self._say(preflight.describe(config))
+        self._train_run(config)
+
+    def _train_on_cluster(self, config: RunConfig) -> None:
         place = preflight.claim(config, overwrite=False)
         if place.result is None:
             connect()
