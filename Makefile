@@ -1,6 +1,6 @@
 # make setup      the environment alone (.venv)
-# make demo       prepare the embedded data, train, evaluate; ends in runs/demo/summary.json
-#                 (PRESET=tiny: a small one in 2 minutes)
+# make demo       prepare the embedded data, train, evaluate, make a small model of the large one;
+#                 ends in runs/demo/summary.json (PRESET=tiny: a small one in 4 minutes)
 # make test       what CI runs: lint, then every test but the slow ones
 # make test-full  the slow ones too
 SHELL := /bin/bash

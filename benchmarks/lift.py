@@ -24,7 +24,7 @@ from rectrain.metrics import (
     summarise,
 )
 
-__all__ = ["Judged", "trivial"]
+__all__ = ["Lifts", "trivial"]
 
 Statistic = Callable[[np.ndarray], float]
 
@@ -87,7 +87,7 @@ def _random_ndcg(k: int, examples: Examples, num_ranked: np.ndarray | None) -> S
     return mean
 
 
-class Judged:
+class Lifts:
     """Systems' metric on one task's rows, all on the same draws of its groups.
 
     Args:

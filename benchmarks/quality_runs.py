@@ -15,7 +15,8 @@ import ray
 from benchmarks.one_process import in_processes, train_here
 from jobs import prepare
 from rectrain.data.shards import Prepared
-from rectrain.inference.evaluate import MODEL, judged_systems
+from rectrain.inference.compare import MODEL
+from rectrain.inference.evaluate import judged_systems
 from rectrain.inference.predictor import Predictor, open_prepared
 from rectrain.metrics import Examples
 from rectrain.train.build import open_data

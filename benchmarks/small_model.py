@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.lift import Judged
+from benchmarks.lift import Lifts
 from benchmarks.picture import draw_steps
 from benchmarks.quality_runs import Scale as TeacherScale
 from benchmarks.quality_runs import Study
@@ -45,8 +45,6 @@ _SHARED = Path("../shared/data")
 _WANTED_SHARE = 0.97
 _REAL_TASKS = ("recommendation", "risk", "search_ranking")
 _REAL_SOURCES = ("retail", "chorus-0")
-# Histories have 300 tokens: of fewer tokens, a micro-batch would hold two or three of them.
-_REAL = ("--tokens_per_micro_batch=8192", "--train.num_steps=300")
 
 
 @dataclass(frozen=True)
@@ -54,15 +52,15 @@ class _Scale:
     """How much is done.
 
     Attributes:
-        preset: of the demo.
-        settings: of `jobs.compress`, other than its defaults.
+        preset: of the demo, whose settings of `jobs.compress` are taken for other runs, too.
+        real: other such settings for the real data.
         teacher: sizes of the real data's large model.
         rounds: of the measurement of speed.
         num_texts: of each side of each task, whose speed is measured.
     """
 
     preset: str
-    settings: tuple[str, ...]
+    real: tuple[str, ...]
     teacher: TeacherScale
     rounds: int
     num_texts: int
@@ -72,21 +70,19 @@ def _teacher(encoder_steps: int, head_steps: int) -> TeacherScale:
     return TeacherScale(encoder_steps, head_steps, seeds=(0,), folds=1, market_steps=1)
 
 
-_FULL = _Scale("demo", (), _teacher(40, 440), rounds=7, num_texts=500)
-_SMALLEST = (
-    "--train.num_steps=6",
-    "--head_steps=6",
-    "--refit_texts=200",
-    "--calibration_texts=80",
-    "--tokens_per_micro_batch=512",
-    "--max_drop=0.9",
+# Histories have 300 tokens: of fewer tokens, a micro-batch would hold two or three of them.
+_FULL = _Scale(
+    "demo", ("--tokens_per_micro_batch=4096",), _teacher(40, 440), rounds=7, num_texts=500
 )
-_QUICK = _Scale("tiny", _SMALLEST, _teacher(3, 20), rounds=1, num_texts=50)
+_QUICK = _Scale("tiny", ("--train.num_steps=6",), _teacher(3, 20), rounds=1, num_texts=50)
 
 
 def main(argv: Sequence[str]) -> int:
     """Makes what is not yet there, measures, prints the tables, writes figures and pictures."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.data and not options.teacher:
+        parser.error("--data goes with --teacher")
     logging.getLogger("ray").setLevel(logging.WARNING)
     name = f"small_model{'-quick' if options.quick else ''}"
     scale = _QUICK if options.quick else _FULL
@@ -112,37 +108,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quick", action="store_true", help="does it run? no figures to keep")
     parser.add_argument("--only", default="demo,real", help="parts to run (default: both)")
-    parser.add_argument("--teacher", help="demo: another run than runs/demo")
-    parser.add_argument("--data", help="demo: prepared data, other than the teacher's")
-    parser.add_argument(
-        "--small", help="demo: a folder of jobs.compress, in the place of a new one"
-    )
+    parser.add_argument("--teacher", help="demo: another run, whose small model is made here")
+    parser.add_argument("--data", help="prepared data for --teacher, other than its own")
     parser.add_argument("--folder", help="of what is made (default: runs/small_model[-quick])")
     return parser
 
 
 def _of_demo(folder: Path, scale: _Scale, options: argparse.Namespace) -> CompressConfig:
-    """How the small model of the demo's run is made."""
-    if options.small:
-        made = [f"--output={options.small}"]
-        return load_config(CompressConfig, file=f"{options.small}/compress.yaml", overrides=made)
+    """How the small model of the demo, or of another run, is made."""
     if not options.teacher:
         demo.main([f"--preset={scale.preset}"])  # nothing, when it is done
-    settings = [f"--teacher={options.teacher or f'runs/{scale.preset}'}"]
+        made = Path("runs") / f"{scale.preset}-small" / "compress.yaml"
+        return load_config(CompressConfig, file=str(made), overrides=[])
+    settings = [f"--teacher={options.teacher}"]
     settings += [f"--data=[{options.data}]"] if options.data else []
-    return _config(folder, [*settings, *scale.settings])
+    return _config(folder, scale, settings)
 
 
 def _of_real_data(folder: Path, scale: _Scale) -> CompressConfig:
     """How the small model of a joint model of the real data is made; trains that one first."""
     study = Study(folder, scale=scale.teacher, shared=_SHARED)
     teacher = study.joint("teacher", _REAL_TASKS, sources=_REAL_SOURCES)
-    return _config(folder, [f"--teacher={teacher.run}", *_REAL, *scale.settings])
+    return _config(folder, scale, [f"--teacher={teacher}", *scale.real])
 
 
-def _config(folder: Path, settings: Sequence[str]) -> CompressConfig:
+def _config(folder: Path, scale: _Scale, settings: Sequence[str]) -> CompressConfig:
+    """The settings of the demo's small model under others."""
+    file = str(demo.CONFIGS / f"{scale.preset}-small.yaml")
     overrides = [f"--output={folder / 'small'}", *settings]
-    return load_config(CompressConfig, file=None, overrides=overrides)
+    return load_config(CompressConfig, file=file, overrides=overrides)
 
 
 # ── figures ──────────────────────────────────────────────────────────────────────────────────────
@@ -150,11 +144,14 @@ def _config(folder: Path, settings: Sequence[str]) -> CompressConfig:
 
 def _report(study: SmallStudy, rows: Sequence[Measured], *, scale: _Scale, path: Path) -> None:
     """Measures and judges what was made; prints and writes it."""
-    speeds = compare_speed(study, rounds=scale.rounds, num_texts=scale.num_texts)
-    tasks = {task: _judged(study, task, backend=speeds.backend) for task in study.pipeline.data}
-    figures = [*speeds.figures, _bytes(study, rows, backend=speeds.backend)]
+    small = next(row for row in rows if row.name == SMALL)
+    figures = compare_speed(
+        study, backend=small.backend, rounds=scale.rounds, num_texts=scale.num_texts
+    )
+    figures.append(_bytes(small, large=rows[0]))
+    tasks = {task: _judged(study, task, backend=small.backend) for task in study.pipeline.data}
     for task, judged in tasks.items():
-        figures += _lifts(task, judged)
+        figures += _lift_figures(task, judged)
     figures += _costs(rows)
     print(
         compression_table(rows, metrics={task: TASKS[task].primary for task in tasks}), end="\n\n"
@@ -167,13 +164,13 @@ def _report(study: SmallStudy, rows: Sequence[Measured], *, scale: _Scale, path:
     print(f"written: {path}, .png", flush=True)
 
 
-def _judged(study: SmallStudy, task: str, *, backend: str) -> Judged:
+def _judged(study: SmallStudy, task: str, *, backend: str) -> Lifts:
     prepared = study.pipeline.data[task]
     num_ranked = None
     if TASKS[task].has_catalogue:
         num_ranked = _num_ranked(prepared, task, split=study.pipeline.config.split)
     systems = study.scores(task, backend=backend)
-    return Judged(TASKS[task].primary, systems, large=LARGE, num_ranked=num_ranked)
+    return Lifts(TASKS[task].primary, systems, large=LARGE, num_ranked=num_ranked)
 
 
 def _num_ranked(prepared: Prepared, task: str, *, split: str) -> np.ndarray:
@@ -183,13 +180,13 @@ def _num_ranked(prepared: Prepared, task: str, *, split: str) -> np.ndarray:
     return np.array([len(set(items).difference(ids)) for ids in bought])
 
 
-def _bytes(study: SmallStudy, rows: Sequence[Measured], *, backend: str) -> Figure:
-    small, large = study.small_bytes(backend), rows[0].num_bytes
-    unit = f"x bytes of weights ({small / 1e6:.2f} MB, {backend} and heads)"
-    return _exact("I3/bytes", small / large, unit, f"large model in fp32 ({large / 1e6:.1f} MB)")
+def _bytes(small: Measured, *, large: Measured) -> Figure:
+    unit = f"x bytes of weights ({small.num_bytes / 1e6:.2f} MB, {small.backend} and heads)"
+    peer = f"large model in fp32 ({large.num_bytes / 1e6:.1f} MB)"
+    return _exact("I3/bytes", small.num_bytes / large.num_bytes, unit, peer)
 
 
-def _lifts(task: str, judged: Judged) -> list[Figure]:
+def _lift_figures(task: str, judged: Lifts) -> list[Figure]:
     """Shares of the large model's lift, and how far the small model is ahead of its rivals."""
     large = judged.value(LARGE).value
     if large <= judged.chance:
@@ -237,7 +234,7 @@ def _exact(title: str, value: float, unit: str, peer: str) -> Figure:
 # ── picture ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _lines(tasks: Mapping[str, Judged]) -> dict[str, dict[str, Interval]]:
+def _lines(tasks: Mapping[str, Lifts]) -> dict[str, dict[str, Interval]]:
     """Task -> model -> its share of the lift; tasks without a lift are left out."""
     return {
         f"{task} {judged.metric}": {name: judged.share(name) for name in (*STEPS, *RIVALS)}

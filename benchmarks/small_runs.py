@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,21 +27,22 @@ from rectrain.compress.pipeline import LARGE, SMALL, Pipeline, resolve
 from rectrain.compress.quantize import export_graphs
 from rectrain.compress.samples import sample
 from rectrain.inference.backends import open_onnx, open_openvino
-from rectrain.inference.evaluate import MODEL, judged_systems
+from rectrain.inference.compare import MODEL
+from rectrain.inference.evaluate import judged_systems
 from rectrain.inference.text_encoder import TextEncoder
 from rectrain.metrics import Examples
 from rectrain.package import ModelParts, Package, open_package
 from rectrain.train.build import load_model
+from rectrain.train.checkpoint import manifest_sha256
 from rectrain.train.config import RunConfig, TrainConfig
+from rectrain.train.selection import find_checkpoint
+from rectrain.train.storage import Store
 
-__all__ = ["BACKENDS", "RIVALS", "STEPS", "SmallStudy", "open_pipeline"]
+__all__ = ["RIVALS", "STEPS", "SmallStudy", "open_pipeline"]
 
 #: Systems that are judged: each step, then rivals of the same size.
 STEPS = (LARGE, "cut", "distilled", "heads", "trimmed", SMALL)
 RIVALS = ("first_layers", "scratch")
-#: Of both engines the graphs whose speed is compared.
-BACKENDS = ("openvino-int8", "onnx-int8")
-
 _NUM_PROCESSES = 2
 # The first layers are trained weights: at the rate at which the demo trained them, they lose least.
 _RATES = {"first_layers": 1e-4}
@@ -152,20 +153,26 @@ class SmallStudy:
 
     def parts(self, name: str) -> ModelParts:
         """The model of a step or rival, in torch."""
-        if name == SMALL:
-            return self._package().read()
-        if name == "trimmed":
-            return open_package(self._root / "trimmed" / "model").read()
-        location = {
-            LARGE: self.pipeline.config.teacher,
-            "distilled": str(self._root / "distilled"),
-            "heads": str(self._root / "heads"),
-        }
-        return ModelParts.of(load_model(location.get(name, str(self._bench / "runs" / name))))
+        if package := self._package(name):
+            return package.read()
+        return ModelParts.of(load_model(self._run(name)))
 
-    @cache  # noqa: B019 - one study a process
-    def _package(self) -> Package:
-        return open_package(self._root / "package")
+    def _package(self, name: str) -> Package | None:
+        """The package that a step is, if it is one."""
+        folder = {SMALL: self._root / "package", "trimmed": self._root / "trimmed" / "model"}
+        return open_package(folder[name]) if name in folder else None
+
+    def _run(self, name: str) -> str:
+        """The run, or checkpoint, that a step or rival is."""
+        steps = {name: str(self._root / name) for name in ("distilled", "heads")}
+        steps[LARGE] = self.pipeline.config.teacher
+        return steps.get(name, str(self._bench / "runs" / name))
+
+    def _version(self, name: str) -> str:
+        """SHA-256 of what decides a model's scores."""
+        if package := self._package(name):
+            return package.version
+        return manifest_sha256(find_checkpoint(Store.open(self._run(name))))
 
     def _measured(self, name: str) -> Measured:
         pipeline, config = self.pipeline, self.pipeline.config
@@ -176,20 +183,17 @@ class SmallStudy:
             ),
         )
 
+    @property
+    def small_graphs(self) -> tuple[str, ...]:
+        """Names of the package's graphs."""
+        return tuple(self._small_package().graphs)
+
     def small_graph(self, backend: str) -> TextEncoder:
         """The package's encoder in an engine."""
-        return self._open(self._package().graphs[backend])
+        return self._open(self._small_package().graphs[backend])
 
-    def small_bytes(self, backend: str) -> int:
-        """Stored bytes of all weights of the package that a backend needs: its graph and heads."""
-        package = self._package()
-        stem = package.graphs[backend].stem
-        return sum(
-            int(facts["bytes"])
-            for name, facts in package.files.items()
-            if name == "heads.safetensors"
-            or (name.startswith("graphs/") and Path(name).stem == stem)
-        )
+    def _small_package(self) -> Package:
+        return open_package(self._root / "package")
 
     def large_graph(self, backend: str) -> TextEncoder:
         """The large encoder in an engine, made by the same code: all of its layers in int8, as
@@ -212,25 +216,22 @@ class SmallStudy:
 
     def scores(self, task: str, *, backend: str) -> Systems:
         """Every system's scores of a task's test rows; the small one's by a backend."""
-        return {name: self._scores(name, task, backend=backend) for name in (*STEPS, *RIVALS)}
+        return {
+            name: self._scores(name, task, backend=backend if name == SMALL else "torch")
+            for name in (*STEPS, *RIVALS)
+        }
 
     def _scores(self, name: str, task: str, *, backend: str) -> Examples:
-        encoder = backend if name == SMALL else "torch"
-        split = self.pipeline.config.split
-        path = self._bench / "scores" / f"{name}-{encoder}-{task}-{split}.npz"
+        split, version = self.pipeline.config.split, self._version(name)[:12]
+        path = self._bench / "scores" / f"{name}-{version}-{backend}-{task}-{split}.npz"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            predictor = self._predictor(name, encoder)
+            graph = None if backend == "torch" else self.small_graph(backend)
+            predictor = TokenisingPredictor.of(self.parts(name), encoder=graph)
             data = self.pipeline.data[task]
-            save_systems(
-                path, judged_systems(predictor, data, task=task, split=split, baselines=False)
-            )
+            found = judged_systems(predictor, data, task=task, split=split, baselines=False)
+            save_systems(path, found)
         return load_systems(path)[MODEL]
-
-    @cache  # noqa: B019 - one study a process
-    def _predictor(self, name: str, backend: str) -> TokenisingPredictor:
-        graph = self.small_graph(backend) if name == SMALL else None
-        return TokenisingPredictor.of(self.parts(name), encoder=graph, cached_texts=0)
 
 
 def _train(rival: _Rival) -> None:

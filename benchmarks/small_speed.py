@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from statistics import median
 from typing import NamedTuple
 
 import torch
 
-from benchmarks.small_runs import BACKENDS, SmallStudy
+from benchmarks.small_runs import SmallStudy
 from benchmarks.table import Figure, paired_ratio
 from rectrain.compress.pipeline import LARGE, SMALL
 from rectrain.compress.quantize import pack
@@ -19,17 +18,10 @@ from rectrain.inference.backends import open_torch
 from rectrain.inference.text_encoder import TextEncoder
 from rectrain.model.vocabulary import FallbackTokenizer
 
-__all__ = ["Speeds", "compare_speed"]
+__all__ = ["compare_speed"]
 
 _UNIT = "real tokens/s"
 _TORCH = "torch"
-
-
-class Speeds(NamedTuple):
-    """backend: the int8 one in which the small encoder is fastest; figures: that one's first."""
-
-    backend: str
-    figures: list[Figure]
 
 
 class _Side(NamedTuple):
@@ -39,13 +31,14 @@ class _Side(NamedTuple):
     texts: PackedTexts
 
 
-def compare_speed(study: SmallStudy, *, rounds: int, num_texts: int) -> Speeds:
-    """The small encoder's tokens/s over the large one's, both in each backend.
+def compare_speed(study: SmallStudy, *, backend: str, rounds: int, num_texts: int) -> list[Figure]:
+    """The small encoder's tokens/s over the large one's, both in the same backend.
 
     In a round both encode all texts, one after the other; every other round begins with the other.
 
     Args:
         study: with the small model.
+        backend: the one that `I3/speed` is about; the package's others come after it, and torch.
         rounds: measurements of each.
         num_texts: of each side of each task, at most: different texts of the test split.
     """
@@ -55,25 +48,23 @@ def compare_speed(study: SmallStudy, *, rounds: int, num_texts: int) -> Speeds:
     try:
         small, large = _texts(study, num_texts=num_texts)
         num_tokens = int(large.lengths.sum())  # of the same texts, so the same for both
-        ours, peers = {}, {}
-        for name in (*BACKENDS, _TORCH):
+        figures = []
+        for name in dict.fromkeys((backend, *study.small_graphs, _TORCH)):
             pair = [_Side(_small(study, name), small), _Side(_large(study, name), large)]
             seconds = _seconds(pair, rounds=rounds)
-            ours[name], peers[name] = ([num_tokens / s for s in side] for side in seconds)
+            ours, peer = ([num_tokens / s for s in side] for side in seconds)
+            figures.append(
+                paired_ratio(
+                    "I3/speed" if name == backend else f"I3/speed/{name}",
+                    ours=ours,
+                    peer=peer,
+                    unit=f"{_UNIT} in {name} on {threads} thread{'s' if threads > 1 else ''}",
+                    peer_name="the large model likewise",
+                )
+            )
+        return figures
     finally:
         torch.set_num_threads(before)
-    best = max(BACKENDS, key=lambda name: median(ours[name]))
-    figures = [
-        paired_ratio(
-            "I3/speed" if name == best else f"I3/speed/{name}",
-            ours=ours[name],
-            peer=peers[name],
-            unit=f"{_UNIT}, {name}, {threads} thread{'s' if threads > 1 else ''}",
-            peer_name="the large model likewise",
-        )
-        for name in sorted(ours, key=lambda name: name != best)
-    ]
-    return Speeds(best, figures)
 
 
 def _texts(study: SmallStudy, *, num_texts: int) -> tuple[PackedTexts, PackedTexts]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rectrain.inference.backends.missing import needs_extra
+from rectrain.inference.backends.missing import needs_extra, readable
 from rectrain.inference.backends.padded import Ints, PaddedEncoder
 from rectrain.inference.text_encoder import TextEncoder
 
@@ -25,6 +25,7 @@ def open_openvino(graph: Path, *, threads: int) -> TextEncoder:
 
     Raises:
         ConfigError: OpenVINO is not installed.
+        EncoderError: it can't open the graph.
     """
     with needs_extra():
         import openvino as ov
@@ -35,7 +36,8 @@ def open_openvino(graph: Path, *, threads: int) -> TextEncoder:
         # Where a CPU has bfloat16 the default would be that, and answers differ between machines.
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    compiled = ov.Core().compile_model(graph, "CPU", settings)
+    with readable(graph):
+        compiled = ov.Core().compile_model(graph, "CPU", settings)
     requests: SimpleQueue[Any] = SimpleQueue()
     for _ in range(threads):
         requests.put(compiled.create_infer_request())
@@ -48,5 +50,7 @@ def open_openvino(graph: Path, *, threads: int) -> TextEncoder:
         finally:
             requests.put(request)
 
+    # Its bindings load numpy's at the first call, and two first calls at once wait for ever.
+    run(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64))
     width = compiled.output(0).get_partial_shape()[1].get_length()
     return PaddedEncoder(graph.stem, width=width, run=run, threads=threads)

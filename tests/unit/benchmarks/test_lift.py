@@ -7,7 +7,7 @@ from math import log2
 import numpy as np
 import pytest
 
-from benchmarks.lift import Judged, trivial
+from benchmarks.lift import Lifts, trivial
 from rectrain.errors import ConfigError
 from rectrain.metrics import Examples, metric, summarise
 
@@ -25,7 +25,7 @@ def test_the_share_of_auc() -> None:
         "small": scored(4, 2, 3, 1),
         "worse": scored(1, 2, 3, 4),
     }
-    judged = Judged("auc", systems, large="large")
+    judged = Lifts("auc", systems, large="large")
     assert judged.chance == 0.5
     assert judged.value("small").value == pytest.approx(0.75)
     assert judged.share("small").value == pytest.approx(0.5)
@@ -80,7 +80,7 @@ def test_all_systems_are_judged_on_the_same_draws() -> None:
         "same": Examples(label=label, score=large, group=group),
         "tied": Examples(label=label, score=np.zeros(80), group=group),
     }
-    judged = Judged("pairwise_accuracy", systems, large="large", num_resamples=200)
+    judged = Lifts("pairwise_accuracy", systems, large="large", num_resamples=200)
     assert judged.value("large").high > judged.value("large").low
     assert judged.share("same") == (1.0, 1.0, 1.0)
     assert judged.share("tied") == (0.0, 0.0, 0.0)
@@ -90,14 +90,14 @@ def test_all_systems_are_judged_on_the_same_draws() -> None:
 
 def test_where_the_large_model_has_no_lift_there_is_no_share() -> None:
     systems = {"large": scored(1, 2, 3, 4), "small": scored(4, 3, 2, 1)}
-    judged = Judged("auc", systems, large="large", num_resamples=100)
+    judged = Lifts("auc", systems, large="large", num_resamples=100)
     assert np.isnan(judged.share("small").value)
     assert judged.undefined > 0.5
 
 
 def test_other_rows_and_unknown_metrics_are_refused() -> None:
     with pytest.raises(AssertionError, match="labels"):
-        Judged("auc", {"large": scored(4, 3, 2, 1), "small": scored(4, 3, 2, 1, label=1 - LABEL)},
+        Lifts("auc", {"large": scored(4, 3, 2, 1), "small": scored(4, 3, 2, 1, label=1 - LABEL)},
                large="large")  # fmt: skip
     with pytest.raises(ConfigError, match="log_loss"):
         trivial("log_loss", scored(0, 0, 0, 0))

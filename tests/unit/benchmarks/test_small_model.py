@@ -12,8 +12,7 @@ import pytest
 
 from benchmarks import small_model
 from benchmarks.small_runs import RIVALS, STEPS
-from benchmarks.small_speed import Speeds
-from benchmarks.table import paired_ratio
+from benchmarks.table import Figure, paired_ratio
 from rectrain.compress.measure import Measured
 from rectrain.compress.pipeline import LARGE, SMALL
 from rectrain.metrics import Examples
@@ -42,7 +41,15 @@ class StubStudy:
 
     def make(self) -> list[Measured]:
         return [
-            Measured(name, {}, num_parameters=10, num_bytes=size, latency={}, tokens_per_s=speed)
+            Measured(
+                name,
+                {},
+                num_parameters=10,
+                num_bytes=size,
+                latency={},
+                tokens_per_s=speed,
+                backend="onnx-int8" if name == SMALL else "torch",
+            )
             for name, size, speed in zip(
                 (*STEPS, *RIVALS), (400, 100, 100, 100, 80, 20, 200, 100), range(1, 9), strict=True
             )
@@ -52,13 +59,10 @@ class StubStudy:
         assert backend == "onnx-int8"
         return {name: rows(task, noise) for name, noise in NOISE.items()}
 
-    def small_bytes(self, backend: str) -> int:
-        return 16
 
-
-def speeds(study: StubStudy, *, rounds: int, num_texts: int) -> Speeds:
-    ratio = paired_ratio("I3/speed", ours=[24.0, 26.0], peer=[2.0, 2.0], unit="x", peer_name="y")
-    return Speeds("onnx-int8", [ratio])
+def speeds(study: StubStudy, *, backend: str, rounds: int, num_texts: int) -> list[Figure]:
+    ours, peer = [24.0, 26.0], [2.0, 2.0]
+    return [paired_ratio("I3/speed", ours=ours, peer=peer, unit=backend, peer_name="large")]
 
 
 @pytest.fixture
@@ -76,7 +80,7 @@ def test_what_was_made_becomes_figures_and_a_picture(
     assert small_model.main(["--only=demo", "--teacher=runs/large"]) == 0
     found = {f["id"]: f for f in json.loads((tmp_path / "small_model.json").read_text())}
     assert found["I3/speed"]["value"] == 12.5
-    assert found["I3/bytes"]["value"] == pytest.approx(16 / 400)
+    assert found["I3/bytes"]["value"] == pytest.approx(20 / 400)
     assert found["I3/curve/small/bytes"]["value"] == pytest.approx(20 / 400)
     assert found["I3/curve/small/speed"]["value"] == 6.0
     for task in ("search_ranking", "ad_ctr"):

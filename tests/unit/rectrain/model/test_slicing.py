@@ -14,16 +14,9 @@ from rectrain.data.batch import PackedTexts
 from rectrain.data.tokenize import load_tokenizer, tokenize
 from rectrain.errors import ConfigError
 from rectrain.model.encoder import encode, load_encoder
-from rectrain.model.slicing import (
-    Importance,
-    Shape,
-    cut,
-    measure_importance,
-    preset_shape,
-    refit,
-    reorder,
-    spread_layers,
-)
+from rectrain.model.refit import refit
+from rectrain.model.shape import Shape, preset_shape, spread_layers
+from rectrain.model.slicing import Importance, cut, measure_importance, reorder
 
 _SMALLER = Shape(layers=(1, 3), hidden=16, heads=2, intermediate=24)
 
