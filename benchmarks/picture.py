@@ -81,6 +81,8 @@ def draw_steps(
         left.errorbar(at, values, yerr=bars, fmt="o", color=color, markersize=4, label=label)
         way = [place for place, step in enumerate(found) if step not in apart]
         left.plot([at[p] for p in way], [values[p] for p in way], color=color, linewidth=1)
+    known = [one.value for found in shares.values() for one in found.values()] or [0.0, 1.0]
+    left.set_ylim(min(known) - 0.1, max(known) + 0.1)  # few groups have intervals without end
     left.axhline(wanted, color="0.6", linestyle="--", linewidth=1)
     left.set_ylabel("share of the large model's lift, 95% interval")
     for number, (label, numbers) in enumerate(times.items()):
@@ -90,7 +92,7 @@ def draw_steps(
         right.plot(at, values, "o", color=f"C{number}", label=label)
         right.plot([at[p] for p in way], [values[p] for p in way], color=f"C{number}", linewidth=1)
     right.set_yscale("log")
-    right.set_ylabel("times the large model in fp32, one engine each")
+    right.set_ylabel("times the large model in torch, fp32")
     for axis in (left, right):
         axis.set_xticks(range(len(steps)), steps, rotation=30, ha="right")
         axis.grid(alpha=0.3)
