@@ -98,14 +98,22 @@ class Pipeline:
     Args:
         config: from `resolve`.
         say: is given the lines that a user should see.
+        train: trains a run to its end, from where it is; on the Ray cluster by default.
 
     Raises:
         RectrainError: what the user must mend first: of the teacher, its data, the output, or an
             engine that is missing.
     """
 
-    def __init__(self, config: CompressConfig, *, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: CompressConfig,
+        *,
+        say: Callable[[str], None],
+        train: Callable[[RunConfig], None] | None = None,
+    ) -> None:
         self.config, self._say = config, say
+        self._train_run = train or partial(train_run, say=say)
         self.space = Workspace(config)
         check_engines()
         self.teacher = load_model(config.teacher)
@@ -165,8 +173,10 @@ class Pipeline:
 
     def training(self, name: Run = "distilled") -> RunConfig:
         """The configuration of one of the two runs; the first needs most of the cluster."""
-        model = self.teacher.checkpoint.meta["config"]["model"]
-        return run_config(name, self.config, model=model, tasks=list(self.data), paths=self._paths)
+        taught = self.teacher.checkpoint.meta["config"]
+        return run_config(
+            name, self.config, teacher=taught, tasks=list(self.data), paths=self._paths
+        )
 
     def _num_done(self) -> int:
         """How many steps are done before the first that is not: what follows that one is stale."""
@@ -203,7 +213,7 @@ class Pipeline:
 
     def _train(self, name: Run) -> None:
         config = self.training(name)
-        train_run(config, say=self._say)
+        self._train_run(config)
         self.space.finish(name, {"num_steps": config.train.num_steps})
 
     def _trim(self) -> None:

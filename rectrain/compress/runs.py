@@ -18,6 +18,8 @@ __all__ = ["Run", "run_config", "train_run"]
 Run = Literal["distilled", "heads"]
 """Both are named as their folders."""
 
+# The student learns from rows in the shares that the teacher was last trained on.
+_MIXING = ("num_negatives", "temperature", "mixing_weights")
 _HEAD_TOKENS = 4  # times as many in a micro-batch, where texts are vectors
 _OF_THE_ENCODER = ("learning_rate", "layer_decay", "balancer", "distill_relation", "offload")
 
@@ -26,7 +28,7 @@ def run_config(
     name: Run,
     config: CompressConfig,
     *,
-    model: Mapping[str, Any],
+    teacher: Mapping[str, Any],
     tasks: Sequence[str],
     paths: Sequence[str],
 ) -> RunConfig:
@@ -35,11 +37,12 @@ def run_config(
     Args:
         name: which.
         config: from `pipeline.resolve`.
-        model: settings of the teacher's model.
+        teacher: settings of the teacher's run: its model, and its mixture of rows.
         tasks: of the teacher, in its order.
         paths: prepared directories.
     """
     root, train = Path(config.output), config.train.model_dump()
+    rows = {key: teacher["data"][key] for key in _MIXING}
     tokens = config.tokens_per_micro_batch
     if name == "heads":
         train |= {field: TrainConfig.model_fields[field].default for field in _OF_THE_ENCODER}
@@ -56,8 +59,8 @@ def run_config(
             "name": name,
             "output": str(root),
             "seed": config.seed,
-            "data": {"paths": list(paths), "tokens_per_micro_batch": tokens},
-            "model": {**model, "encoder": str(root / "cut")},
+            "data": {**rows, "paths": list(paths), "tokens_per_micro_batch": tokens},
+            "model": {**teacher["model"], "encoder": str(root / "cut")},
             "train": {**train, "tasks": list(tasks)},
             "tracking": {"mlflow": "off"},
         }
