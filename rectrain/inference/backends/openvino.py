@@ -15,6 +15,8 @@ from rectrain.inference.text_encoder import TextEncoder
 
 __all__ = ["open_openvino"]
 
+_INT8 = "-int8"  # the end of such a graph's name
+
 
 def open_openvino(graph: Path, *, threads: int) -> TextEncoder:
     """Compiles a graph for this machine's CPU.
@@ -29,13 +31,14 @@ def open_openvino(graph: Path, *, threads: int) -> TextEncoder:
     """
     with needs_extra():
         import openvino as ov
-    settings = {
+    settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": threads,
-        # Where a CPU has bfloat16 the default would be that, and answers differ between machines.
-        "INFERENCE_PRECISION_HINT": "f32",
     }
+    if not graph.stem.endswith(_INT8):
+        # Where a CPU has bfloat16 the default is that. What int8 leaves in float may have it.
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
     with readable(graph):
         compiled = ov.Core().compile_model(graph, "CPU", settings)
     requests: SimpleQueue[Any] = SimpleQueue()
