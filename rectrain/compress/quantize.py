@@ -82,7 +82,7 @@ def export_graphs(
     *,
     calibration: Sequence[Sequence[int]],
     quality: Callable[[TextEncoder], float] | None = None,
-    max_drop: float = 0.01,
+    max_drop: float = 0.009,
 ) -> dict[str, GraphFacts]:
     """Writes `openvino`, `openvino-int8` (.xml, .bin), `onnx` and `onnx-int8` (.onnx).
 
