@@ -77,6 +77,9 @@ def test_the_package_scores_as_the_distilled_heads_do(small: Path) -> None:
         model = rectrain.load(small / folder, backend="torch")
         got = model.predictor.score("risk", model.predictor.tokenised("risk", rows))
         np.testing.assert_allclose(got, expected, atol=gap)
+    assert model.fallback_share == 0  # of training texts none falls back, and all are counted
+    calibration = json.loads((small / "graphs" / "done.json").read_text())["calibration_sha256"]
+    assert model.package.manifest["facts"]["calibration_sha256"] == calibration
     assert model.package.graphs.keys() == {"openvino", "openvino-int8", "onnx", "onnx-int8"}
     assert model.package.indexes.keys() == {"recommendation"}
     assert (model.package.path / "quality.png").exists()
