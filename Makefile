@@ -1,6 +1,6 @@
 # make setup      the environment alone (.venv)
-# make demo       prepare the embedded data, train, evaluate; ends in runs/demo/summary.json
-#                 (PRESET=tiny: a small one in 2 minutes)
+# make demo       prepare the embedded data, train, evaluate, make a small model of the large one;
+#                 ends in runs/demo/summary.json (PRESET=tiny: a small one in 4 minutes)
 # make serve      the models of runs/PRESET on 127.0.0.1:8000: a page at /, API docs at /docs
 # make test       what CI runs: lint, then every test but the slow ones
 # make test-full  the slow ones too
@@ -39,11 +39,14 @@ serve: setup
 	@test -d $(LARGE) || { echo "error: $(LARGE) is not there; fix: make demo PRESET=$(PRESET) && python -m jobs.publish --checkpoint runs/$(PRESET) --output $(LARGE)" >&2; exit 2; }
 	python -m serve.app --config serve/settings.yaml $(PAIR)
 
+# Integration tests run Ray clusters and take all cores by themselves.
 test: lint
-	python -m pytest -m 'not slow'
+	python -m pytest tests/integration -m 'not slow'
+	OMP_NUM_THREADS=1 python -m pytest tests/unit --numprocesses auto --dist loadfile
 
 test-full: lint
-	python -m pytest
+	python -m pytest tests/integration
+	OMP_NUM_THREADS=1 python -m pytest tests/unit --numprocesses auto --dist loadfile
 
 lint: setup
 	ruff check .

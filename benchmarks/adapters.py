@@ -23,7 +23,7 @@ __all__ = ["main"]
 _OUTPUT = Path("runs/bench")
 _VARIANTS: tuple[Variant, ...] = ("full", "lora", "adalora")
 # AdaLoRA is looked at while its ranks fall: after a tenth of the planned steps.
-_FULL = Scale(5, 4, 21, "minilm", 2048, "demo", first_step=200)
+_FULL = Scale(5, 2, 8, "minilm", 2048, "demo", first_step=200)
 _QUICK = Scale(1, 1, 3, "tiny", 512, "tiny", first_step=200)
 _MIB = 1 << 20
 

@@ -77,7 +77,7 @@ def _prepare(data: str, *, threads: int, quick: bool) -> Setup:
     calibration: list[list[int]] = []
     for kind in KINDS:
         texts[kind], drawn = draw_texts(
-            known, kind, tokenizer=tokenizer, num_tokens=2_000 if quick else 30_000, seed=1
+            known, kind, tokenizer=tokenizer, num_tokens=2_000 if quick else 12_000, seed=1
         )
         ids[kind] = sorted(drawn, key=len)
         calibration += draw_texts(

@@ -14,17 +14,25 @@ from transformers import BertModel
 
 from benchmarks.inference_peers import Setup
 from rectrain.compress.quantize import export_graphs
+from rectrain.compress.samples import digest
 
 __all__ = ["build_graphs"]
 
 
 def build_graphs(setup: Setup, calibration: Sequence[Sequence[int]]) -> None:
-    """Fills `setup.graphs`: ours, and int8 graphs of the same weights by the peers' own recipes."""
+    """Fills `setup.graphs`: ours, and int8 graphs of the same weights by the peers' own recipes.
+
+    Graphs of the same calibration texts that are there are kept.
+    """
     folder = Path(setup.graphs)
+    mark, made_from = folder / "calibration.sha256", digest(calibration)
+    if mark.exists() and mark.read_text() == made_from:
+        return
     for name, facts in export_graphs(Path(setup.encoder), folder, calibration=calibration).items():
         print(f"{name}: {facts}", flush=True)
     _peer_openvino(setup, folder / "peer-openvino-int8.xml", calibration)
     _peer_onnx(setup, folder / "peer-onnx-int8.onnx")
+    mark.write_text(made_from)
 
 
 def _peer_openvino(setup: Setup, path: Path, calibration: Sequence[Sequence[int]]) -> None:
@@ -45,6 +53,7 @@ def _peer_openvino(setup: Setup, path: Path, calibration: Sequence[Sequence[int]
 
 def _peer_onnx(setup: Setup, path: Path) -> None:
     """Exported by tracing, attention fused by ONNX Runtime's optimiser, quantised dynamically."""
+    from onnx import TensorProto
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.transformers import optimizer
 
@@ -73,7 +82,14 @@ def _peer_onnx(setup: Setup, path: Path) -> None:
             num_heads=config.num_attention_heads,
             hidden_size=config.hidden_size,
         ).save_model_to_file(fused)
-        quantize_dynamic(fused, path, per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(
+            fused,
+            path,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            # It can't infer the type of what comes out of the fused attention.
+            extra_options={"DefaultTensorType": TensorProto.FLOAT},
+        )
 
 
 class _Hidden(torch.nn.Module):

@@ -187,6 +187,8 @@ def _open_openvino(setup: Setup) -> Opened:
             finally:
                 requests.append(request)
 
+        # Its bindings load numpy's at the first call, and two first calls at once wait for ever.
+        run(np.ones((1, 1), np.int64), np.ones((1, 1), np.int64))
         return run
 
     threads = {"INFERENCE_NUM_THREADS": setup.threads}

@@ -11,9 +11,12 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-__all__ = ["in_processes", "train_here"]
+if TYPE_CHECKING:
+    from rectrain.train.config import RunConfig
+
+__all__ = ["in_processes", "train_here", "train_run"]
 
 _T = TypeVar("_T")
 _SAY_EVERY = 40  # steps
@@ -55,12 +58,18 @@ def train_here(argv: Sequence[str], *, job: Any) -> None:
         job: the configuration's class: `RunConfig` or `PretrainConfig`.
     """
     from rectrain.config import load_config
+
+    train_run(load_config(job, file=None, overrides=argv))
+
+
+def train_run(config: RunConfig) -> None:
+    """The same of a run's configuration."""
     from rectrain.train import preflight
     from rectrain.train.build import load_trained_encoder
     from rectrain.train.export import export_encoder
     from rectrain.train.worker import train_in_group
 
-    config = preflight.resolve_paths(load_config(job, file=None, overrides=argv), overwrite=False)
+    config = preflight.resolve_paths(config, overwrite=False)
     place = preflight.claim(config, overwrite=False)
     with place.store.locked():
         if place.result is None:

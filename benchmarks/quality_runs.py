@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from math import ceil
 from pathlib import Path
@@ -14,14 +15,25 @@ import ray
 from benchmarks.one_process import in_processes, train_here
 from jobs import prepare
 from rectrain.data.shards import Prepared
-from rectrain.inference.evaluate import MODEL, judged_systems
+from rectrain.inference.compare import MODEL
+from rectrain.inference.evaluate import judged_systems
 from rectrain.inference.predictor import Predictor, open_prepared
 from rectrain.metrics import Examples
 from rectrain.train.build import open_data
 from rectrain.train.config import PretrainConfig, RunConfig
 from rectrain.train.run_plan import plan_run
 
-__all__ = ["AUGMENTED", "PRETRAINED", "SINGLE", "Cell", "Scale", "Study", "Systems"]
+__all__ = [
+    "AUGMENTED",
+    "PRETRAINED",
+    "SINGLE",
+    "Cell",
+    "Scale",
+    "Study",
+    "Systems",
+    "load_systems",
+    "save_systems",
+]
 
 #: a system's name -> its scores of the same rows
 Systems = Mapping[str, Examples]
@@ -150,6 +162,22 @@ class Study:
         ]
         in_processes(self._make, models, processes=_NUM_PROCESSES)
         return [self._systems(cell, tuple(tasks)) for cell in cells]
+
+    def joint(self, name: str, tasks: Sequence[str], *, sources: Sequence[str]) -> Path:
+        """The run of a joint model of some tasks, with one seed on the first fold.
+
+        Args:
+            name: of the run.
+            tasks: to train.
+            sources: folders of the data sets that have them: retail, chorus-0, upworthy, bank,
+                pages-0.
+        """
+        known = self._real_sources(0)
+        self._prepare((source, known[source]) for source in sources)
+        paths = [self._path(source) for source in sources]
+        train = partial(self._two_runs, name, paths, seed=0)
+        in_processes(train, [tuple(tasks)], processes=1)
+        return self._folder / "runs" / name
 
     def market(self, variants: Mapping[str, Sequence[str]]) -> dict[str, dict[str, Systems]]:
         """Of each variant, of each task: a model of the marketplace under its settings."""
@@ -309,11 +337,14 @@ class Study:
         if not path.exists():
             predictor = Predictor.from_checkpoint(str(run))
             data = open_prepared(predictor, paths, tasks=[task])
-            _save(path, judged_systems(predictor, data[task], task=task, baselines=baselines))
-        return _load(path)
+            save_systems(
+                path, judged_systems(predictor, data[task], task=task, baselines=baselines)
+            )
+        return load_systems(path)
 
 
-def _save(path: Path, systems: Systems) -> None:
+def save_systems(path: Path, systems: Systems) -> None:
+    """Writes scores into an .npz at once."""
     arrays = {
         f"{system}/{name}": getattr(examples, name)
         for system, examples in systems.items()
@@ -326,7 +357,8 @@ def _save(path: Path, systems: Systems) -> None:
     draft.replace(path)
 
 
-def _load(path: Path) -> Systems:
+def load_systems(path: Path) -> Systems:
+    """The inverse of `save_systems`."""
     with np.load(path, allow_pickle=False) as stored:
         parts: dict[str, dict[str, np.ndarray]] = {}
         for key in stored.files:

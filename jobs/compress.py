@@ -31,21 +31,23 @@ def main(argv: list[str]) -> int:
     import matplotlib  # noqa: F401 - missing, it must be told now
 
     from rectrain.compress.pipeline import Pipeline, resolve
-    from rectrain.package import open_package, update_package
+    from rectrain.package import ModelParts, open_package, update_package
     from rectrain.report.compression import compression_table, write_compression
     from rectrain.train import launch
 
     pipeline = Pipeline(resolve(config), say=_say)
     _say(pipeline.plan())
-    if options.dry_run:
+    if not pipeline.is_trained():
         where, have = resources()
         _say(f"cluster: {where}: {have.get('CPU', 0):g} CPUs, {have.get('GPU', 0):g} GPUs")
         launch.check_resources(pipeline.training(), have)
+    if options.dry_run:
         return 0
     rows = pipeline.run()
     output = pipeline.space.root
     package = open_package(output / "package")
-    metrics = {task: spec.primary for task, spec in package.read().specs.items()}
+    specs = ModelParts.of(pipeline.teacher).specs
+    metrics = {task: spec.primary for task, spec in specs.items()}
     picture = write_compression(
         output,
         rows,

@@ -1,7 +1,8 @@
-"""The whole line on the embedded data: prepare, train, evaluate, and say where all of it lies.
+"""The whole line on the embedded data: prepare, train, evaluate, make a small model of it.
 
 Training is two runs: first the encoder and all heads jointly (OUTPUT/NAME-joint), then the heads
 alone on the vectors of that encoder (OUTPUT/NAME), which takes rows about a hundred times as fast.
+OUTPUT/NAME-small/package is the small model, beside the large one in OUTPUT/NAME-small/summary.md.
 
     python -m jobs.demo [--preset demo|tiny] [--output runs] [--overwrite] [--dry-run]
 
@@ -22,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from jobs import evaluate, prepare, train
+from jobs import compress, evaluate, prepare, train
 from jobs.cli import JobParser, lasting, run
 from rectrain.data.shards import MANIFEST
 from rectrain.report.evaluation import write_summary
@@ -30,10 +31,11 @@ from rectrain.train.storage import Store
 
 __all__ = ["main"]
 
-#: Each has simulated data of its name and two configurations, NAME-joint and NAME-heads.
+#: Each has simulated data of its name and three configurations, NAME-joint, -heads and -small.
 PRESETS = ("demo", "tiny")
+_PARTS = ("joint", "heads", "small")
 CONFIGS = Path(__file__).parent / "configs"
-_RUN = "config.yaml"  # what a run's folder has
+_RUN, _SMALL = "config.yaml", "compress.yaml"  # what the folders of a run and of a small model have
 
 
 def main(argv: list[str]) -> int:
@@ -47,10 +49,12 @@ def main(argv: list[str]) -> int:
         return 0
     account = directory.with_name(f"{directory.name}-spent.json")
     if options.overwrite:
-        _discard({directory: _RUN, _joint(directory): _RUN, data: MANIFEST})
+        runs = {directory: _RUN, _beside(directory, "joint"): _RUN}
+        _discard({**runs, _beside(directory, "small"): _SMALL, data: MANIFEST})
         account.unlink(missing_ok=True)
     elif summary.exists():
-        print((directory / "evaluation.md").read_text(encoding="utf-8").partition("\n## ")[0])
+        for report in (directory / "evaluation.md", _beside(directory, "small") / "summary.md"):
+            print(report.read_text(encoding="utf-8").partition("\n## ")[0])
         _say(f"already done: {summary} (--overwrite begins anew)")
         return 0
     with _counted(_Spent(account)) as spent:
@@ -72,28 +76,31 @@ def _parser() -> JobParser:
 
 
 def _run_jobs(options: argparse.Namespace, *, data: Path, directory: Path) -> None:
-    """All four parts, each of which goes on where it was; of a dry run the first that has work."""
+    """All five parts, each of which goes on where it was; of a dry run the first that has work."""
     dry_run = ["--dry-run"] if options.dry_run else []
     common = [f"--data.paths={data}", f"--output={directory.parent}", *dry_run]
-    joint, heads = (CONFIGS / f"{options.preset}-{part}.yaml" for part in ("joint", "heads"))
+    config = {part: str(CONFIGS / f"{options.preset}-{part}.yaml") for part in _PARTS}
+    joint, small = _beside(directory, "joint"), _beside(directory, "small")
     if options.overwrite or not (data / MANIFEST).exists():
-        _say(f"1/4 prepare {data}")
+        _say(f"1/5 prepare {data}")
         source = ["--source=simulated", f"--size={options.preset}", f"--output={data}"]
         prepare.main([*source, *dry_run])
         if dry_run:
             return  # the rest needs the data
-    _say(f"2/4 train encoder and heads {_joint(directory)}")
-    train.main(["--config", str(joint), *common])
+    _say(f"2/5 train encoder and heads {joint}")
+    train.main(["--config", config["joint"], *common])
     if dry_run:
         return  # the rest needs the encoder
-    _say(f"3/4 train heads {directory}")
-    train.main(["--config", str(heads), f"--train.start_from={_joint(directory)}", *common])
-    _say(f"4/4 evaluate {directory}")
+    _say(f"3/5 train heads {directory}")
+    train.main(["--config", config["heads"], f"--train.start_from={joint}", *common])
+    _say(f"4/5 evaluate {directory}")
     evaluate.main(["--checkpoint", str(directory)])
+    _say(f"5/5 make a small model {small}")
+    compress.main(["--config", config["small"], f"--teacher={directory}", f"--output={small}"])
 
 
-def _joint(directory: Path) -> Path:
-    return directory.with_name(f"{directory.name}-joint")
+def _beside(directory: Path, part: str) -> Path:
+    return directory.with_name(f"{directory.name}-{part}")
 
 
 def _discard(marks: Mapping[Path, str]) -> None:

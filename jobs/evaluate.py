@@ -58,6 +58,7 @@ def main(argv: list[str]) -> int:
         results,
         output,
         checkpoint=str(predictor.checkpoint.path),
+        model_sha256=predictor.checkpoint.model_sha256,
         step=predictor.checkpoint.step,
         config=f"{run_folder(options.checkpoint)}/config.yaml",
         data=list(paths),

@@ -58,7 +58,7 @@ class _Job:
     """What an actor must know to score any part."""
 
     checkpoint: str
-    sha256: str  # of the model, see Predictor.sha256
+    sha256: str  # of the model, see Checkpoint.model_sha256
     task: str
     output: str
     columns: tuple[str, ...]
@@ -76,7 +76,7 @@ class _Scorer:
         self._job = job
         self._sink = Sink(job.output)
         self._predictor = Predictor.from_checkpoint(job.checkpoint, device=job.device)
-        self._replaced = self._predictor.sha256 != job.sha256
+        self._replaced = self._predictor.checkpoint.model_sha256 != job.sha256
         if job.catalogue:
             items = open_tasks(job.catalogue, tasks=[job.task])[job.task].items(job.task).table()
             self._index = ItemIndex.build(self._predictor, job.task, items)
@@ -137,7 +137,7 @@ def main(argv: list[str]) -> int:
     ranks = predictor.spec(task).has_catalogue
     job = _Job(
         checkpoint=checkpoint,
-        sha256=predictor.sha256,
+        sha256=predictor.checkpoint.model_sha256,
         task=task,
         output=output,
         columns=fields.names(),

@@ -26,6 +26,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from rectrain.data.loader import open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.errors import ConfigError, DataError
 from rectrain.inference.golden import publish_golden
-from rectrain.inference.packaged import publish_index
+from rectrain.inference.packaged import item_indexes, publish_index
 from rectrain.metrics import Interval
 from rectrain.model.spec import TaskSpec
 from rectrain.package import Card, ModelParts, check_free, open_package, write_package
@@ -98,9 +99,13 @@ def _publish(options: argparse.Namespace, output: Path) -> int:
         metrics=metrics,
         measured=measured,
     )
-    package = write_package(output, parts, card=card, overwrite=options.overwrite)
-    if data:
-        package = publish_index(package, data)
+    package = write_package(
+        output,
+        parts,
+        card=card,
+        indexes=partial(item_indexes, parts, data),
+        overwrite=options.overwrite,
+    )
     package = publish_golden(package)
     size = sum(facts["bytes"] for facts in package.files.values())
     print(f"package: {output}, {size / 1e6:,.1f} MB, version {package.version[:12]}")
@@ -154,7 +159,7 @@ def _metrics(options: argparse.Namespace, loaded: LoadedModel) -> tuple[Metrics,
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
         metrics = {task: _intervals(facts["metrics"]) for task, facts in found["tasks"].items()}
-        step, split = found["step"], found["split"]
+        step, split, sha256 = found["step"], found["split"], found["model_sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             what=f"evaluation {path}",
@@ -162,13 +167,13 @@ def _metrics(options: argparse.Namespace, loaded: LoadedModel) -> tuple[Metrics,
             rule="must be an evaluation.json of jobs.evaluate",
             fix="run jobs.evaluate again",
         ) from error
-    if step != loaded.checkpoint.step:
+    if sha256 != loaded.checkpoint.model_sha256:
         if not given:
             return {}, ""
         raise DataError(
             what=f"evaluation {path}",
-            got=f"figures of step {step}",
-            rule=f"the checkpoint is of step {loaded.checkpoint.step}",
+            got=f"figures of another model, of step {step}",
+            rule=f"the card is of this checkpoint, of step {loaded.checkpoint.step}",
             fix="run jobs.evaluate on this checkpoint",
         )
     return metrics, f"On the {split} split; intervals are 95% of a bootstrap over groups."

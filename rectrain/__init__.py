@@ -63,7 +63,8 @@ def load(
 
     Raises:
         PackageError: a folder that is foreign, incomplete, altered, or of a newer format.
-        ConfigError: no such backend.
+        ConfigError: no such backend, or threads below 1.
+        EncoderError: a graph that its engine can't open.
         ResourceError: no such device.
     """
     from rectrain.inference import packaged

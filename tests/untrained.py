@@ -10,8 +10,9 @@ from typing import Any
 
 from safetensors.torch import save
 
-from rectrain.train.build import Model, attachments, checkpoint_meta, new_model, open_data
+from rectrain.train.build import Model, attachments, new_model, open_data
 from rectrain.train.config import RunConfig
+from rectrain.train.provenance import checkpoint_meta
 
 
 def write_run(

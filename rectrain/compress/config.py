@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from rectrain.config import Section
-from rectrain.model.slicing import SHAPE_PRESETS
+from rectrain.idle import Idle
+from rectrain.model.shape import SHAPE_PRESETS
 from rectrain.train.config import TrainConfig
 
 __all__ = ["CompressConfig", "DistilConfig"]
 
 # What the steps themselves decide.
-_DECIDED = ("tasks", "start_from", "freeze", "adapter", "early_stopping", "num_epochs")
+_DECIDED = (
+    *("tasks", "start_from", "start_from_sha256", "freeze", "adapter"),
+    *("early_stopping", "num_epochs"),
+)
 
 
 class DistilConfig(TrainConfig):
     """How the small model learns of the large one: as `jobs.train`, with other defaults."""
 
-    num_steps: PositiveInt | None = Field(
+    num_steps: PositiveInt = Field(
         default=600, description="optimizer updates of the distillation of encoder and heads"
     )
     learning_rate: PositiveFloat | None = Field(
@@ -44,8 +48,8 @@ class CompressConfig(Section):
     data: tuple[str, ...] = Field(
         default=(), description="prepared directories; those of the teacher by default"
     )
-    tokens_per_micro_batch: PositiveInt = Field(
-        default=2048, description="real tokens of one forward of a worker"
+    tokens_per_micro_batch: int = Field(
+        default=2048, ge=16, description="real tokens of one forward of a worker"
     )
     seed: int = Field(default=0, ge=0, description="of samples of texts, order of rows and dropout")
     refit_texts: PositiveInt = Field(
@@ -55,15 +59,17 @@ class CompressConfig(Section):
         default=400, description="updates of the heads alone, on vectors that are computed once"
     )
     head_rate: PositiveFloat = Field(default=1e-3, description="their peak rate")
-    calibration_texts: PositiveInt = Field(
-        default=400, description="texts of all tasks that int8 scales come from"
+    calibration_texts: int = Field(
+        default=400,
+        ge=50,
+        description="texts of all tasks that int8 scales come from; every fifth judges them",
     )
     max_drop: float = Field(
         default=0.002,
         ge=0.0,
         lt=1.0,
-        description="share of its validation metric that a task may lose to int8; layers stay in "
-        "float until none loses more",
+        description="share of its validation metric that a task may lose to int8, a standard error "
+        "aside; layers stay in float until none loses more",
     )
     split: Literal["validation", "test"] = Field(
         default="test", description="rows that the table is about"
@@ -74,12 +80,14 @@ class CompressConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _teach(cls, values: Any) -> Any:
-        """The run that distils has this teacher."""
+        """The run that distils has this teacher, unless it names another: see `idle`."""
         if not isinstance(values, Mapping) or "teacher" not in values:
             return values
         train = values.get("train", {})
         if isinstance(train, TrainConfig):
             train = train.model_dump(exclude_unset=True)
+        if not isinstance(train, Mapping) or train.get("teacher") is not None:
+            return values
         return {**values, "train": {**train, "teacher": values["teacher"]}}
 
     @model_validator(mode="after")
@@ -91,3 +99,9 @@ class CompressConfig(Section):
         if given:
             raise ValueError(f"train.{given[0]} is decided by the steps; leave it out")
         return self
+
+    def idle(self) -> Iterator[Idle]:
+        """See `Section.idle`."""
+        yield from self.train.idle()
+        if self.train.teacher != self.teacher:
+            yield Idle(("train.teacher",), "beside another teacher", ("teacher",))

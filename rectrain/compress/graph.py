@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertModel
 
+from rectrain.model.rounding import int8_rows
+
 __all__ = ["EncoderGraph", "name_in_graph"]
 
 # Added to the score of a padding token: exp of it is 0 in float32 beside any real token's.
@@ -116,12 +118,12 @@ class _Table(nn.Module):
 
 
 class _Int8Table(nn.Module):
-    """Rows of a table in int8: row r is its integers times scale[r], the largest of them ±127."""
+    """Rows of a table in int8, with a scale for each."""
 
     def __init__(self, rows: Tensor) -> None:
         super().__init__()
-        scale = rows.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
-        self.register_buffer("rows", (rows / scale).round().to(torch.int8))
+        integers, scale = int8_rows(rows)
+        self.register_buffer("rows", integers)
         self.register_buffer("scale", scale)
 
     def forward(self, index: Tensor) -> Tensor:

@@ -10,31 +10,56 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from rectrain.data.batch import PackedTexts, distinct_texts
+from rectrain.data.batch import PackedTexts, distinct_texts, take_texts
 from rectrain.data.shards import Prepared
 from rectrain.inference.backends import open_torch
-from rectrain.inference.evaluate import MODEL, judged_systems
+from rectrain.inference.compare import MODEL
+from rectrain.inference.evaluate import judged_systems
 from rectrain.inference.predictor import Predictor
 from rectrain.inference.text_encoder import TextEncoder
-from rectrain.metrics import Interval, bootstrap_interval, metric
+from rectrain.metrics import Examples, Interval, bootstrap_interval, metric, resample
 from rectrain.package import ModelParts
 
-__all__ = ["Latency", "Measured", "TokenisingPredictor", "measure", "primary_metrics"]
+__all__ = [
+    "BATCH_SIZES",
+    "Judged",
+    "Latency",
+    "Measured",
+    "TokenisingPredictor",
+    "judged_rows",
+    "least_share",
+    "measure",
+    "worst_share",
+]
 
 Floats = NDArray[np.float32]
 
 BATCH_SIZES = (1, 32)
-_CALLS = {1: 200, 32: 60}  # timed calls of each size
+_CALLS = {1: 120, 32: 40}  # timed calls of each size
 _WARM_UP = 5
 _ROUNDS = 5  # of the throughput, whose median counts
-_ROWS = 512  # of a task, for speed
+_RESAMPLES = 200  # enough for a standard error
+_ROWS = 512  # of a task, for latency
+_TEXTS = 400  # different ones of all tasks, for throughput
+
+
+class Judged(NamedTuple):
+    """metric: the name of what judges the rows; rows: labels and a model's scores."""
+
+    metric: str
+    rows: Examples
+
+    @property
+    def value(self) -> float:
+        """The metric of the rows."""
+        return float(metric(self.metric).prepare(self.rows)(self.rows.weights))
 
 
 @dataclass(frozen=True)
@@ -56,6 +81,7 @@ class Measured:
         num_bytes: of their weights as they are stored.
         latency: rows of a request (of one task) -> latency; empty for an encoder alone.
         tokens_per_s: real tokens of different texts that the encoder takes a second.
+        backend: what ran the encoder.
     """
 
     name: str
@@ -64,6 +90,7 @@ class Measured:
     num_bytes: int
     latency: Mapping[int, Latency]
     tokens_per_s: float
+    backend: str = "torch"
 
     def to_json(self) -> dict[str, Any]:
         """JSON-serialisable; see `from_json`."""
@@ -91,16 +118,60 @@ class TokenisingPredictor(Predictor):
         return super().embed(task, self.tokenised(task, rows))
 
 
-def primary_metrics(
+def judged_rows(
     predictor: Predictor, data: Mapping[str, Prepared], *, split: str
-) -> dict[str, float]:
-    """Each task's primary metric on a split, without intervals."""
-    values = {}
-    for task, prepared in data.items():
-        judged = judged_systems(predictor, prepared, task=task, split=split, baselines=False)[MODEL]
-        statistic = metric(predictor.spec(task).primary).prepare(judged)
-        values[task] = float(statistic(judged.weights))
-    return values
+) -> dict[str, Judged]:
+    """Each task's primary metric, and the rows of a split as a model scores them."""
+    return {
+        task: Judged(
+            predictor.spec(task).primary,
+            judged_systems(predictor, prepared, task=task, split=split, baselines=False)[MODEL],
+        )
+        for task, prepared in data.items()
+    }
+
+
+def least_share(found: Mapping[str, Judged], exact: Mapping[str, Judged]) -> float:
+    """The least share, over tasks, of the exact model's metric that another keeps.
+
+    One standard error, of a paired bootstrap over groups, counts in its favour: what is smaller
+    can't be told from chance on these rows (Breiman et al. 1984, "Classification and Regression
+    Trees", the one-standard-error rule). 1 where no metric is above 0.
+    """
+    shares = []
+    for task, judged in exact.items():
+        if judged.value > 0:
+            drawn = resample(
+                [metric(judged.metric).prepare(each.rows) for each in (found[task], judged)],
+                unit=judged.rows.groups,
+                weight=judged.rows.weights,
+                num_resamples=_RESAMPLES,
+            )
+            error = float(np.nanstd(drawn[:, 0] - drawn[:, 1]))
+            shares.append((found[task].value + error) / judged.value)
+    return min(shares, default=1.0)
+
+
+def worst_share(
+    parts: ModelParts, data: Mapping[str, Prepared], *, say: Callable[[str], None]
+) -> Callable[[TextEncoder], float]:
+    """From an encoder to the `least_share` that it keeps in validation, with int8 heads.
+
+    Args:
+        parts: the model in fp32.
+        data: task -> its prepared data, with the texts; the tokenizer may be another one.
+        say: is told which tasks have no metric to judge by.
+    """
+
+    def judged(model: ModelParts, encoder: TextEncoder | None = None) -> dict[str, Judged]:
+        predictor = TokenisingPredictor.of(model, encoder=encoder)
+        return judged_rows(predictor, data, split="validation")
+
+    exact, small = judged(parts), parts.with_int8_heads()
+    for task, rows in exact.items():
+        if rows.value <= 0:
+            say(f"int8 is not judged by {task}: its metric in validation is {rows.value:g}")
+    return lambda encoder: least_share(judged(small, encoder), exact)
 
 
 def measure(
@@ -121,28 +192,32 @@ def measure(
         parts: the model.
         data: task -> its prepared data, with the texts; the tokenizer may be another one.
         split: rows that judge it; their texts are timed too.
-        threads: of torch in this process.
+        threads: of torch in this process while it is timed.
         encoder: in the place of the model's own, which torch runs.
         num_bytes: of the stored weights; those of fp32 by default.
         is_trained: whether its heads are; if not, it has no metrics and no latency.
     """
+    own = encoder or open_torch(parts.model.encoder)
+    predictor = TokenisingPredictor.of(parts, encoder=own)
+    metrics = _intervals(predictor, data, split=split) if is_trained else {}
+    tables = {
+        task: predictor.tokenised(task, prepared.shards(task, split).table().slice(0, _ROWS))
+        for task, prepared in data.items()
+    }
+    texts = distinct_texts(tables.values())
+    every = torch.arange(0, len(texts.lengths), max(1, len(texts.lengths) // _TEXTS))
+    num_parameters = sum(p.numel() for p in parts.model.parameters())
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        own = encoder or open_torch(parts.model.encoder)
-        predictor = TokenisingPredictor.of(parts, encoder=own)
-        tables = {
-            task: predictor.tokenised(task, prepared.shards(task, split).table().slice(0, _ROWS))
-            for task, prepared in data.items()
-        }
-        num_parameters = sum(p.numel() for p in parts.model.parameters())
         return Measured(
             name=name,
-            metrics=_intervals(predictor, data, split=split) if is_trained else {},
+            metrics=metrics,
             num_parameters=num_parameters,
             num_bytes=4 * num_parameters if num_bytes is None else num_bytes,
             latency=_latencies(Predictor.of(parts, encoder=own), tables) if is_trained else {},
-            tokens_per_s=_throughput(own, distinct_texts(tables.values())),
+            tokens_per_s=_throughput(own, take_texts(texts, every)),
+            backend=own.name,
         )
     finally:
         torch.set_num_threads(before)

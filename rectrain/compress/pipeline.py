@@ -15,76 +15,82 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rectrain.cluster import connect
+from rectrain.compress.card import small_card
 from rectrain.compress.config import CompressConfig
-from rectrain.compress.measure import Measured, TokenisingPredictor, measure, primary_metrics
-from rectrain.compress.quantize import export_graphs, pack
+from rectrain.compress.measure import Measured, measure, worst_share
+from rectrain.compress.quantize import check_engines, export_graphs, pack
+from rectrain.compress.runs import Run, run_config, train_run
 from rectrain.compress.samples import digest, held_out_texts, renumbered, sample
 from rectrain.compress.workspace import Workspace
 from rectrain.data.shards import Prepared
 from rectrain.data.tokenize import load_tokenizer
-from rectrain.errors import ConfigError, without_credentials
+from rectrain.errors import DataError, without_credentials
 from rectrain.inference.backends import choose, open_onnx, open_openvino
-from rectrain.inference.golden import publish_golden
-from rectrain.inference.packaged import publish_index
+from rectrain.inference.golden import GOLDEN, publish_golden
+from rectrain.inference.packaged import item_indexes
 from rectrain.inference.predictor import Predictor, open_prepared
 from rectrain.inference.text_encoder import TextEncoder
-from rectrain.metrics import Interval
-from rectrain.model.slicing import cut, measure_importance, preset_shape, refit
+from rectrain.model.refit import refit
+from rectrain.model.shape import preset_shape
+from rectrain.model.slicing import cut, measure_importance
 from rectrain.model.vocabulary import kept_pieces, measure_fallback, trim
-from rectrain.package import Card, ModelParts, open_package, write_package
-from rectrain.train import launch, preflight
-from rectrain.train.build import load_model, load_trained_encoder, new_model
+from rectrain.package import Card, ModelParts, num_head_bytes, open_package, write_package
+from rectrain.train import preflight
+from rectrain.train.build import load_model, new_model
 from rectrain.train.checkpoint import manifest_sha256
-from rectrain.train.config import RunConfig, TrainConfig
-from rectrain.train.export import base_model, export_encoder
+from rectrain.train.config import RunConfig
 from rectrain.train.frozen import training_texts
+from rectrain.train.provenance import check_origin
+from rectrain.train.run_plan import plan_run
 from rectrain.train.selection import find_checkpoint, newest_checkpoint
 from rectrain.train.storage import Store
 
 __all__ = ["LARGE", "SMALL", "Pipeline", "resolve"]
 
 LARGE, SMALL = "large", "small"
-_ENGINES = ("openvino", "nncf", "onnx", "onnxruntime")
-_HEAD_TOKENS = 4  # times as many in a micro-batch, where texts are vectors
 
 
 def resolve(config: CompressConfig) -> CompressConfig:
     """The same with absolute paths, and the checkpoint that the teacher's run has now.
 
     Raises:
-        CheckpointError: the teacher's run has no complete checkpoint.
+        CheckpointError: the teacher's run has no complete checkpoint, or another one than
+            `train.teacher_sha256` says.
     """
 
     def absolute(path: str) -> str:
         return path if "://" in path else str(Path(path).expanduser().absolute())
 
     teacher = newest_checkpoint(absolute(config.teacher))
-    sha256 = manifest_sha256(Store.open(teacher))
+    noted = config.train.teacher_sha256 if config.train.teacher == config.teacher else None
+    sha256 = noted or manifest_sha256(Store.open(teacher))
+    train = config.train.model_copy(update={"teacher": teacher, "teacher_sha256": sha256})
+    check_origin(train, "teacher", fix="give another --output, and no train.teacher_sha256")
     update = {
         "teacher": teacher,
         "output": absolute(config.output),
         "data": tuple(absolute(path) for path in config.data),
-        "train": config.train.model_copy(update={"teacher": teacher, "teacher_sha256": sha256}),
+        "train": train,
     }
     return config.model_copy(update=update)
 
 
 @dataclass(frozen=True)
 class _Step:
-    """A part of the work: its folder, what it is called, whether it is done, how it is done."""
+    """A part of the work: its folder, what it is called, whether it is done, how it is done, and
+    the row of the table that measures what it makes."""
 
     folder: str
     text: str
     is_done: Callable[[], bool]
     run: Callable[[], None]
+    row: str
 
 
 class Pipeline:
@@ -93,16 +99,24 @@ class Pipeline:
     Args:
         config: from `resolve`.
         say: is given the lines that a user should see.
+        train: trains a run to its end, from where it is; on the Ray cluster by default.
 
     Raises:
         RectrainError: what the user must mend first: of the teacher, its data, the output, or an
             engine that is missing.
     """
 
-    def __init__(self, config: CompressConfig, *, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: CompressConfig,
+        *,
+        say: Callable[[str], None],
+        train: Callable[[RunConfig], None] | None = None,
+    ) -> None:
         self.config, self._say = config, say
+        self._train_run = train or partial(train_run, say=say)
         self.space = Workspace(config)
-        _check_engines()
+        check_engines()
         self.teacher = load_model(config.teacher)
         self.shape = preset_shape(config.preset, self.teacher.model.encoder.config)
         trained_on = self.teacher.checkpoint.meta["config"]["data"]["paths"]
@@ -111,13 +125,15 @@ class Pipeline:
         self.data: Mapping[str, Prepared] = open_prepared(
             predictor, self._paths, tasks=predictor.tasks
         )
+        _check_rows(self.data, splits=("validation", config.split))
+        plan_run(self.training(), self.data)
         self.steps = (
             self._step("cut", "cut the encoder and refit it", self._cut),
-            self._run_step("distilled", "distil encoder and heads"),
-            self._run_step("heads", "train the heads alone"),
+            self._step("distilled", "distil encoder and heads", partial(self._train, "distilled")),
+            self._step("heads", "train the heads alone", partial(self._train, "heads")),
             self._step("trimmed", "trim the vocabulary", self._trim),
-            self._step("graphs", "quantise", self._quantise),
-            _Step("package", "package", self._is_packaged, self._package),
+            self._step("graphs", "quantise encoder and heads", self._quantise, row=SMALL),
+            _Step("package", "package", self._is_packaged, self._package, row=""),
         )
 
     # --- the whole -------------------------------------------------------------------------------
@@ -137,40 +153,52 @@ class Pipeline:
             f"the heads alone, {train.max_workers} workers, ZeRO-{train.zero_stage}",
             f"output: {self.space.root}",
         ]
+        num_done = self._num_done()
         for number, step in enumerate(self.steps, 1):
-            state = "done" if step.is_done() else "to do"
+            state = "done" if number <= num_done else "to do"
             lines.append(f"{number}/{len(self.steps)} {step.text}: {state} ({step.folder}/)")
         return "\n".join(lines)
+
+    def is_trained(self) -> bool:
+        """Whether both runs are done."""
+        return self._num_done() > [step.folder for step in self.steps].index("heads")
 
     def run(self) -> list[Measured]:
         """Does what is left to do, and measures each model on the way; the large one first."""
         with self.space.begun():
-            for number, step in enumerate(self.steps, 1):
-                if not step.is_done():
-                    self._say(f"── {number}/{len(self.steps)} {step.text}")
-                    step.run()
+            for number, step in enumerate(self.steps[self._num_done() :], self._num_done() + 1):
+                self._say(f"── {number}/{len(self.steps)} {step.text}")
+                self._forget(step.row, *self.steps[number:])
+                step.run()
             return self._measure_all()
 
-    def training(self) -> RunConfig:
-        """The run that needs most of the cluster."""
-        return self._run("distilled")
+    def training(self, name: Run = "distilled") -> RunConfig:
+        """The configuration of one of the two runs; the first needs most of the cluster."""
+        taught = self.teacher.checkpoint.meta["config"]
+        return run_config(
+            name, self.config, teacher=taught, tasks=list(self.data), paths=self._paths
+        )
+
+    def _num_done(self) -> int:
+        """How many steps are done before the first that is not: what follows that one is stale."""
+        return next((n for n, step in enumerate(self.steps) if not step.is_done()), len(self.steps))
+
+    def _forget(self, row: str, *later: _Step) -> None:
+        """Removes what was made, or measured, of what is now made anew."""
+        for folder in (step.folder for step in later):
+            self.space.remove(folder)
+        for name in filter(None, (row, *(step.row for step in later))):
+            self.space.remove(f"measured/{name}.json")
 
     # --- the steps -------------------------------------------------------------------------------
 
-    def _step(self, folder: str, text: str, run: Callable[[], None]) -> _Step:
-        return _Step(folder, text, partial(self.space.is_done, folder), run)
-
-    def _run_step(self, name: str, text: str) -> _Step:
-        exported = self.space.root / name / "encoder" / "modules.json"
-        return _Step(name, text, exported.exists, lambda: self._train(self._run(name)))
+    def _step(
+        self, folder: str, text: str, run: Callable[[], None], *, row: str | None = None
+    ) -> _Step:
+        return _Step(folder, text, partial(self.space.is_done, folder), run, row or folder)
 
     def _is_packaged(self) -> bool:
-        package = self.space.root / "package"
-        indexes = (package / "items" / f"{task}.safetensors" for task in self._catalogues())
-        return all(file.exists() for file in (package / "manifest.json", *indexes))
-
-    def _catalogues(self) -> dict[str, Prepared]:
-        return {task: found for task, found in self.data.items() if found.has_items(task)}
+        return (self.space.root / "package" / GOLDEN).exists()  # what is written last
 
     def _cut(self) -> None:
         large = self.teacher.model.encoder
@@ -184,71 +212,44 @@ class Pipeline:
         shutil.copytree(self.teacher.tokenizer_path, folder, dirs_exist_ok=True)
         self.space.finish("cut", {"shape": asdict(self.shape), "texts": digest(texts)})
 
-    def _run(self, name: str) -> RunConfig:
-        """The configuration of one of the two runs."""
-        train, tokens = self.config.train.model_dump(), self.config.tokens_per_micro_batch
-        if name == "heads":
-            unused = ("learning_rate", "layer_decay", "balancer", "distill_relation", "offload")
-            train |= {field: TrainConfig.model_fields[field].default for field in unused}
-            train |= {
-                "start_from": str(self.space.root / "distilled"),
-                "freeze": "encoder",
-                "zero_stage": min(self.config.train.zero_stage, 2),
-                "num_steps": self.config.head_steps,
-                "head_learning_rate": self.config.head_rate,
-            }
-            tokens *= _HEAD_TOKENS
-        model = self.teacher.checkpoint.meta["config"]["model"]
-        return RunConfig.model_validate(
-            {
-                "name": name,
-                "output": str(self.space.root),
-                "seed": self.config.seed,
-                "data": {"paths": self._paths, "tokens_per_micro_batch": tokens},
-                "model": {**model, "encoder": str(self.space.root / "cut")},
-                "train": {**train, "tasks": list(self.data)},
-                "tracking": {"mlflow": "off"},
-            }
-        )
-
-    def _train(self, config: RunConfig) -> None:
-        """Trains a run to its end, from where it is."""
-        config = preflight.resolve_paths(config)
-        self._say(preflight.describe(config))
-        place = preflight.claim(config, overwrite=False)
-        if place.result is None:
-            connect()
-            launch.launch(config, place, say=self._say)
-        else:  # a kill came between the last checkpoint and the export
-            export_encoder(load_trained_encoder(place.result), place.store)
+    def _train(self, name: Run) -> None:
+        config = self.training(name)
+        self._train_run(config)
+        self.space.finish(name, {"num_steps": config.train.num_steps})
 
     def _trim(self) -> None:
         parts = ModelParts.of(load_model(str(self.space.root / "heads")))
-        full = parts.model.encoder
+        full, split = parts.model.encoder, self.config.split
         trimmed = trim(
             parts.tokenizer, full, kept_pieces(parts.tokenizer, [training_texts(self.data)])
         )
-        smaller = replace(parts, model=copy.deepcopy(parts.model), tokenizer=trimmed.tokenizer)
+        smaller = replace(
+            parts,
+            model=copy.deepcopy(parts.model),
+            tokenizer=trimmed.tokenizer,
+            full_tokenizer=parts.tokenizer,  # so that who uses it knows how many texts fall back
+        )
         smaller.model.encoder = trimmed.bert
         fallback = measure_fallback(
             parts.tokenizer,
             full,
             trimmed,
-            held_out_texts(self.data, split=self.config.split),
+            held_out_texts(self.data, split=split),
             max_length=max(limit.max_length for limit in parts.limits.values()),
         )
         facts = {
             "pieces": len(trimmed.ids),
             "of": full.config.vocab_size,
-            "fallback": {**asdict(fallback), "share": fallback.share},
+            "fallback": {**asdict(fallback), "share": fallback.share, "split": split},
         }
         self._say(
             f"vocabulary: {facts['pieces']:,} of {facts['of']:,} pieces; {fallback.share:.2%} of "
-            f"{fallback.num_texts:,} texts of {self.config.split} have others, with mean cosine "
+            f"{fallback.num_texts:,} texts of {split} have others, with mean cosine "
             f"{fallback.fallback_cosine:.4f} to before"
         )
         self.space.fresh("trimmed")
-        write_package(self.space.root / "trimmed" / "model", smaller, card=self._card(facts=facts))
+        card = self._card(smaller, facts=facts)
+        write_package(self.space.root / "trimmed" / "model", smaller, card=card)
         self.space.finish("trimmed", facts)
 
     def _quantise(self) -> None:
@@ -257,33 +258,33 @@ class Pipeline:
             self.space.root / "trimmed" / "model" / "encoder",
             self.space.fresh("graphs"),
             calibration=texts,
-            quality=self._worst_share(parts),
+            quality=worst_share(parts, self.data, say=self._say),
             max_drop=self.config.max_drop,
         )
-        graphs = {name: asdict(facts) for name, facts in found.items()}
-        for name, facts in graphs.items():
-            if kept := len(facts["float_layers"]):
+        for name, graph in found.items():
+            if kept := len(graph.float_layers):
                 self._say(f"{name}: {kept} layers stay in float")
+            if not graph.holds:
+                self._say(
+                    f"{name}: left out; a task keeps {graph.quality:.2%} of its metric in "
+                    f"validation, and max_drop={self.config.max_drop:g} allows no less than "
+                    f"{1 - self.config.max_drop:.2%}"
+                )
+        graphs = {name: asdict(graph) for name, graph in found.items()}
         self.space.finish("graphs", {"graphs": graphs, "calibration_sha256": digest(texts)})
 
     def _package(self) -> None:
-        small, parts = self._measured(SMALL, self._measure_small), self._trimmed()
-        metrics = {task: {parts.specs[task].primary: v} for task, v in small.metrics.items()}
-        graphs = self.space.fresh(".graphs")  # without what the step says of itself
-        for facts in self.space.facts("graphs")["graphs"].values():
-            for name in facts["files"]:
-                shutil.copy2(self.space.root / "graphs" / name, graphs / name)
+        parts, small = self._small(), self.measured(SMALL, self._measure_small)
         facts = {"vocabulary": self.space.facts("trimmed"), **self.space.facts("graphs")}
+        files = (name for graph in self._graphs().values() for name in graph["files"])
         package = write_package(
             self.space.root / "package",
             parts,
-            card=self._card(metrics=metrics, facts=facts),
-            graphs=graphs,
-            overwrite=True,  # a kill may have come before its index
+            card=self._card(parts, facts=facts, measured=small),
+            graphs=[self.space.root / "graphs" / name for name in files],
+            indexes=partial(item_indexes, parts, self._catalogues()),
+            overwrite=True,  # a kill may have come before its golden requests
         )
-        shutil.rmtree(graphs)
-        if catalogues := self._catalogues():
-            package = publish_index(package, catalogues)
         publish_golden(package)
 
     # --- measuring -------------------------------------------------------------------------------
@@ -303,10 +304,15 @@ class Pipeline:
             "trimmed": lambda: self._measure("trimmed", self._trimmed()),
             SMALL: self._measure_small,
         }
-        return [self._measured(name, make) for name, make in made.items()]
+        return [self.measured(name, make) for name, make in made.items()]
 
-    def _measured(self, name: str, make: Callable[[], Measured]) -> Measured:
-        """A row of the table, from its file if the same was measured before."""
+    def measured(self, name: str, make: Callable[[], Measured]) -> Measured:
+        """A row of the table, from its file if the same was measured before.
+
+        Args:
+            name: of the row and its file.
+            make: measures it.
+        """
         facts = {"split": self.config.split, "threads": self.config.threads}
         path = self.space.root / "measured" / f"{name}.json"
         if path.exists():
@@ -325,57 +331,51 @@ class Pipeline:
 
     def _measure_cut(self) -> Measured:
         """The cut encoder, whose heads are still fresh."""
-        model: Any = new_model(preflight.resolve_paths(self._run("distilled")), self.data)
+        model: Any = new_model(preflight.resolve_paths(self.training()), self.data)
         parts = replace(ModelParts.of(self.teacher), model=model)
         return self._measure("cut", parts, is_trained=False)
 
     def _measure_small(self) -> Measured:
-        """The int8 graph that is fastest here, with the heads in torch."""
-        parts, graphs = self._trimmed(), self.space.facts("graphs")["graphs"]
+        """The graph that is fastest here, with the heads in torch: one in int8 where any holds."""
+        parts, graphs = self._small(), self._graphs()
+        names = [name for name in graphs if name.endswith("-int8")]
+        if not names:
+            self._say("no graph in int8 loses as little as max_drop allows: fp32 is taken")
         candidates = {
-            name: partial(self._open_graph, facts["files"][0])
-            for name, facts in graphs.items()
-            if name.endswith("-int8")
+            name: partial(self._open_graph, graphs[name]["files"][0]) for name in names or graphs
         }
         choice = choose(candidates, pack(self._calibration()))
         self._say(f"fastest here: {choice.backend}")
-        encoder = {id(p) for p in parts.model.encoder.parameters()}
-        heads = sum(p.numel() for p in parts.model.parameters() if id(p) not in encoder)
         return self._measure(
             SMALL,
             parts,
             encoder=candidates[choice.backend](),
-            num_bytes=int(graphs[choice.backend]["num_bytes"]) + 4 * heads,
+            num_bytes=int(graphs[choice.backend]["num_bytes"]) + num_head_bytes(parts),
         )
 
     def _open_graph(self, file: str) -> TextEncoder:
         open_one = open_openvino if file.endswith(".xml") else open_onnx
         return open_one(self.space.root / "graphs" / file, threads=self.config.threads)
 
-    def _worst_share(self, parts: ModelParts) -> Callable[[TextEncoder], float]:
-        """Of an encoder: the least share, over tasks, of its fp32's metric in validation."""
-        judged = {
-            task: prepared
-            for task, prepared in self.data.items()
-            if prepared.splits(task)["validation"]["rows"]
-        }
-
-        def values(encoder: TextEncoder | None) -> dict[str, float]:
-            predictor = TokenisingPredictor.of(parts, encoder=encoder)
-            return primary_metrics(predictor, judged, split="validation")
-
-        exact = {task: value for task, value in values(None).items() if value > 0}
-
-        def worst(encoder: TextEncoder) -> float:
-            found = values(encoder)
-            return min((found[task] / value for task, value in exact.items()), default=1.0)
-
-        return worst
-
     # --- what was made ---------------------------------------------------------------------------
+
+    def _catalogues(self) -> dict[str, Prepared]:
+        return {task: found for task, found in self.data.items() if found.has_items(task)}
 
     def _trimmed(self) -> ModelParts:
         return open_package(self.space.root / "trimmed" / "model").read()
+
+    def _small(self) -> ModelParts:
+        return self._trimmed().with_int8_heads()
+
+    def _graphs(self) -> dict[str, dict[str, Any]]:
+        """Facts of the graphs that lose as little as `max_drop` allows; of fp32 in any case."""
+        graphs: dict[str, dict[str, Any]] = self.space.facts("graphs")["graphs"]
+        return {
+            name: graph
+            for name, graph in graphs.items()
+            if graph["holds"] or not name.endswith("-int8")
+        }
 
     def _calibration(self) -> list[list[int]]:
         """Training texts of all tasks in the trimmed vocabulary, at their real lengths."""
@@ -385,44 +385,27 @@ class Pipeline:
         return renumbered(texts, full=full, trimmed=self._trimmed().tokenizer)
 
     def _card(
-        self,
-        *,
-        facts: Mapping[str, Any],
-        metrics: Mapping[str, Mapping[str, Interval]] | None = None,
+        self, parts: ModelParts, *, facts: Mapping[str, Any], measured: Measured | None = None
     ) -> Card:
-        meta, shape, train = self.teacher.checkpoint.meta, self.shape, self.config.train
-        source = find_checkpoint(Store.open(str(self.space.root / "heads")))
-        measured = (
-            f"On the {self.config.split} split, by the int8 graph that was fastest where it was "
-            "made; intervals are 95% of a bootstrap over groups."
-        )
-        return Card(
-            source=manifest_sha256(source),
-            made=[
-                f"The encoder of a model that was trained on {', '.join(self.data)} for "
-                f"{meta['step']:,} steps was cut to layers {', '.join(map(str, shape.layers))}, "
-                f"hidden size {shape.hidden}, {shape.heads} heads and inner size "
-                f"{shape.intermediate}, and refitted to the large one's hidden states.",
-                f"Encoder and heads learned of that model for {train.num_steps:,} steps: "
-                f"{train.distill_weight:.0%} soft labels at temperature "
-                f"{train.distill_temperature:g}, relation of texts × {train.distill_relation:g}.",
-                f"The heads alone learned of it for {self.config.head_steps:,} steps.",
-                "The vocabulary was trimmed to the pieces of the training texts.",
-            ],
-            base_model=base_model(meta),
-            metrics=metrics or {},
-            measured=measured if metrics else "",
+        return small_card(
+            self.config,
+            parts,
+            source=manifest_sha256(find_checkpoint(Store.open(str(self.space.root / "heads")))),
+            teacher=self.teacher.checkpoint.meta,
+            shape=self.shape,
             facts=facts,
+            measured=measured,
         )
 
 
-def _check_engines() -> None:
-    """Refuses to begin what could not be ended."""
-    absent = [name for name in _ENGINES if find_spec(name) is None]
-    if absent:
-        raise ConfigError(
-            what="inference engines",
-            got=f"no installed {', '.join(absent)}",
-            rule="quantising needs the extra inference",
-            fix="pip install 'rectrain[inference]'",
-        )
+def _check_rows(data: Mapping[str, Prepared], *, splits: Sequence[str]) -> None:
+    """Refuses data that the end of the work would find too small."""
+    for task, prepared in data.items():
+        for split in splits:
+            if not prepared.splits(task)[split]["rows"]:
+                raise DataError(
+                    what=f"{split} split of {task} in {prepared.root}",
+                    got="no rows",
+                    rule="validation bounds what int8 may lose, and the table is of `split`",
+                    fix="prepare more data, or larger split shares",
+                )

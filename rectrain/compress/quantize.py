@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,17 +23,18 @@ from rectrain.compress.onnx import ONNX
 from rectrain.compress.openvino import OPENVINO
 from rectrain.compress.sensitivity import mean_cosine, rank_layers
 from rectrain.data.batch import PackedTexts
-from rectrain.errors import DataError
+from rectrain.errors import ConfigError, DataError
 from rectrain.inference.backends import open_torch
 from rectrain.inference.text_encoder import TextEncoder
 from rectrain.model.encoder import load_encoder
 
-__all__ = ["GraphFacts", "export_graphs", "pack"]
+__all__ = ["GraphFacts", "check_engines", "export_graphs", "pack"]
 
 # Every fifth text judges a graph and is kept from calibrating it.
 _JUDGED_EVERY = 5
 _RANKED_TEXTS = 48
 _ENGINES: dict[str, EngineTools] = {"openvino": OPENVINO, "onnx": ONNX}
+_PACKAGES = ("openvino", "nncf", "onnx", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class GraphFacts:
         min_cosine: of the worst of these texts.
         quality: by the caller's measure, or the mean cosine.
         float_layers: linear layers that an int8 graph keeps in float.
+        holds: whether the quality is as good as `max_drop` asks.
     """
 
     files: tuple[str, ...]
@@ -54,6 +57,23 @@ class GraphFacts:
     min_cosine: float
     quality: float
     float_layers: tuple[str, ...] = ()
+    holds: bool = True
+
+
+def check_engines() -> None:
+    """Refuses to begin what could not be ended.
+
+    Raises:
+        ConfigError: a package of the engines is missing.
+    """
+    absent = [name for name in _PACKAGES if find_spec(name) is None]
+    if absent:
+        raise ConfigError(
+            what="inference engines",
+            got=f"no installed {', '.join(absent)}",
+            rule="quantising needs the extra inference",
+            fix="pip install 'rectrain[inference]'",
+        )
 
 
 def export_graphs(
@@ -62,7 +82,7 @@ def export_graphs(
     *,
     calibration: Sequence[Sequence[int]],
     quality: Callable[[TextEncoder], float] | None = None,
-    max_drop: float = 0.01,
+    max_drop: float = 0.009,
 ) -> dict[str, GraphFacts]:
     """Writes `openvino`, `openvino-int8` (.xml, .bin), `onnx` and `onnx-int8` (.onnx).
 
@@ -75,7 +95,8 @@ def export_graphs(
         calibration: token ids of real texts of every task, at their real lengths, [CLS] and [SEP]
             included; some hundreds. Every fifth judges the graphs instead.
         quality: of an encoder, higher is better; by default the mean cosine to torch in fp32.
-        max_drop: an int8 graph has at least (1 - max_drop) of the fp32 encoder's quality.
+        max_drop: a graph that holds has at least (1 - max_drop) of the fp32 encoder's quality.
+            Without any linear layer in int8 a graph may still not, for its table of pieces.
 
     Returns:
         Graph -> its facts.
@@ -95,7 +116,7 @@ def export_graphs(
         )
     output.mkdir(parents=True, exist_ok=True)
     bert = _load(encoder_dir, max_length=max(map(len, different)))
-    judge = _Judge.of(bert, pack(different[::_JUDGED_EVERY]), quality)
+    judge = _Judge.of(bert, pack(different[::_JUDGED_EVERY]), quality, max_drop=max_drop)
     kept = [text for place, text in enumerate(different) if place % _JUDGED_EVERY]
     facts = {}
     for name, tools in _ENGINES.items():
@@ -106,7 +127,6 @@ def export_graphs(
             tools=tools,
             texts=kept,
             judge=judge,
-            least=judge.exact - max_drop * abs(judge.exact),
         )
     return facts
 
@@ -128,17 +148,22 @@ class _Judge(NamedTuple):
         texts: that judge.
         vectors: float32 [U, D], the fp32 encoder's.
         quality: the measure.
-        exact: the fp32 encoder's quality.
+        least: the quality of a graph that holds.
     """
 
     texts: PackedTexts
     vectors: Tensor
     quality: Callable[[TextEncoder], float]
-    exact: float
+    least: float
 
     @classmethod
     def of(
-        cls, bert: BertModel, texts: PackedTexts, quality: Callable[[TextEncoder], float] | None
+        cls,
+        bert: BertModel,
+        texts: PackedTexts,
+        quality: Callable[[TextEncoder], float] | None,
+        *,
+        max_drop: float,
     ) -> _Judge:
         encoder = open_torch(bert)
         vectors = encoder.encode(texts)
@@ -147,7 +172,8 @@ class _Judge(NamedTuple):
             return mean_cosine(found.encode(texts), vectors)
 
         measure = quality or by_cosine
-        return cls(texts, vectors, measure, measure(encoder))
+        exact = measure(encoder)
+        return cls(texts, vectors, measure, exact - max_drop * abs(exact))
 
 
 def _load(directory: Path, *, max_length: int) -> BertModel:
@@ -159,16 +185,18 @@ def _load(directory: Path, *, max_length: int) -> BertModel:
 def _facts(
     tools: EngineTools, judge: _Judge, path: Path, *, float_layers: Sequence[str] = ()
 ) -> GraphFacts:
-    encoder = tools.open(path, threads=1)
+    encoder = tools.open(path, threads=torch.get_num_threads())
     cosines = torch.cosine_similarity(encoder.encode(judge.texts), judge.vectors)
+    quality = judge.quality(encoder)
     files = [path, *sorted(other for other in path.parent.glob(f"{path.stem}.*") if other != path)]
     return GraphFacts(
         files=tuple(file.name for file in files),
         num_bytes=sum(file.stat().st_size for file in files),
         cosine=float(cosines.mean()),
         min_cosine=float(cosines.min()),
-        quality=judge.quality(encoder),
+        quality=quality,
         float_layers=tuple(float_layers),
+        holds=quality >= judge.least,
     )
 
 
@@ -179,12 +207,11 @@ def _quantize(
     tools: EngineTools,
     texts: Sequence[Sequence[int]],
     judge: _Judge,
-    least: float,
 ) -> GraphFacts:
-    """Writes the int8 graph with the fewest layers in float whose quality is at least `least`.
+    """Writes the int8 graph with the fewest layers in float that holds.
 
     A layer is kept in float before all that lose less by `rank_layers`, so there is one number to
-    find; graphs without any layer in int8 are taken as they are.
+    find; the graph without any layer in int8 is the last, and says whether it holds.
     """
 
     def build(num_float: int) -> GraphFacts:
@@ -194,12 +221,12 @@ def _quantize(
 
     ranked: list[str] = []
     facts = build(0)
-    if facts.quality >= least:
+    if facts.holds:
         return facts
     ranked = rank_layers(bert, pack(texts[:_RANKED_TEXTS]))
     too_few, enough = 0, len(ranked)
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
         facts = build(middle)
-        too_few, enough = (too_few, middle) if facts.quality >= least else (middle, enough)
+        too_few, enough = (too_few, middle) if facts.holds else (middle, enough)
     return facts if len(facts.float_layers) == enough else build(enough)

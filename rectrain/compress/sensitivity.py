@@ -13,6 +13,7 @@ from transformers import BertModel
 
 from rectrain.data.batch import PackedTexts
 from rectrain.model.encoder import encode
+from rectrain.model.rounding import rounded
 
 __all__ = ["linear_layers", "mean_cosine", "rank_layers"]
 
@@ -54,7 +55,7 @@ def rank_layers(bert: BertModel, texts: PackedTexts) -> list[str]:
         for name, layer in layers.items():
             weight = layer.weight.data
             hook = layer.register_forward_pre_hook(_round_input(*ranges[name]))
-            layer.weight.data = _round_weight(weight)
+            layer.weight.data = rounded(weight)
             loss[name] = 1 - mean_cosine(encode(bert, texts), exact)
             layer.weight.data = weight
             hook.remove()
@@ -75,8 +76,3 @@ def _round_input(low: Tensor, high: Tensor) -> Any:
         return (((inputs[0] - low) / step).round() * step + low,)
 
     return hook
-
-
-def _round_weight(weight: Tensor) -> Tensor:
-    step = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
-    return (weight / step).round() * step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +32,7 @@ class Workspace:
 
     def __init__(self, config: CompressConfig) -> None:
         self.root = Path(config.output)
+        self._store = Store.open(str(self.root))
         self._settings = without_credentials(dump_config(config))
         stored = self.root / _CONFIG
         if stored.exists():
@@ -70,9 +70,8 @@ class Workspace:
         Raises:
             ResourceError: another one does.
         """
-        store = Store.open(str(self.root))
-        store.make()
-        with store.locked():
+        self._store.make()
+        with self._store.locked():
             self.write(_CONFIG, self._settings)
             yield
 
@@ -86,28 +85,33 @@ class Workspace:
         return found
 
     def finish(self, step: str, facts: Mapping[str, Any]) -> None:
-        """Says that a step is done.
+        """Says that a step is done, once all that is in its folder is on the disk.
 
         Args:
             step: its folder.
             facts: what later steps, or people, need to know of it; JSON-serialisable.
         """
+        for path in (self.root / step).iterdir():  # what a step writes itself has no folders
+            if path.is_file():
+                self._store.sync(f"{step}/{path.name}")
         self.write(f"{step}/{_DONE}", json.dumps(facts, indent=1) + "\n")
+        self._store.sync(".")
 
     def fresh(self, step: str) -> Path:
         """An empty folder, in the place of what an interruption left."""
         folder = self.root / step
-        shutil.rmtree(folder, ignore_errors=True)
+        self.remove(step)
         folder.mkdir(parents=True)
         return folder
 
+    def remove(self, name: str) -> None:
+        """Removes a folder or file, if it is there."""
+        self._store.remove(name)
+
     def write(self, name: str, text: str) -> None:
-        """Replaces a file at once."""
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.tmp")
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+        """Replaces a file at once, and lastingly."""
+        folder, _, file = name.rpartition("/")
+        self._store.sub(folder).replace(file, text.encode())
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

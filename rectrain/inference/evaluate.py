@@ -26,34 +26,26 @@ from rectrain.data.shards import Prepared
 from rectrain.data.simulate import SIZES, purchase_propensity
 from rectrain.errors import DataError
 from rectrain.inference.baselines import CatalogueScorer, catalogue_scorer, score_rows
+from rectrain.inference.compare import BEST_POSSIBLE, MODEL, MetricResult, compare, metric_result
 from rectrain.inference.index import ItemIndex, Scorer
 from rectrain.inference.predictor import Predictor
 from rectrain.inference.recommend import Shoppers
 from rectrain.metrics import (
     Examples,
-    Interval,
     catalogue_coverage,
     graded_groups,
     group_codes,
     intra_list_dissimilarity,
-    metric,
     num_one_class_groups,
-    resample,
-    summarise,
 )
 from rectrain.model.spec import Loss, TaskSpec
 
 __all__ = [
-    "BEST_POSSIBLE",
-    "MODEL",
-    "MetricResult",
     "TaskResult",
-    "compare",
     "evaluate",
     "judged_systems",
 ]
 
-MODEL, BEST_POSSIBLE = "model", "best_possible"
 LIST_SIZE = 10
 # What is reported beside a task's own metrics.
 _FURTHER: Mapping[Loss, tuple[str, ...]] = {
@@ -64,36 +56,6 @@ _FURTHER: Mapping[Loss, tuple[str, ...]] = {
 }
 
 Scores = NDArray[np.floating[Any]]
-
-
-@dataclass(frozen=True)
-class MetricResult:
-    """One metric of one task.
-
-    Args:
-        name: of the metric.
-        model: its value with the 95% interval of a bootstrap over the task's groups.
-        baselines: the same of each baseline.
-        differences: model - baseline, paired.
-        best_possible: the value of the true probabilities; None where they are unknown.
-        higher_is_better: None for a rate.
-    """
-
-    name: str
-    model: Interval
-    baselines: Mapping[str, Interval]
-    differences: Mapping[str, Interval]
-    best_possible: float | None
-    higher_is_better: bool | None
-
-    @property
-    def best_baseline(self) -> str | None:
-        """The baseline of the best value; None without one, or for a rate."""
-        if self.higher_is_better is None:
-            return None
-        sign = 1 if self.higher_is_better else -1
-        known = {k: sign * v.value for k, v in self.baselines.items() if not np.isnan(v.value)}
-        return max(known, key=lambda name: known[name]) if known else None
 
 
 @dataclass(frozen=True)
@@ -217,64 +179,6 @@ def _judged(
 ) -> tuple[dict[str, Examples], dict[str, MetricResult], int]:
     score = _ranked_catalogue if spec.has_catalogue else _rows
     return score(predictor, prepared, spec=spec, split=split)
-
-
-def compare(
-    systems: Mapping[str, Examples], names: Sequence[str], *, num_resamples: int, seed: int
-) -> dict[str, MetricResult]:
-    """Every metric of every system, on the same resamples of the groups."""
-    specs = {name: metric(name) for name in names}
-    judged = systems[MODEL]
-    statistics = {
-        (system, name): spec.prepare(examples)
-        for system, examples in systems.items()
-        for name, spec in specs.items()
-    }
-    values = {key: statistic(judged.weights) for key, statistic in statistics.items()}
-    drawn = resample(
-        [statistics[key] for key in statistics if key[0] != BEST_POSSIBLE],
-        unit=judged.groups,
-        weight=judged.weights,
-        num_resamples=num_resamples,
-        seed=seed,
-    )
-    columns = {
-        key: drawn[:, place]
-        for place, key in enumerate(key for key in statistics if key[0] != BEST_POSSIBLE)
-    }
-    return {
-        name: _metric_result(name, values, columns, higher_is_better=spec.higher_is_better)
-        for name, spec in specs.items()
-    }
-
-
-def _metric_result(
-    name: str,
-    values: Mapping[tuple[str, str], float],
-    resamples: Mapping[tuple[str, str], NDArray[np.float64]],
-    *,
-    higher_is_better: bool | None,
-) -> MetricResult:
-    def interval(system: str) -> Interval:
-        return summarise(values[system, name], resamples.get((system, name), np.empty(0)))
-
-    def difference(system: str) -> Interval:
-        gap = values[MODEL, name] - values[system, name]
-        if (system, name) not in resamples:
-            return summarise(gap, np.empty(0))
-        return summarise(gap, resamples[MODEL, name] - resamples[system, name])
-
-    others = [
-        system for system, title in values if title == name and system not in (MODEL, BEST_POSSIBLE)
-    ]
-    return MetricResult(
-        name=name,
-        model=interval(MODEL),
-        baselines={system: interval(system) for system in others},
-        differences={system: difference(system) for system in others},
-        best_possible=values.get((BEST_POSSIBLE, name)),
-        higher_is_better=higher_is_better,
-    )
 
 
 # ── Rows with labels ─────────────────────────────────────────────────────────────────────────────
@@ -406,5 +310,5 @@ def _diversity(
     means = {system: float(np.nanmean(values)) for system, values in unlike.items()}
     for title, values in ((f"coverage@{LIST_SIZE}", shares), (name, means)):
         alone = {(system, title): value for system, value in values.items()}
-        results[title] = _metric_result(title, alone, {}, higher_is_better=None)
+        results[title] = metric_result(title, alone, {}, higher_is_better=None)
     return results

@@ -194,7 +194,8 @@ class ItemIndex:
 
         Args:
             queries: float32 [U, D + 1].
-            k: length of the lists, at least 1; a list is shorter where items run out.
+            k: length of the lists, at least 1, and at most I; a list is shorter where items run
+                out.
             exclude: for each query, ids that it must not get (already bought); ids that the index
                 lacks are passed over here and below.
             out_of_stock: ids that no query gets, or bool [I], true for such items.
@@ -207,6 +208,7 @@ class ItemIndex:
         assert exclude is None or len(exclude) == len(queries), "one collection a query"
         hidden = self._hidden(out_of_stock)
         num_items = len(self.ids)
+        k = min(k, num_items)
         taken = min(max(_MIN_CANDIDATES, _CANDIDATES_A_PLACE * k), num_items) if diversity else k
         held = max(num_items, taken * self.vectors.shape[1] if diversity else 0, 1)
         size, scorer = max(_BLOCK_SCORES // held, 1), self.scorer(queries)
@@ -237,7 +239,7 @@ class ItemIndex:
 
 def _check(k: int, diversity: float) -> None:
     for what, got, is_right, rule in (
-        ("k", k, k >= 1, "at least 1"),
+        ("k", k, isinstance(k, int | np.integer) and k >= 1, "a whole number of at least 1"),
         ("diversity", diversity, 0 <= diversity <= 1, "0 (by score alone) to 1"),
     ):
         if not is_right:

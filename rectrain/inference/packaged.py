@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 
 from rectrain.data.fields import FieldTable
 from rectrain.data.shards import Prepared
-from rectrain.errors import DataError, PackageError
+from rectrain.errors import ConfigError, DataError, PackageError
 from rectrain.inference.engine import Engine, open_engine
 from rectrain.inference.index import ItemIndex
 from rectrain.inference.predictor import Predictor, check_features, pick_device
 from rectrain.inference.rows import EXCLUDE, EncodedRows
-from rectrain.package import Package, open_package, update_package
+from rectrain.package import ModelParts, Package, open_package, update_package
+from rectrain.package.folder import ITEMS
 
-__all__ = ["PackagedModel", "Recommended", "Rows", "load", "publish_index"]
+__all__ = ["PackagedModel", "Recommended", "Rows", "item_indexes", "load", "publish_index"]
 
 Rows: TypeAlias = Sequence[Mapping[str, Any]] | pa.Table
 """Rows in a task's fields; other keys and columns are passed over."""
@@ -50,9 +51,10 @@ class PackagedModel:
         self.package = package
         self.predictor = predictor
         self.engine = engine
-        self._indexes: dict[str, ItemIndex] = {}
-        for task, path in package.indexes.items():
-            ItemIndex.read_facts(path, task=task, model=package.version)
+        self._indexes = {
+            task: ItemIndex.open(path, task=task, model=package.version)
+            for task, path in package.indexes.items()
+        }
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -125,7 +127,7 @@ class PackagedModel:
             out_of_stock: ids that nobody gets, or bool [I] in the order of `index(task).ids`.
 
         Raises:
-            DataError: see `predict`.
+            DataError: see `predict` and `index`.
             ConfigError: an argument out of its range.
             PackageError: the package has no item index.
         """
@@ -151,21 +153,26 @@ class PackagedModel:
         ]
 
     def index(self, task: str) -> ItemIndex:
-        """The item index of a task, read at the first call.
+        """The item index of a task.
 
         Raises:
+            DataError: no such task, or one without a catalogue.
             PackageError: the package has none.
         """
-        if task not in self.package.indexes:
+        if not self.predictor.spec(task).has_catalogue:
+            raise DataError(
+                what=f"task {task}",
+                got="recommend",
+                rule="it ranks the rows that it is given, and no catalogue",
+                fix="call predict(task, rows)",
+            )
+        if task not in self._indexes:
             raise PackageError(
                 what=f"package {self.package.path}",
                 got=f"no item index of {task}",
                 rule="a catalogue is ranked by the vectors of its items",
                 fix="python -m jobs.publish --refresh-index --output PACKAGE --data DATA",
             )
-        if task not in self._indexes:
-            path = self.package.indexes[task]
-            self._indexes[task] = ItemIndex.open(path, task=task, model=self.version)
         return self._indexes[task]
 
     def _catalogue_task(self) -> str:
@@ -208,9 +215,15 @@ def load(
 
     Raises:
         PackageError: see `open_package`, `Package.read` and `PackagedModel`.
-        ConfigError: no such backend, or its engine is not installed.
+        ConfigError: no such backend, its engine is not installed, or a count out of its range.
+        EncoderError: a graph that its engine can't open.
         ResourceError: no such device.
     """
+    for what, count, least in (("threads", threads, 1), ("cached_texts", cached_texts, 0)):
+        if count is not None and count < least:
+            raise ConfigError(
+                what=what, got=count, rule=f"must be at least {least}", fix="correct it"
+            )
     package = open_package(path)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -229,10 +242,35 @@ def load(
     return PackagedModel(package, predictor=predictor, engine=engine)
 
 
-def publish_index(package: Package, data: Mapping[str, Prepared]) -> Package:
-    """Puts the vectors of catalogues, by the package's own model in torch, into the package.
+def item_indexes(parts: ModelParts, data: Mapping[str, Prepared], version: str) -> dict[str, bytes]:
+    """The vectors of catalogues by a model in torch, as the files of item indexes.
 
-    The texts are tokenised with the package's tokenizer, whatever the data's is.
+    The texts are tokenised with the model's tokenizer, whatever the data's is.
+
+    Args:
+        parts: the model.
+        data: two-tower task of it -> prepared data with the catalogue.
+        version: of the package that they are for.
+
+    Returns:
+        Task -> content of the file.
+
+    Raises:
+        DataError: features that were encoded in another way than the model's.
+    """
+    predictor, files = Predictor.of(parts), {}
+    for task, prepared in data.items():
+        check_features(predictor, prepared, task=task)
+        items = predictor.tokenised(task, prepared.items(task).table())
+        index = ItemIndex.build(
+            predictor, task, items, model=version, catalogue=_catalogue(prepared, task)
+        )
+        files[task] = index.to_bytes()
+    return files
+
+
+def publish_index(package: Package, data: Mapping[str, Prepared]) -> Package:
+    """Puts the vectors of catalogues into a package; see `item_indexes`.
 
     Args:
         package: an open one.
@@ -242,20 +280,24 @@ def publish_index(package: Package, data: Mapping[str, Prepared]) -> Package:
         The package with the indexes; itself where they are there already.
 
     Raises:
-        DataError: features that were encoded in another way than the model's.
+        DataError: see `item_indexes`.
+        PackageError: another process has changed the package since it was opened.
         StorageError: the folder can't be written.
     """
-    predictor = Predictor.of(package.read())
-    files = {}
-    for task, prepared in data.items():
-        check_features(predictor, prepared, task=task)
-        catalogue = str(prepared.manifest["tasks"][task]["items"]["sha256"])
-        if _is_current(package, task, catalogue):
-            continue
-        items = predictor.tokenised(task, prepared.items(task).table())
-        index = ItemIndex.build(predictor, task, items, model=package.version, catalogue=catalogue)
-        files[f"items/{task}.safetensors"] = index.to_bytes()
-    return update_package(package, files) if files else package
+    stale = {
+        task: prepared
+        for task, prepared in data.items()
+        if not _is_current(package, task, _catalogue(prepared, task))
+    }
+    if not stale:
+        return package
+    found = item_indexes(package.read(), stale, package.version)
+    files = {f"{ITEMS}{task}.safetensors": content for task, content in found.items()}
+    return update_package(package, files)
+
+
+def _catalogue(prepared: Prepared, task: str) -> str:
+    return str(prepared.manifest["tasks"][task]["items"]["sha256"])
 
 
 def _is_current(package: Package, task: str, catalogue: str) -> bool:

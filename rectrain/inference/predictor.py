@@ -9,7 +9,6 @@ Shapes: n rows, U texts or users, I items, D the encoder's hidden size.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -137,16 +136,6 @@ class Predictor:
         return self._checkpoint
 
     @property
-    def sha256(self) -> str:
-        """SHA-256 of what decides the scores: the weights and the checkpoint's meta.json."""
-        digest = hashlib.sha256()
-        for name in sorted(self.checkpoint.files):
-            if name == "meta.json" or name.startswith("model-"):
-                with (self.checkpoint.path / name).open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
-
-    @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks that the model was trained on."""
         return self.model.task_names
@@ -216,12 +205,10 @@ class Predictor:
 
     def _blocks(self, task: str, rows: pa.Table, *, mode: Mode) -> Iterator[Any]:
         self.spec(task)
-        tables = dict(self._empty)
         rows = fill_columns(rows, like=self._empty[task])
         for start in range(0, rows.num_rows, _BLOCK_ROWS):
-            tables[task] = rows.slice(start, _BLOCK_ROWS)
-            counts = {name: float(table.num_rows) for name, table in tables.items()}
-            batch = build_micro_batch(tables, counts=counts)
+            block = rows.slice(start, _BLOCK_ROWS)
+            batch = build_micro_batch({task: block}, counts={task: float(block.num_rows)})
             with torch.inference_mode():
                 vectors = self._cache.of(batch.texts, encode=self._encoder.encode)
                 yield self.model(

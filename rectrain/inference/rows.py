@@ -139,6 +139,8 @@ class RowEncoder:
         """
         fields = self.fields(spec)
         numbered = replace(fields, fields=(*fields.fields, Field(_ROW, "id")))
+        if _ROW in rows.column_names:  # the user's own
+            rows = rows.drop_columns([_ROW])
         places = pa.array(np.arange(first, first + rows.num_rows))
         good, bad = numbered.check(rows.append_column(_ROW, places))
         if spec.has_catalogue:  # a user: no item

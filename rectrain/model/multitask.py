@@ -132,8 +132,8 @@ def _inner(queries: Tensor, items: Tensor) -> Tensor:
 class MultiTaskModel(nn.Module):
     """One shared BERT with a head for each task: min over θ of Σ_i w_i · L_i.
 
-    Every forward calls every module with parameters once and in the same order, whatever the
-    micro-batch holds, so that parameters may be sharded over ranks (ZeRO stage 3); a task
+    Every forward for a loss calls every module with parameters once and in the same order, whatever
+    the micro-batch holds, so that parameters may be sharded over ranks (ZeRO stage 3); a task
     without rows gets zero gradients.
 
     Attributes:
@@ -196,10 +196,11 @@ class MultiTaskModel(nn.Module):
         vectors: Tensor | None = None,
         balance: Callable[[Tensor], Tensor] | None = None,
     ) -> Any:
-        """Runs all tasks of a micro-batch.
+        """Runs the tasks of a micro-batch.
 
         Args:
-            batch: a slot of every task, in the run's order.
+            batch: a slot of every task, in the run's order; of those wanted alone, in any mode but
+                "loss".
             mode: what to return.
             scale: factor of the loss (to undo an average over ranks).
             num_shares: forwards of the whole step, over all workers.
@@ -226,6 +227,7 @@ class MultiTaskModel(nn.Module):
                 task: _inner(*output) if isinstance(output, tuple) else output
                 for task, output in outputs.items()
             }
+        assert self.task_names == tuple(slot.task for slot in batch.slots), "one slot a task"
         shares, extra = self._losses(batch, outputs, vectors)
         losses = torch.stack(list(shares.values()))
         loss = self.balancer(losses, num_shares=num_shares) if balance is None else balance(losses)
@@ -306,17 +308,22 @@ class MultiTaskModel(nn.Module):
             return self._known.of(texts, encode=partial(encode, self.encoder))
 
     def outputs(self, batch: MicroBatch, vectors: Tensor) -> dict[str, Output]:
-        """Each task's output for vectors [U, D] of a batch's texts; see `TaskModule.forward`."""
-        assert self.task_names == tuple(slot.task for slot in batch.slots), "one slot a task"
-        views = zip(batch.slots, self.balancer.split(vectors), strict=True)
-        sides = [self._module(slot.task).pool(view, slot) for slot, view in views]
-        sizes = [[len(side) for side in parts] for parts in sides]
+        """The output of each task in a batch, for vectors [U, D] of its texts; see
+        `TaskModule.forward`.
+        """
+        views = dict(zip(self.task_names, self.balancer.split(vectors), strict=True))
+        sides = {
+            slot.task: self._module(slot.task).pool(views[slot.task], slot) for slot in batch.slots
+        }
+        sizes = {task: [len(side) for side in parts] for task, parts in sides.items()}
         shared = self.sharing(
-            torch.cat([side for parts in sides for side in parts]), [sum(size) for size in sizes]
+            torch.cat([side for parts in sides.values() for side in parts]),
+            [sum(sizes.get(task, [])) for task in self.task_names],
         )
+        rows = dict(zip(self.task_names, shared, strict=True))
         return {
-            slot.task: self._module(slot.task)(list(rows.split(size)), slot)
-            for slot, rows, size in zip(batch.slots, shared, sizes, strict=True)
+            slot.task: self._module(slot.task)(list(rows[slot.task].split(sizes[slot.task])), slot)
+            for slot in batch.slots
         }
 
     def _module(self, task: str) -> TaskModule:

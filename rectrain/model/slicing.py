@@ -1,4 +1,4 @@
-"""Cuts a BERT to a smaller ordinary BERT: what matters least goes, what is left is refitted.
+"""Cuts a BERT to a smaller ordinary BERT: what matters least goes; `refit` mends what is left.
 
     importance = measure_importance(teacher, texts)
     student = cut(teacher, shape=preset_shape("small", teacher.config), importance=importance)
@@ -10,61 +10,34 @@ Shapes: T tokens, D hidden size, H heads of size K, I inner size, N layers; a st
 from __future__ import annotations
 
 import copy
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from fractions import Fraction
-from functools import reduce
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from rectrain.data.batch import PackedTexts
 from rectrain.errors import ConfigError
 from rectrain.model.encoder import token_states
+from rectrain.model.shape import Shape, check_shape, head_size
 
 __all__ = [
-    "SHAPE_PRESETS",
+    "AXES",
     "Importance",
-    "Shape",
+    "Parts",
+    "check_texts",
     "cut",
+    "head_rows",
+    "kept_parts",
     "measure_importance",
-    "preset_shape",
-    "refit",
     "reorder",
-    "spread_layers",
     "with_weights",
 ]
 
-#: Name -> shares of the parent's (layers, heads and hidden size, inner size). Of a parent with 6
-#: layers, hidden 384, 12 heads and inner size 1536, "small" is (1, 3, 5) × 192 × 6 heads × 384.
-SHAPE_PRESETS = {
-    "small": (Fraction(1, 2), Fraction(1, 2), Fraction(1, 4)),
-    "medium": (Fraction(1, 2), Fraction(2, 3), Fraction(1, 2)),
-}
-
 _ROWS = 8192  # tokens that are turned to float64 together
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The size of a cut BERT. Heads keep their size, so hidden and heads go together.
-
-    Attributes:
-        layers: which of the parent's layers stay, counted from 0, ascending.
-        hidden: hidden size, heads × the parent's head size.
-        heads: attention heads a layer.
-        intermediate: inner size of the feed-forward blocks.
-    """
-
-    layers: tuple[int, ...]
-    hidden: int
-    heads: int
-    intermediate: int
 
 
 @dataclass(frozen=True)
@@ -80,41 +53,6 @@ class Importance:
     hidden: Tensor
     heads: Tensor
     intermediate: Tensor
-
-
-def spread_layers(num_layers: int, num_kept: int) -> tuple[int, ...]:
-    """Evenly spread layers with the last among them: 3 of 6 are (1, 3, 5).
-
-    Args:
-        num_layers: the parent's, at least num_kept.
-        num_kept: at least 1.
-    """
-    return tuple((place + 1) * num_layers // num_kept - 1 for place in range(num_kept))
-
-
-def preset_shape(name: str, config: BertConfig) -> Shape:
-    """The shape of a preset for a parent.
-
-    Args:
-        name: of `SHAPE_PRESETS`.
-        config: the parent's.
-
-    Raises:
-        ConfigError: no such preset.
-    """
-    if name not in SHAPE_PRESETS:
-        raise ConfigError(
-            what="preset", got=name, rule=f"must be one of {', '.join(SHAPE_PRESETS)}",
-            fix="name one of these",
-        )  # fmt: skip
-    depth, width, inner = SHAPE_PRESETS[name]
-    heads = _share(config.num_attention_heads, width)
-    return Shape(
-        layers=spread_layers(config.num_hidden_layers, _share(config.num_hidden_layers, depth)),
-        hidden=heads * _head_size(config),
-        heads=heads,
-        intermediate=_share(config.intermediate_size, inner),
-    )
 
 
 @torch.no_grad()
@@ -134,7 +72,7 @@ def measure_importance(bert: BertModel, texts: Sequence[PackedTexts]) -> Importa
     Raises:
         ConfigError: no texts.
     """
-    _check_texts(texts)
+    check_texts(texts)
     layers: Any = bert.encoder.layer
     blocks: dict[str, nn.Module] = {
         "embeddings": bert.embeddings.LayerNorm,
@@ -142,8 +80,8 @@ def measure_importance(bert: BertModel, texts: Sequence[PackedTexts]) -> Importa
         **{f"heads.{n}": layer.attention.output.dense for n, layer in enumerate(layers)},
         **{f"layer.{n}": layer.output.LayerNorm for n, layer in enumerate(layers)},
     }
-    head_size = _head_size(bert.config)
-    moments = {name: _Moments(head_size if name.startswith("heads") else 1) for name in blocks}
+    size = head_size(bert.config)
+    moments = {name: _Moments(size if name.startswith("heads") else 1) for name in blocks}
     with ExitStack() as hooks:
         hooks.callback(bert.train, bert.training)
         bert.train(False)
@@ -176,8 +114,8 @@ def cut(bert: BertModel, *, shape: Shape, importance: Importance) -> BertModel:
     Raises:
         ConfigError: the shape doesn't fit the parent.
     """
-    _check_shape(shape, bert.config)
-    return _select(bert, _kept(shape, importance))
+    check_shape(shape, bert.config)
+    return _select(bert, kept_parts(shape, importance))
 
 
 def reorder(bert: BertModel, importance: Importance) -> BertModel:
@@ -194,54 +132,7 @@ def reorder(bert: BertModel, importance: Importance) -> BertModel:
         [_order(row) for row in rows] for rows in (importance.heads, importance.intermediate)
     ]
     layers = tuple(range(len(falling[0])))
-    return _select(bert, _Parts(layers, _order(importance.hidden), falling[0], falling[1]))
-
-
-@torch.no_grad()
-def refit(
-    student: BertModel,
-    teacher: BertModel,
-    *,
-    shape: Shape,
-    importance: Importance,
-    texts: Sequence[PackedTexts],
-    ridge: float = 1e-3,
-) -> None:
-    """Fits a cut BERT's weights to its parent's hidden states, in closed form, front to back.
-
-    Each linear layer gets the weights W that minimise |X W − Y|² + λ |W − W₀|², and each
-    LayerNorm its affine part likewise, where X is what the already refitted part before it gives,
-    Y what the parent has in the same place and dimensions, and W₀ the cut weights. So a part makes
-    up for what those before it lost, and nothing changes where nothing was cut. Fitted to: queries,
-    keys and values; attention's sum before LayerNorm; LayerNorm's output; the neurons' inputs; the
-    layer's sum before LayerNorm; LayerNorm's output. Where layers were left out, the next one that
-    stayed is fitted to its own parent, across the gap. Holds about T × N × (7 D + I)
-    floats of the student's sizes at once.
-
-    Args:
-        student: from `cut`; changed in place.
-        teacher: the parent that it was cut from; left as it is.
-        shape: as given to `cut`.
-        importance: as given to `cut`.
-        texts: some hundred texts of all tasks, tens of thousands of tokens. No more distinct tokens
-            than the student's inner size would fit these alone.
-        ridge: λ as a share of the mean square of X's columns, above 0.
-
-    Raises:
-        ConfigError: no texts, or the shape doesn't fit the parent.
-    """
-    _check_texts(texts)
-    _check_shape(shape, teacher.config)
-    packed = PackedTexts(
-        torch.cat([part.input_ids for part in texts]), torch.cat([part.lengths for part in texts])
-    )
-    targets = _targets(teacher, _kept(shape, importance), packed)
-    with ExitStack() as hooks:
-        hooks.callback(student.train, student.training)
-        student.train(False)
-        for module, fit in _fits(student, targets, ridge=ridge):
-            hooks.callback(module.register_forward_pre_hook(fit).remove)
-        token_states(student, packed)
+    return _select(bert, Parts(layers, _order(importance.hidden), falling[0], falling[1]))
 
 
 def with_weights(config: BertConfig, weights: Mapping[str, Tensor]) -> BertModel:
@@ -260,7 +151,7 @@ def with_weights(config: BertConfig, weights: Mapping[str, Tensor]) -> BertModel
 
 
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
     """Which of the parent's parts stay, in which order: int64 indices."""
 
     layers: tuple[int, ...]
@@ -269,11 +160,13 @@ class _Parts:
     intermediate: Sequence[Tensor]
 
 
-def _kept(shape: Shape, importance: Importance) -> _Parts:
+def kept_parts(shape: Shape, importance: Importance) -> Parts:
+    """The most important parts that fit a shape, in their own order."""
+
     def top(scores: Tensor, count: int) -> Tensor:
         return _order(scores)[:count].sort().values
 
-    return _Parts(
+    return Parts(
         shape.layers,
         top(importance.hidden, shape.hidden),
         [top(importance.heads[n], shape.heads) for n in shape.layers],
@@ -285,13 +178,13 @@ def _order(scores: Tensor) -> Tensor:
     return scores.argsort(descending=True, stable=True)
 
 
-def _head_rows(heads: Tensor, head_size: int) -> Tensor:
+def head_rows(heads: Tensor, size: int) -> Tensor:
     """Places of the heads' dimensions in the projections: [h] -> [h × K]."""
-    return (heads[:, None] * head_size + torch.arange(head_size)).flatten()
+    return (heads[:, None] * size + torch.arange(size)).flatten()
 
 
-# Parameter of a layer -> what its axes index: hidden dimensions (d), heads' (h), neurons (i).
-_AXES = {
+#: Parameter of a layer -> what its axes index: hidden dimensions (d), heads' (h), neurons (i).
+AXES = {
     "attention.self.query": "hd",
     "attention.self.key": "hd",
     "attention.self.value": "hd",
@@ -303,7 +196,7 @@ _AXES = {
 }
 
 
-def _select(bert: BertModel, parts: _Parts) -> BertModel:
+def _select(bert: BertModel, parts: Parts) -> BertModel:
     """The BERT of these parts."""
     state = bert.state_dict()
     hidden = parts.hidden
@@ -312,11 +205,11 @@ def _select(bert: BertModel, parts: _Parts) -> BertModel:
         for name, tensor in state.items()
         if name.startswith("embeddings.")
     }
-    head_size = _head_size(bert.config)
+    size = head_size(bert.config)
     for new, old in enumerate(parts.layers):
-        index = {"d": hidden, "h": _head_rows(parts.heads[new], head_size)}
+        index = {"d": hidden, "h": head_rows(parts.heads[new], size)}
         index["i"] = parts.intermediate[new]
-        for module, axes in _AXES.items():
+        for module, axes in AXES.items():
             for kind in ("weight", "bias"):
                 tensor = state[f"encoder.layer.{old}.{module}.{kind}"]
                 chosen = [index[axis] for axis in axes[: tensor.dim()]]
@@ -377,158 +270,14 @@ def _added(dense: nn.Linear, covariance: Tensor) -> Tensor:
     return torch.einsum("dgi,gij,dgj->g", columns, covariance, columns)
 
 
-def _targets(teacher: BertModel, parts: _Parts, texts: PackedTexts) -> dict[str, Tensor]:
-    """What the teacher has in the places that the student's modules are fitted to.
+def check_texts(texts: Sequence[PackedTexts]) -> None:
+    """Refuses to measure on nothing.
 
-    Returns:
-        Module of the student -> float [T, what stays]; of a LayerNorm its output, and under
-        "<name>.input" its input.
+    Raises:
+        ConfigError: no texts.
     """
-    targets: dict[str, Tensor] = {}
-
-    def keep(name: str, index: Tensor) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            chosen = index.to(output.device)
-            targets[name] = _rows(output).index_select(1, chosen)
-            if isinstance(module, nn.LayerNorm):
-                targets[f"{name}.input"] = _rows(inputs[0]).index_select(1, chosen)
-
-        return hook
-
-    head_size = _head_size(teacher.config)
-    with ExitStack() as hooks:
-        hooks.callback(teacher.train, teacher.training)
-        teacher.train(False)
-        wanted = {"embeddings.LayerNorm": ("embeddings.LayerNorm", parts.hidden)}
-        for new, old in enumerate(parts.layers):
-            index = {"d": parts.hidden, "h": _head_rows(parts.heads[new], head_size)}
-            index["i"] = parts.intermediate[new]
-            for module, axes in _AXES.items():
-                name = f"encoder.layer.{new}.{module}"
-                wanted[f"encoder.layer.{old}.{module}"] = (name, index[axes[0]])
-        for source, (name, chosen) in wanted.items():
-            place = teacher.get_submodule(source)
-            hooks.callback(place.register_forward_hook(keep(name, chosen)).remove)
-        token_states(teacher, texts)
-    return targets
-
-
-def _fits(
-    student: BertModel, targets: Mapping[str, Tensor], *, ridge: float
-) -> list[tuple[nn.Module, Callable[..., None]]]:
-    """Modules of the student, and the hooks that fit them just before they run."""
-
-    def linear(name: str) -> Callable[..., None]:
-        def hook(module: Any, inputs: tuple[Tensor, ...]) -> None:
-            _fit_linear(module, _rows(inputs[0]), targets[name], ridge=ridge)
-
-        return hook
-
-    def projection(name: str) -> Callable[..., None]:
-        def hook(module: Any, inputs: tuple[Tensor, ...]) -> None:
-            added = targets[f"{name}.LayerNorm.input"] - _rows(inputs[1])
-            _fit_linear(module.dense, _rows(inputs[0]), added, ridge=ridge)
-
-        return hook
-
-    def norm(name: str) -> Callable[..., None]:
-        def hook(module: Any, inputs: tuple[Tensor, ...]) -> None:
-            _fit_norm(module, _rows(inputs[0]), targets[name], ridge=ridge)
-
-        return hook
-
-    found: list[tuple[nn.Module, Callable[..., None]]] = []
-    for name, module in student.named_modules():
-        if name.endswith("LayerNorm"):
-            found.append((module, norm(name)))
-        elif name.endswith(("self.query", "self.key", "self.value", "intermediate.dense")):
-            found.append((module, linear(name)))
-        elif name.startswith("encoder.layer.") and name.endswith("output"):
-            found.append((module, projection(name)))
-    return found
-
-
-def _fit_linear(dense: nn.Linear, inputs: Tensor, target: Tensor, *, ridge: float) -> None:
-    """Moves weights and bias to the ridge solution around what they are.
-
-    With residuals R of the centred target, ΔW = (XᵀX + λ tr(XᵀX) / n · 1)⁻¹ Xᵀ R for centred X of
-    n columns; the bias takes the means and isn't shrunk.
-    """
-    parts = list(zip(torch.split(inputs, _ROWS), torch.split(target, _ROWS), strict=True))
-    weight, bias = dense.weight.double(), dense.bias.double()
-    residuals = [(x.double(), y.double() - F.linear(x.double(), weight, bias)) for x, y in parts]
-    count = len(inputs)
-    mean_x = _total(x.sum(0) for x, _ in residuals) / count
-    mean_r = _total(r.sum(0) for _, r in residuals) / count
-    gram = _total((x - mean_x).T @ (x - mean_x) for x, _ in residuals)
-    cross = _total((x - mean_x).T @ (r - mean_r) for x, r in residuals)
-    gram.diagonal().add_(ridge * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
-    change = torch.linalg.solve(gram, cross).T
-    dense.weight.add_(change.to(dense.weight.dtype))
-    dense.bias.add_((mean_r - change @ mean_x).to(dense.bias.dtype))
-
-
-def _fit_norm(norm: nn.LayerNorm, inputs: Tensor, target: Tensor, *, ridge: float) -> None:
-    """Moves the affine part to the ridge solution, each dimension by itself."""
-    normal = F.layer_norm(inputs, norm.normalized_shape, eps=norm.eps).double()
-    residual = target.double() - (normal * norm.weight + norm.bias)
-    centred = normal - normal.mean(0)
-    square = centred.square().sum(0)
-    change = (centred * residual).sum(0) / (square + ridge * len(inputs))
-    norm.weight.add_(change.to(norm.weight.dtype))
-    norm.bias.add_((residual.mean(0) - change * normal.mean(0)).to(norm.bias.dtype))
-
-
-def _total(parts: Iterable[Tensor]) -> Tensor:
-    total: Tensor = reduce(operator.add, parts)
-    return total
-
-
-def _rows(values: Tensor) -> Tensor:
-    """[1, T, D] or [T, D] -> [T, D]."""
-    return values.reshape(-1, values.shape[-1])
-
-
-def _share(size: int, share: Fraction) -> int:
-    return max(1, round(size * share))
-
-
-def _head_size(config: BertConfig) -> int:
-    return int(config.hidden_size // config.num_attention_heads)
-
-
-def _check_texts(texts: Sequence[PackedTexts]) -> None:
     if not sum(part.lengths.shape[0] for part in texts):
         raise ConfigError(
             what="texts to measure on", got="none", rule="cutting needs some hundred texts",
             fix="give texts of the prepared data",
         )  # fmt: skip
-
-
-def _check_shape(shape: Shape, config: BertConfig) -> None:
-    size, num_layers = _head_size(config), config.num_hidden_layers
-    ascending = list(shape.layers) == sorted(set(shape.layers))
-    inside = all(0 <= layer < num_layers for layer in shape.layers)
-    rules = [
-        (
-            bool(shape.layers) and ascending and inside,
-            "layers", shape.layers, f"must ascend within 0 to {num_layers - 1}",
-        ),
-        (
-            1 <= shape.heads <= config.num_attention_heads,
-            "heads", shape.heads, f"must be within 1 to {config.num_attention_heads}",
-        ),
-        (
-            shape.hidden == shape.heads * size,
-            "hidden", shape.hidden, f"must be {shape.heads} heads × {size} (a head keeps its size)",
-        ),
-        (
-            1 <= shape.intermediate <= config.intermediate_size,
-            "intermediate", shape.intermediate, f"must be within 1 to {config.intermediate_size}",
-        ),
-    ]  # fmt: skip
-    for holds, name, got, rule in rules:
-        if not holds:
-            raise ConfigError(
-                what=f"{name} of the shape", got=got, rule=rule, fix="change the shape or preset"
-            )

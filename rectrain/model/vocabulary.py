@@ -3,7 +3,7 @@
     keep = kept_pieces(tokenizer, texts)
     trimmed = trim(tokenizer, bert, keep)
     trimmed.tokenizer.save_pretrained(folder), trimmed.bert.save_pretrained(folder)
-    measure_fallback(bert, trimmed, held_out_texts, max_length=64)
+    measure_fallback(tokenizer, bert, trimmed, held_out_texts, max_length=64)
 
 WordPiece takes the longest piece that fits, from left to right. Where all pieces of a text are
 kept, none longer can come in between, so the text has the same pieces and the same vector. Where

@@ -6,7 +6,7 @@
         encoder/                    a BERT as transformers and sentence-transformers read it,
                                     with its tokenizer
         full_tokenizer/             where the vocabulary was trimmed: the tokenizer before that
-        heads.safetensors           all other weights of the model, fp32
+        heads.safetensors           all other weights of the model, fp32 or int8 rows
         tasks.json                  each task's fields, features and text limits; the heads' sizes
         graphs/                     optional: the encoder for other engines (OpenVINO, ONNX)
         items/<task>.safetensors    optional: the item index (rectrain/inference/index.py)
@@ -20,7 +20,7 @@ into another folder, synced and renamed; one that is there is put aside until th
 
 from rectrain.package.card import Card
 from rectrain.package.folder import Package, check_free, open_package
-from rectrain.package.parts import ModelParts
+from rectrain.package.parts import ModelParts, num_head_bytes
 from rectrain.package.publish import update_package, write_package
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "ModelParts",
     "Package",
     "check_free",
+    "num_head_bytes",
     "open_package",
     "update_package",
     "write_package",

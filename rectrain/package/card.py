@@ -93,7 +93,7 @@ def package_card(
         "## Metrics",
         "",
         *_metrics(parts, card),
-        *(f"![{Path(name).stem}]({name})\n" for name in files if name.endswith((".png", ".svg"))),
+        *(f"![{Path(name).stem}]({name})\n" for name in files if name.endswith(".png")),
         "## Sizes",
         "",
         *_sizes(parts, files),

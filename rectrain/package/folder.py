@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 from safetensors import SafetensorError
 
 from rectrain.errors import PackageError, RectrainError, StorageError
@@ -43,9 +44,11 @@ _NEEDED = {CARD, TASKS, HEADS, f"{ENCODER}config.json", f"{ENCODER}model.safeten
 # The only files that a package may hold: whatever reads them runs no code that stands in them.
 _ALLOWED = re.compile(
     r"README\.md|(tasks|policy|golden)\.json|heads\.safetensors|[\w-]+\.(png|svg)"
-    r"|encoder/(1_Pooling/)?[\w-]+\.(json|safetensors|txt|md)"
-    r"|full_tokenizer/[\w-]+\.(json|txt)"
-    r"|graphs/[\w.-]+\.(xml|bin|onnx|json)"
+    r"|encoder/(README\.md|model\.safetensors|(1_Pooling/)?config\.json)"
+    r"|encoder/(modules|sentence_bert_config)\.json"
+    r"|(encoder|full_tokenizer)/(tokenizer|tokenizer_config|special_tokens_map|added_tokens)\.json"
+    r"|(encoder|full_tokenizer)/vocab\.txt"
+    r"|graphs/[\w.-]+\.(xml|bin|onnx)"
     r"|items/\w+\.safetensors"
 )
 _UNUSABLE = (
@@ -53,6 +56,19 @@ _UNUSABLE = (
     *(OSError, RuntimeError, TypeError, ValueError),
 )
 _PUBLISHED = "give the --output of python -m jobs.publish"
+
+
+class _File(BaseModel, strict=True):
+    bytes: NonNegativeInt
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class _Manifest(BaseModel, strict=True):
+    """What is read of a manifest."""
+
+    version: str
+    tasks: list[str]
+    files: dict[str, _File]
 
 
 @dataclass(frozen=True)
@@ -164,7 +180,8 @@ def write_folder(root: Path, facts: Mapping[str, Any], files: Mapping[str, bytes
     """Writes a draft beside the folder, syncs and renames it, and verifies the result.
 
     A failure or a kill leaves what was there: in its place, or, if it comes between two renames,
-    beside it as .<name>.old-<process>.
+    beside it as .<name>.old-<process>. What another process changed since `facts` were read is not
+    overwritten.
 
     Args:
         root: the folder; is replaced where it is there.
@@ -172,6 +189,7 @@ def write_folder(root: Path, facts: Mapping[str, Any], files: Mapping[str, bytes
         files: path -> content of the files that are new; the others are those of the folder.
 
     Raises:
+        PackageError: one of the others is no longer what `facts` say.
         StorageError: the folder can't be written.
     """
     listed = dict(sorted(facts["files"].items()))
@@ -183,7 +201,15 @@ def write_folder(root: Path, facts: Mapping[str, Any], files: Mapping[str, bytes
         parent.make()
         parent.remove(name)
         for file in listed:
-            draft.write(file, files[file] if file in files else (root / file).read_bytes())
+            data = files[file] if file in files else (root / file).read_bytes()
+            if entry(data) != listed[file]:
+                raise _refused(
+                    root,
+                    f"{file} altered",
+                    rule="it was changed since it was opened, and is left as it is",
+                    fix="try again",
+                )
+            draft.write(file, data)
         draft.write(_MANIFEST, _sealed({**manifest, "files": listed}))
         for folder in {Path(file).parent.as_posix() for file in listed} | {"."}:
             draft.sync(folder)
@@ -252,6 +278,8 @@ def open_package(path: Path | str) -> Package:
         problem = _check_names(listed, set(_found(root)))
         for name in () if problem else listed:
             problem = problem or _check_file(root / name, name, listed[name])
+        if not problem and manifest["version"] != version_of(listed):
+            problem = "another version", "it is that of the files that decide the scores"
     except OSError as error:
         raise _refused(root, error.strerror or error, rule="must be readable") from error
     if problem:
@@ -281,6 +309,13 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     if data != _sealed(manifest):
         rule = "it holds the SHA-256 of all else in it"
         raise _refused(root, f"altered {_MANIFEST}", rule=rule)
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        wrong = ".".join(map(str, error.errors()[0]["loc"]))
+        raise _refused(
+            root, f"{_MANIFEST} without a right {wrong}", rule="it names every file"
+        ) from error
     return manifest
 
 
@@ -298,7 +333,7 @@ def _check_names(listed: Mapping[str, Any], found: set[str]) -> tuple[str, str] 
         ("missing", listed.keys() - found, "every file of the manifest is there"),
         ("unexpected", found - {*listed, _MANIFEST}, "only files of the manifest are there"),
         ("foreign", {name for name in listed if not _ALLOWED.fullmatch(name)},
-         "only safetensors, JSON, vocabularies, graphs, text and pictures, each in its place"),
+         "only safetensors, JSON, vocabularies, graphs, the cards and pictures, each in its place"),
         ("missing", _NEEDED - listed.keys(), "a package holds a whole model"),
     ):  # fmt: skip
         if names:

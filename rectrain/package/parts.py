@@ -6,10 +6,11 @@ trimmed), heads.safetensors, tasks.json.
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from rectrain.data.tokenize import load_tokenizer
 from rectrain.model.config import ModelConfig
 from rectrain.model.encoder import load_encoder
 from rectrain.model.multitask import MultiTaskModel, TaskModule
+from rectrain.model.rounding import int8_rows, rounded
 from rectrain.model.spec import TaskSpec
 from rectrain.train.build import LoadedModel
 from rectrain.train.export import encoder_files
@@ -31,10 +33,20 @@ from rectrain.train.export import encoder_files
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["ENCODER", "FULL_TOKENIZER", "HEADS", "TASKS", "ModelParts", "files_of", "read_parts"]
+__all__ = [
+    "ENCODER",
+    "FULL_TOKENIZER",
+    "HEADS",
+    "TASKS",
+    "ModelParts",
+    "files_of",
+    "num_head_bytes",
+    "read_parts",
+]
 
 ENCODER, FULL_TOKENIZER = "encoder/", "full_tokenizer/"
 HEADS, TASKS = "heads.safetensors", "tasks.json"
+_SCALE = ".int8_scale"  # behind the name of a matrix in int8
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,8 @@ class ModelParts:
         tokenizer: the model's.
         full_tokenizer: the one before the vocabulary was trimmed, where it was: by it, texts with a
             piece that was dropped are counted.
+        int8_heads: whether the matrices of the heads are what rows of int8 stand for, and are
+            stored so.
     """
 
     model: MultiTaskModel
@@ -57,6 +71,7 @@ class ModelParts:
     config: ModelConfig
     tokenizer: PreTrainedTokenizerFast
     full_tokenizer: PreTrainedTokenizerFast | None = None
+    int8_heads: bool = False
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> ModelParts:
@@ -69,6 +84,13 @@ class ModelParts:
         config = ModelConfig.model_validate(meta["config"]["model"])
         tokenizer = load_tokenizer(loaded.tokenizer_path)
         return cls(loaded.model, loaded.features, limits, config, tokenizer)
+
+    def with_int8_heads(self) -> ModelParts:
+        """The same with the matrices of the heads rounded to int8 rows: a quarter of the bytes."""
+        model = copy.deepcopy(self.model)
+        weights = {name: _rounded(tensor) for name, tensor in _head_weights(model).items()}
+        model.load_state_dict(weights, strict=False)
+        return replace(self, model=model, int8_heads=True)
 
     @property
     def specs(self) -> dict[str, TaskSpec]:
@@ -94,9 +116,15 @@ def files_of(parts: ModelParts, *, encoder_card: str) -> dict[str, bytes]:
     if parts.full_tokenizer is not None:
         full = _tokenizer_files(parts.full_tokenizer)
         files |= {f"{FULL_TOKENIZER}{name}": data for name, data in full.items()}
-    files[HEADS] = to_safetensors(_head_weights(parts.model))
+    files[HEADS] = to_safetensors(_stored(_head_weights(parts.model), int8=parts.int8_heads))
     files[TASKS] = (json.dumps(_described(parts), indent=1) + "\n").encode()
     return files
+
+
+def num_head_bytes(parts: ModelParts) -> int:
+    """Bytes of the weights of the heads as they are stored."""
+    stored = _stored(_head_weights(parts.model), int8=parts.int8_heads)
+    return sum(tensor.nbytes for tensor in stored.values())
 
 
 def _tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
@@ -128,22 +156,45 @@ def read_parts(root: Path) -> ModelParts:
     )
     specs = {task: _spec(facts["spec"]) for task, facts in tasks.items()}
     model = MultiTaskModel(encoder, tasks=specs, features=features, config=config)
-    _load_heads(model, from_safetensors((root / HEADS).read_bytes()))
+    heads = from_safetensors((root / HEADS).read_bytes())
+    _load_heads(model, heads)
     full = root / FULL_TOKENIZER
     full_tokenizer = load_tokenizer(str(full)) if full.is_dir() else None
-    return ModelParts(model.eval(), features, limits, config, tokenizer, full_tokenizer)
+    int8 = any(name.endswith(_SCALE) for name in heads)
+    return ModelParts(model.eval(), features, limits, config, tokenizer, full_tokenizer, int8)
 
 
 def _load_heads(model: MultiTaskModel, stored: Mapping[str, Tensor]) -> None:
+    weights = {
+        name: tensor.float() * stored[scale] if (scale := name + _SCALE) in stored else tensor
+        for name, tensor in stored.items()
+        if not name.endswith(_SCALE)
+    }
     expected = _head_weights(model)
-    wrong = sorted(stored.keys() ^ expected.keys()) + sorted(
+    wrong = sorted(weights.keys() ^ expected.keys()) + sorted(
         name
-        for name in stored.keys() & expected.keys()
-        if stored[name].shape != expected[name].shape
+        for name in weights.keys() & expected.keys()
+        if weights[name].shape != expected[name].shape
     )
     if wrong:
         raise ValueError(f"{HEADS} has other tensors than its tasks: {', '.join(wrong[:3])}")
-    model.load_state_dict(stored, strict=False)  # the encoder has its weights
+    model.load_state_dict(weights, strict=False)  # the encoder has its weights
+
+
+def _stored(weights: Mapping[str, Tensor], *, int8: bool) -> dict[str, Tensor]:
+    """Tensors as the file has them: matrices maybe as integers with their scales beside them."""
+    stored = dict(weights)
+    for name in [name for name in weights if int8 and _is_matrix(weights[name])]:
+        stored[name], stored[name + _SCALE] = int8_rows(weights[name])
+    return stored
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    return rounded(tensor) if _is_matrix(tensor) else tensor
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.ndim > 1
 
 
 def _head_weights(model: MultiTaskModel) -> dict[str, Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from rectrain.package.card import Card, encoder_card, package_card
 from rectrain.package.folder import (
     CARD,
     GRAPHS,
+    ITEMS,
     Package,
     check_free,
     entry,
@@ -25,8 +26,9 @@ def write_package(
     parts: ModelParts,
     *,
     card: Card,
-    graphs: Path | None = None,
+    graphs: Iterable[Path] = (),
     pictures: Mapping[str, bytes] | None = None,
+    indexes: Callable[[str], Mapping[str, bytes]] | None = None,
     overwrite: bool = False,
 ) -> Package:
     """Publishes a model as a folder.
@@ -35,8 +37,10 @@ def write_package(
         output: the folder; those above it are made.
         parts: the model.
         card: what its README.md says.
-        graphs: folder whose files become graphs/ (.xml, .bin, .onnx, .json).
-        pictures: file name (.png, .svg) -> content; the card shows them.
+        graphs: files that become graphs/ (.xml, .bin, .onnx).
+        pictures: file name (.png) -> content; the card shows them.
+        indexes: from the package's version to the item index of each task (`item_indexes` of
+            rectrain.inference.packaged).
         overwrite: replace the package that is there.
 
     Returns:
@@ -49,10 +53,11 @@ def write_package(
     root = Path(output).expanduser().resolve()
     check_free(root, overwrite=overwrite)
     files = files_of(parts, encoder_card=encoder_card(card)) | dict(pictures or {})
-    if graphs is not None:
-        files |= {f"{GRAPHS}{path.name}": path.read_bytes() for path in sorted(graphs.iterdir())}
+    files |= {f"{GRAPHS}{path.name}": path.read_bytes() for path in sorted(graphs)}
+    version = version_of({name: entry(data) for name, data in files.items()})
+    if indexes is not None:
+        files |= {f"{ITEMS}{task}.safetensors": data for task, data in indexes(version).items()}
     listed = {name: entry(data) for name, data in files.items()}
-    version = version_of(listed)
     files[CARD] = package_card(parts, card, version=version, files=listed).encode()
     facts = {
         "version": version,
@@ -73,12 +78,15 @@ def update_package(package: Package, files: Mapping[str, bytes]) -> Package:
         files: path in the package -> content (an item index, a graph, a picture).
 
     Returns:
-        The package, read back and verified.
+        The package, read back and verified; itself where it holds all of this.
 
     Raises:
+        PackageError: another process has changed it since it was opened.
         StorageError: the folder can't be written.
     """
     listed = {**package.files, **{name: entry(data) for name, data in files.items()}}
+    if listed == package.files:
+        return package
     assert version_of(listed) == package.version, "an update changes no weights"
     root = package.path.resolve()
     return write_folder(root, {**package.manifest, "files": listed}, files)

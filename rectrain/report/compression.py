@@ -26,7 +26,7 @@ def compression_table(rows: Sequence[Measured], *, metrics: Mapping[str, str]) -
     """
     latencies = [f"{q} ms at {size}" for size in BATCH_SIZES for q in ("p50", "p99")]
     head = ["model", *(f"{task} {name} [95%]" for task, name in metrics.items())]
-    head += ["parameters", "MB", *latencies, "tokens/s"]
+    head += ["parameters", "MB", *latencies, "tokens/s", "run by"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for row in rows:
         cells = [row.name, *(_interval(row.metrics.get(task)) for task in metrics)]
@@ -34,7 +34,7 @@ def compression_table(rows: Sequence[Measured], *, metrics: Mapping[str, str]) -
         for size in BATCH_SIZES:
             found = row.latency.get(size)
             cells += ["-", "-"] if found is None else [f"{found.p50_ms:.2f}", f"{found.p99_ms:.2f}"]
-        cells.append(f"{row.tokens_per_s:,.0f}")
+        cells += [f"{row.tokens_per_s:,.0f}", row.backend]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -63,6 +63,8 @@ def draw_compression(rows: Sequence[Measured], *, metrics: Mapping[str, str]) ->
     drawing, axis = pyplot.subplots(figsize=(7.5, 4.5), layout="constrained")
     latency = [row.latency[size].p50_ms for row in shown]
     for task, name in metrics.items():
+        if not large[task].value:
+            continue  # no share of nothing
         shares = [row.metrics[task].value / large[task].value for row in shown]
         axis.plot(latency, shares, "o-", label=f"{task} {name}")
     for row, place in zip(shown, latency, strict=True):

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rectrain.inference.evaluate import MetricResult, TaskResult
+from rectrain.inference.compare import MetricResult
+from rectrain.inference.evaluate import TaskResult
 from rectrain.metrics import Interval
 
 __all__ = ["details", "evaluation_json", "table", "write_evaluation", "write_summary"]

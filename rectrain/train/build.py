@@ -1,4 +1,4 @@
-"""The model of a run: made from its configuration, described in a checkpoint, loaded from one."""
+"""The model of a run: made from its configuration, and loaded from a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from transformers import BertConfig, BertModel
 
@@ -16,7 +16,7 @@ from rectrain.data.loader import longest_text, open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.data.texts import MLM, TextCorpus
 from rectrain.data.tokenize import load_tokenizer, tokenizer_hash, tokenizer_path, word_pieces
-from rectrain.errors import CheckpointError, ConfigError, EncoderError, without_credentials
+from rectrain.errors import CheckpointError, ConfigError, EncoderError
 from rectrain.model.adapters import RankBudget, add_adapters, merge_adapters
 from rectrain.model.balancing import DynamicWeightAverage, check_installed, dwa_window
 from rectrain.model.encoder import PRESETS, check_positions, load_encoder
@@ -24,23 +24,19 @@ from rectrain.model.masked import MaskedLanguageModel
 from rectrain.model.multitask import Distillation, MultiTaskModel
 from rectrain.model.transfer import take_over
 from rectrain.tasks import TASKS
-from rectrain.train.checkpoint import Checkpoint, load_weights, manifest_sha256, open_checkpoint
+from rectrain.train.checkpoint import Checkpoint, load_weights, open_checkpoint
 from rectrain.train.config import PretrainConfig, RunConfig, TrainConfig
+from rectrain.train.provenance import check_origin
 from rectrain.train.run_plan import plan_run
 from rectrain.train.selection import find_checkpoint
 from rectrain.train.storage import Store
 
 __all__ = [
-    "ORIGINS",
     "Data",
     "LoadedModel",
     "Model",
-    "Origin",
     "TrainedEncoder",
     "attachments",
-    "check_origin",
-    "check_same_data",
-    "checkpoint_meta",
     "load_model",
     "load_trained_encoder",
     "new_model",
@@ -51,9 +47,6 @@ _ENCODER = "encoder."
 _KNOWN = "this version must know its tasks and settings"
 _TOKENIZERS = ("tokenizer.json", "vocab.txt")  # an encoder's directory may do without
 
-Origin = Literal["start_from", "teacher"]
-ORIGINS: tuple[Origin, ...] = get_args(Origin)
-"""Settings that name another run, each beside one of its SHA-256."""
 
 Data = Mapping[str, Prepared]
 Model = MultiTaskModel | MaskedLanguageModel
@@ -209,7 +202,7 @@ def _distillation(
 ) -> Distillation:
     train, location = config.train, config.train.teacher
     assert location is not None
-    check_origin(config, "teacher")
+    check_origin(train, "teacher")
     taught = load_model(location)
     _check_same_tokenizer(taught, data, where=f"train.teacher {location}")
     if list(taught.features) != list(features):
@@ -305,7 +298,7 @@ def _continued(
     """A model with another's encoder and those of its other parts that fit; which these are."""
     location = config.train.start_from
     assert location is not None
-    check_origin(config, "start_from")
+    check_origin(config.train, "start_from")
     start = load_model(location)
     _check_same_tokenizer(start, data, where=f"train.start_from {location}")
     described = start.model.encoder.config
@@ -328,26 +321,6 @@ def _check_same_tokenizer(given: LoadedModel, data: Data, *, where: str) -> None
             )
 
 
-def check_origin(config: RunConfig, setting: Origin) -> None:
-    """Refuses another `train.start_from` or `train.teacher` than the run began with, if it has one.
-
-    Raises:
-        CheckpointError: it was trained anew since.
-    """
-    location = getattr(config.train, setting)
-    expected = getattr(config.train, f"{setting}_sha256")
-    if location is None or expected is None:
-        return
-    found = manifest_sha256(Store.open(location))
-    if found != expected:
-        raise CheckpointError(
-            what=f"train.{setting} {location}",
-            got=f"a checkpoint with SHA-256 {found[:12]}…",
-            rule=f"the run began with another, {expected[:12]}… (train.{setting}_sha256)",
-            fix="give another --name, or --overwrite, to begin anew from this one",
-        )
-
-
 def _assemble(
     encoder: BertModel, *, features: Mapping[str, FeatureEncoder], config: RunConfig
 ) -> MultiTaskModel:
@@ -361,56 +334,6 @@ def _assemble(
         activation_checkpointing=config.train.activation_checkpointing,
         seed=config.seed,
     )
-
-
-def checkpoint_meta(config: RunConfig, data: Data) -> dict[str, Any]:
-    """What a checkpoint says of its run besides weights and step; JSON-serialisable.
-
-    Where the run is written and watched is no part of it: such URIs can hold passwords.
-    """
-    described = config.model_dump(mode="json", exclude={"output", "tracking"})
-    for setting in ORIGINS:
-        if described["train"][setting] is not None:
-            described["train"][setting] = without_credentials(described["train"][setting])
-    return {
-        "config": described,
-        "tasks": {
-            task: {
-                "features": prepared.features(task).to_json(),
-                "fields_version": prepared.manifest["tasks"][task]["fields_version"],
-                "max_length": prepared.manifest["config"]["max_length"],
-                "max_history": prepared.manifest["config"]["max_history"],
-                "files": {
-                    facts["path"]: facts["sha256"]
-                    for split in ("train", "validation")
-                    for facts in prepared.splits(task)[split]["files"]
-                },
-            }
-            for task, prepared in data.items()
-        },
-        "tokenizer_sha256": next(iter(data.values())).tokenizer_sha256,
-    }
-
-
-def check_same_data(checkpoint: Checkpoint, config: RunConfig, data: Data) -> None:
-    """Refuses to go on from a checkpoint with other rows, features or tokens than it was made by.
-
-    Raises:
-        CheckpointError: the data at the same path was prepared anew.
-    """
-    now = json.loads(json.dumps(checkpoint_meta(config, data)))
-    changed = [
-        task for task, facts in now["tasks"].items() if checkpoint.meta["tasks"].get(task) != facts
-    ]
-    if checkpoint.meta["tokenizer_sha256"] != now["tokenizer_sha256"]:
-        changed.append("the tokenizer")
-    if changed:
-        raise CheckpointError(
-            what=f"data.paths {', '.join(config.data.paths)}",
-            got=f"data prepared anew since step {checkpoint.step} (changed: {', '.join(changed)})",
-            rule="a run goes on with the data that it began with",
-            fix="give another --name, or --overwrite to begin anew",
-        )
 
 
 def attachments(model: Model, data: Data) -> dict[str, bytes]:

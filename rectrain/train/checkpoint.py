@@ -68,6 +68,16 @@ class Checkpoint:
         """Updates made before it was written."""
         return int(self.meta["step"])
 
+    @property
+    def model_sha256(self) -> str:
+        """SHA-256 of what decides the scores: the weights and the checkpoint's meta.json."""
+        digest = hashlib.sha256()
+        for name in sorted(self.files):
+            if name == _META or name.startswith("model-"):
+                with (self.path / name).open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
     def tensors(self, kind: str) -> Iterator[tuple[str, Tensor]]:
         """Name and fp32 tensor, one at a time; kind is model or optimizer."""
         for file in self.files:

@@ -287,6 +287,33 @@ class TrainConfig(Section):
             )
         return self
 
+    def idle(self) -> Iterator[Idle]:
+        """See `Section.idle`; for the sections that hold this one as `train`."""
+        if self.teacher is None:
+            taught = ("train.distill_weight", "train.distill_temperature", "train.distill_relation")
+            yield Idle(taught, "without train.teacher", ("train.teacher",))
+        elif self.freeze == "encoder":
+            yield Idle(("train.distill_relation",), "with train.freeze=encoder", ("train.freeze",))
+        if self.teacher is not None and self.distill_weight == 0:
+            yield Idle(("train.distill_temperature",), "with train.distill_weight=0",
+                       ("train.distill_weight",))  # fmt: skip
+        if self.adapter == "none":
+            names = ("rank", "alpha", "dropout", "targets")
+            keys = tuple(f"train.adapter_{name}" for name in names)
+            yield Idle(keys, "without train.adapter", ("train.adapter",))
+        if self.freeze == "encoder":
+            yield Idle(("train.activation_checkpointing",), "with train.freeze=encoder",
+                       ("train.freeze",))  # fmt: skip
+        if self.balancer not in GRADIENT_BALANCERS:
+            rule = f"without train.balancer={', '.join(GRADIENT_BALANCERS)}"
+            yield Idle(("train.balancer_gradients",), rule, ("train.balancer",))
+        if self.schedule != "plateau":
+            keys = ("train.plateau_patience", "train.plateau_factor")
+            yield Idle(keys, "without train.schedule=plateau", ("train.schedule",))
+        if not self.follows_validation:
+            rule = "without train.early_stopping or train.schedule=plateau"
+            yield Idle(("train.min_delta",), rule, ("train.early_stopping", "train.schedule"))
+
     @property
     def encoder_rate(self) -> float:
         """Peak learning rate of the encoder, or of its adapters."""
@@ -353,30 +380,9 @@ class RunConfig(Section):
 
     def idle(self) -> Iterator[Idle]:
         """See `Section.idle`."""
-        train = self.train
-        if train.start_from is not None:
+        yield from self.train.idle()
+        if self.train.start_from is not None:
             yield Idle(("model.encoder",), "with train.start_from", ("train.start_from",))
-        if train.teacher is None:
-            taught = ("train.distill_weight", "train.distill_temperature", "train.distill_relation")
-            yield Idle(taught, "without train.teacher", ("train.teacher",))
-        elif train.freeze == "encoder":
-            yield Idle(("train.distill_relation",), "with train.freeze=encoder", ("train.freeze",))
-        if train.adapter == "none":
-            names = ("rank", "alpha", "dropout", "targets")
-            keys = tuple(f"train.adapter_{name}" for name in names)
-            yield Idle(keys, "without train.adapter", ("train.adapter",))
-        if train.freeze == "encoder":
-            yield Idle(("train.activation_checkpointing",), "with train.freeze=encoder",
-                       ("train.freeze",))  # fmt: skip
-        if train.balancer not in GRADIENT_BALANCERS:
-            rule = f"without train.balancer={', '.join(GRADIENT_BALANCERS)}"
-            yield Idle(("train.balancer_gradients",), rule, ("train.balancer",))
-        if train.schedule != "plateau":
-            keys = ("train.plateau_patience", "train.plateau_factor")
-            yield Idle(keys, "without train.schedule=plateau", ("train.schedule",))
-        if not train.follows_validation:
-            rule = "without train.early_stopping or train.schedule=plateau"
-            yield Idle(("train.min_delta",), rule, ("train.early_stopping", "train.schedule"))
         for name, kinds in _SHARING.items():
             if self.model.sharing not in kinds:
                 rule = f"without model.sharing={' or '.join(kinds)}"

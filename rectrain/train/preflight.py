@@ -10,11 +10,12 @@ from typing import Any
 from rectrain.config import dump_config, parse_yaml, yaml_mapping
 from rectrain.errors import CheckpointError, ConfigError, without_credentials
 from rectrain.model.encoder import MINILM, PRESETS
-from rectrain.train.build import ORIGINS, Origin, check_origin, new_model, open_data
+from rectrain.train.build import new_model, open_data
 from rectrain.train.checkpoint import manifest_sha256, open_checkpoint
 from rectrain.train.config import PretrainConfig, RunConfig
 from rectrain.train.memory import FEWEST_TOKENS, free_bytes, largest_micro_batch
 from rectrain.train.outline import outline
+from rectrain.train.provenance import ORIGINS, Origin, check_origin
 from rectrain.train.run_plan import plan_run, with_micro_batch
 from rectrain.train.selection import finished_checkpoint, latest_complete, newest_checkpoint
 from rectrain.train.storage import LOCK, Store
@@ -142,7 +143,7 @@ def _noted(config: RunConfig, setting: Origin, location: str) -> RunConfig:
     given = getattr(config.train, f"{setting}_sha256")
     sha256 = given or manifest_sha256(Store.open(location))
     found = _with_origin(config, setting, location, sha256)
-    check_origin(found, setting)
+    check_origin(found.train, setting)
     return found
 
 

@@ -20,8 +20,6 @@ from rectrain.errors import ConfigError, RectrainError, StorageError, without_cr
 from rectrain.train.build import (
     Data,
     attachments,
-    check_same_data,
-    checkpoint_meta,
     new_model,
     open_data,
 )
@@ -41,6 +39,7 @@ from rectrain.train.history import (
     watched_value,
 )
 from rectrain.train.process import set_up_process
+from rectrain.train.provenance import check_same_data, checkpoint_meta
 from rectrain.train.run_plan import RunPlan, plan_run
 from rectrain.train.selection import latest_complete, prune
 from rectrain.train.step import (

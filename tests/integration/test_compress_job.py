@@ -50,6 +50,7 @@ def test_every_step_leaves_its_part_and_the_table_has_them_all(
 ) -> None:
     assert {path.name for path in small.iterdir() if path.is_dir()} >= {*STEPS, "measured"}
     summary = json.loads((small / "summary.json").read_text())
+    assert summary["models"][-1]["backend"].endswith("-int8")
     rows = {row["name"]: row for row in summary["models"]}
     assert list(rows) == ROWS
     for name, row in rows.items():
@@ -67,17 +68,42 @@ def test_every_step_leaves_its_part_and_the_table_has_them_all(
 
 
 def test_the_package_scores_as_the_distilled_heads_do(small: Path) -> None:
-    """Trimming is exact for texts of kept pieces, as training's are."""
-    model = rectrain.load(small / "package", backend="torch")
+    """Trimming is exact for texts of kept pieces, as training's are; int8 heads are near."""
     heads = Predictor.from_checkpoint(str(small / "heads"))
     paths = heads.checkpoint.meta["config"]["data"]["paths"]
     rows = Prepared.open(paths[0]).shards("risk", "train").table().slice(0, 50)
     expected = heads.score("risk", rows)
-    got = model.predictor.score("risk", model.predictor.tokenised("risk", rows))
-    np.testing.assert_allclose(got, expected, atol=1e-5)
+    for folder, gap in (("trimmed/model", 1e-5), ("package", 0.02)):
+        model = rectrain.load(small / folder, backend="torch")
+        got = model.predictor.score("risk", model.predictor.tokenised("risk", rows))
+        np.testing.assert_allclose(got, expected, atol=gap)
+    assert model.fallback_share == 0  # of training texts none falls back, and all are counted
+    calibration = json.loads((small / "graphs" / "done.json").read_text())["calibration_sha256"]
+    assert model.package.manifest["facts"]["calibration_sha256"] == calibration
     assert model.package.graphs.keys() == {"openvino", "openvino-int8", "onnx", "onnx-int8"}
     assert model.package.indexes.keys() == {"recommendation"}
     assert (model.package.path / "quality.png").exists()
+
+
+@pytest.mark.parametrize("graph", ["openvino", "openvino-int8", "onnx", "onnx-int8"])
+def test_each_backend_scores_every_task_alone_in_any_batch_in_any_order(
+    small: Path, graph: str
+) -> None:
+    """fp32 as torch does, within 1e-4; int8 as itself does whatever stands beside a row."""
+    plain = rectrain.load(small / "package", backend="torch").predictor
+    ours = rectrain.load(small / "package", backend=graph, threads=1).predictor
+    heads = Predictor.from_checkpoint(str(small / "heads"))
+    prepared = Prepared.open(heads.checkpoint.meta["config"]["data"]["paths"][0])
+    for task in sorted(TASKS):
+        rows = ours.tokenised(task, prepared.shards(task, "test").table().slice(0, 40))
+        order = np.random.default_rng(0).permutation(rows.num_rows)
+        expected, together = plain.score(task, rows), ours.score(task, rows)
+        shuffled = ours.score(task, rows.take(order))
+        alone = np.concatenate([ours.score(task, rows.slice(row, 1)) for row in order])
+        np.testing.assert_allclose(shuffled, together[order], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(alone, together[order], rtol=0, atol=1e-5)
+        if not graph.endswith("-int8"):
+            np.testing.assert_allclose(together, expected, rtol=0, atol=1e-4)
 
 
 def test_what_is_done_is_not_done_again(
@@ -87,7 +113,7 @@ def test_what_is_done_is_not_done_again(
     def refuse(*args: object, **kwargs: object) -> None:
         pytest.fail("done already")
 
-    for name in ("refit", "export_graphs", "write_package", "measure", "connect"):
+    for name in ("refit", "train_run", "export_graphs", "write_package", "measure"):
         monkeypatch.setattr(pipeline, name, refuse)
     before = (small / "summary.json").read_bytes()
     assert exit_status(compress.main, arguments(untrained_run, small)) == 0
@@ -107,8 +133,26 @@ def test_an_interrupted_compression_goes_on(
     found = arguments(untrained_run, again, "--dry-run")
     assert exit_status(compress.main, found) == 0
     printed = capsys.readouterr().out
-    assert "5/6 quantise: to do" in printed and "4/6 trim the vocabulary: done" in printed
+    assert (
+        "5/6 quantise encoder and heads: to do" in printed
+        and "4/6 trim the vocabulary: done" in printed
+    )
     assert not (again / "package").exists()
+
+
+def test_what_was_made_of_a_step_that_is_gone_is_to_do(
+    small: Path, untrained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else a package would hold the graphs of another encoder."""
+    again = tmp_path / "again"
+    shutil.copytree(small, again)
+    shutil.rmtree(again / "trimmed")
+    assert exit_status(compress.main, arguments(untrained_run, again, "--dry-run")) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(": done (") == 3 and "5/6 quantise encoder and heads: to do" in printed
+    assert exit_status(compress.main, arguments(untrained_run, again)) == 0
+    assert "── 6/6 package" in capsys.readouterr().out
+    rectrain.load(again / "package", backend="openvino-int8")
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
-"""Engines are an extra: one that isn't installed is said in one line."""
+"""An engine that isn't installed, and a graph that it can't open: each is said in one line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from rectrain.errors import ConfigError
+from rectrain.errors import ConfigError, EncoderError
 
-__all__ = ["needs_extra"]
+__all__ = ["needs_extra", "readable"]
 
 
 @contextmanager
@@ -25,4 +26,22 @@ def needs_extra() -> Iterator[None]:
             got=f"no installed package {error.name}",
             rule="it comes with the extra inference",
             fix="pip install 'rectrain[inference]', or use the torch backend",
+        ) from error
+
+
+@contextmanager
+def readable(graph: Path) -> Iterator[None]:
+    """Around an engine's opening of a graph; what engines raise has no common type.
+
+    Raises:
+        EncoderError: it can't.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise EncoderError(
+            what=f"graph {graph}",
+            got=(str(error).strip() or type(error).__name__).splitlines()[0],
+            rule="its engine must be able to open it",
+            fix="publish it again, or use the torch backend",
         ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from rectrain.inference.backends.missing import needs_extra
+from rectrain.inference.backends.missing import needs_extra, readable
 from rectrain.inference.backends.padded import Ints, PaddedEncoder
 from rectrain.inference.text_encoder import TextEncoder
 
@@ -23,12 +23,14 @@ def open_onnx(graph: Path, *, threads: int) -> TextEncoder:
 
     Raises:
         ConfigError: ONNX Runtime is not installed.
+        EncoderError: it can't open the graph.
     """
     with needs_extra():
         import onnxruntime as ort
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    with readable(graph):
+        session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
 
     def run(ids: Ints, mask: Ints) -> npt.NDArray[np.float32]:
         outputs = session.run(None, {"input_ids": ids, "attention_mask": mask})

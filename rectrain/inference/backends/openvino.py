@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rectrain.inference.backends.missing import needs_extra
+from rectrain.inference.backends.missing import needs_extra, readable
 from rectrain.inference.backends.padded import Ints, PaddedEncoder
 from rectrain.inference.text_encoder import TextEncoder
 
 __all__ = ["open_openvino"]
+
+_INT8 = "-int8"  # the end of such a graph's name
 
 
 def open_openvino(graph: Path, *, threads: int) -> TextEncoder:
@@ -25,17 +27,20 @@ def open_openvino(graph: Path, *, threads: int) -> TextEncoder:
 
     Raises:
         ConfigError: OpenVINO is not installed.
+        EncoderError: it can't open the graph.
     """
     with needs_extra():
         import openvino as ov
-    settings = {
+    settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": threads,
-        # Where a CPU has bfloat16 the default would be that, and answers differ between machines.
-        "INFERENCE_PRECISION_HINT": "f32",
     }
-    compiled = ov.Core().compile_model(graph, "CPU", settings)
+    if not graph.stem.endswith(_INT8):
+        # Where a CPU has bfloat16 the default is that. What int8 leaves in float may have it.
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
+    with readable(graph):
+        compiled = ov.Core().compile_model(graph, "CPU", settings)
     requests: SimpleQueue[Any] = SimpleQueue()
     for _ in range(threads):
         requests.put(compiled.create_infer_request())
@@ -48,5 +53,7 @@ def open_openvino(graph: Path, *, threads: int) -> TextEncoder:
         finally:
             requests.put(request)
 
+    # Its bindings load numpy's at the first call, and two first calls at once wait for ever.
+    run(np.zeros((1, 1), np.int64), np.ones((1, 1), np.int64))
     width = compiled.output(0).get_partial_shape()[1].get_length()
     return PaddedEncoder(graph.stem, width=width, run=run, threads=threads)

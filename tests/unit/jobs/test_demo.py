@@ -45,6 +45,11 @@ class FakeJobs:
         (Path(argv[1]) / "evaluation.json").write_text(json.dumps(facts))
         (Path(argv[1]) / "evaluation.md").write_text("# the table")
 
+    def compress(self, argv: list[str]) -> None:
+        small = given(argv, "--output")
+        self.work("small", small, "compress.yaml")
+        (small / "summary.md").write_text("# large and small")
+
 
 def given(argv: list[str], key: str) -> Path:
     return Path(next(text for text in argv if text.startswith(f"{key}=")).partition("=")[2])
@@ -53,7 +58,7 @@ def given(argv: list[str], key: str) -> Path:
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> FakeJobs:
     fake = FakeJobs()
-    for name in ("prepare", "train", "evaluate"):
+    for name in ("prepare", "train", "evaluate", "compress"):
         monkeypatch.setattr(demo, name, SimpleNamespace(main=getattr(fake, name)))
     monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: fake.now_s))
     return fake
@@ -80,11 +85,12 @@ def test_the_summary_counts_all_calls_that_the_demo_took(
         call()  # prepare, joint, and 10 s of heads
     jobs.interrupted_by = ""
     jobs.now_s += 1000.0  # nobody works
-    assert call() == 0  # joint is looked at again, heads, evaluate
+    assert call() == 0  # joint is looked at again, heads, evaluate, small
     summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
-    assert summary["wall_s"] == 30.0 + 30.0
+    assert summary["wall_s"] == 30.0 + 40.0
     assert summary["peak_rss_bytes"] > 0
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["tiny", "tiny-joint"]
+    made = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert made == ["tiny", "tiny-joint", "tiny-small"]
 
 
 def test_a_kill_loses_no_time_that_was_counted(jobs: FakeJobs, tmp_path: Path) -> None:
@@ -99,7 +105,7 @@ def test_a_kill_loses_no_time_that_was_counted(jobs: FakeJobs, tmp_path: Path) -
     assert spent.peak_rss_bytes >= killed.peak_rss_bytes > 0
 
 
-@pytest.mark.parametrize("part", ["prepare", "joint", "heads"])
+@pytest.mark.parametrize("part", ["prepare", "joint", "heads", "small"])
 def test_overwriting_that_was_interrupted_goes_on_with_nothing_old(
     part: str, jobs: FakeJobs, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,10 +116,11 @@ def test_overwriting_that_was_interrupted_goes_on_with_nothing_old(
     jobs.interrupted_by = ""
     assert call() == 0
     assert "already done" not in capsys.readouterr().out
-    for folder in ("data/tiny", "runs/tiny-joint", "runs/tiny"):
+    for folder in ("data/tiny", "runs/tiny-joint", "runs/tiny", "runs/tiny-small"):
         assert (tmp_path / folder / "number").read_text() == "1", folder
     assert call() == 0
-    assert "already done" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "already done" in printed and "# large and small" in printed
 
 
 def test_overwriting_leaves_alone_what_is_not_the_demos(

@@ -17,15 +17,20 @@ from rectrain.inference.predictor import Predictor
 
 
 @dataclass
+class FakeCheckpoint:
+    model_sha256: str
+
+
+@dataclass
 class FakePredictor:
-    sha256: str
+    checkpoint: FakeCheckpoint
 
 
 def test_an_actor_refuses_another_model_than_the_job_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pq.write_table(pa.table({"user_id": ["a"]}), tmp_path / "rows")
-    newer = FakePredictor(sha256="newer")
+    newer = FakePredictor(FakeCheckpoint("newer"))
     monkeypatch.setattr(Predictor, "from_checkpoint", lambda *given, **more: newer)
     job = _Job(
         checkpoint="s3://bucket/run/checkpoints/step-00000002", sha256="older", task="risk",

@@ -15,6 +15,7 @@ from jobs.cli import exit_status
 from jobs.publish import main
 from rectrain.inference.predictor import Predictor
 from rectrain.package import open_package
+from rectrain.train.build import load_model
 
 ROWS = [
     {"user_id": "a", "item_text": "red mug", "price": 3.0},
@@ -30,15 +31,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(folder / "run", data)
 
 
-def evaluation(path: Path, *, step: int = 1) -> Path:
+def evaluation(path: Path, *, of: Path | None = None) -> Path:
+    """Figures of a run's model, or of another one of the same step."""
     auc = {"value": 0.75, "low": None, "high": None}
-    found = {"step": step, "split": "test", "tasks": {"risk": {"metrics": {"auc": auc}}}}
-    path.write_text(json.dumps(found))
+    sha256 = "0" * 64 if of is None else load_model(str(of)).checkpoint.model_sha256
+    found = {"step": 1, "split": "test", "tasks": {"risk": {"metrics": {"auc": auc}}}}
+    path.write_text(json.dumps({**found, "model_sha256": sha256}))
     return path
 
 
 def test_a_packaged_run_scores_as_its_checkpoint(run: Path, tmp_path: Path) -> None:
-    figures = evaluation(tmp_path / "evaluation.json")
+    figures = evaluation(tmp_path / "evaluation.json", of=run)
     output = tmp_path / "deep" / "package"
     assert main([f"--checkpoint={run}", f"--output={output}", f"--evaluation={figures}"]) == 0
     model = rectrain.load(output)
@@ -60,8 +63,8 @@ def test_a_dry_run_checks_and_writes_nothing(
     assert not output.exists()
 
 
-def test_an_evaluation_of_another_step_is_not_taken(run: Path, tmp_path: Path) -> None:
-    figures = evaluation(run / "evaluation.json", step=7)  # what the run's folder may still hold
+def test_an_evaluation_of_another_model_is_not_taken(run: Path, tmp_path: Path) -> None:
+    figures = evaluation(run / "evaluation.json")  # what the run's folder may still hold
     output = tmp_path / "package"
     assert main([f"--checkpoint={run}", f"--output={output}"]) == 0
     figures.unlink()
@@ -76,7 +79,7 @@ def test_mistakes_are_one_line_and_status_2(
     version = open_package(package).version
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
-    older = evaluation(tmp_path / "older.json", step=7)
+    other = evaluation(tmp_path / "other.json")
     empty = tmp_path / "empty.json"
     empty.write_text("[]")
     checkpoint = f"--checkpoint={run}"
@@ -87,7 +90,7 @@ def test_mistakes_are_one_line_and_status_2(
         ([checkpoint, f"--output={tmp_path}/mine", "--overwrite"], "only packages are replaced"),
         ([checkpoint, "--output=s3://bucket/package"], "a folder of this machine"),
         ([f"--checkpoint={tmp_path}/none", f"--output={tmp_path}/a"], "train first"),
-        ([checkpoint, f"--output={tmp_path}/a", f"--evaluation={older}"], "figures of step 7"),
+        ([checkpoint, f"--output={tmp_path}/a", f"--evaluation={other}"], "of another model"),
         ([checkpoint, f"--output={tmp_path}/a", f"--evaluation={empty}"], "an evaluation.json of"),
         (["--refresh-index", f"--output={package}"], "--data: got nothing"),
         (["--refresh-index", f"--output={package}", "--data=x", checkpoint], "leave one of them"),

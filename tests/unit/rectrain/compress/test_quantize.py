@@ -102,11 +102,31 @@ def test_as_few_layers_as_the_bound_allows_stay_in_float(
         quality=_quality,
         max_drop=max_drop,
     )["paper-int8"]
-    assert len(facts.float_layers) == kept
+    assert facts.holds and len(facts.float_layers) == kept
     assert facts.quality == pytest.approx(0.9 + 0.1 * kept / _NUM_LAYERS)
     # What lies in the folder is what the facts say, found without trying every number.
     written = (tmp_path / "graphs" / facts.files[0]).read_text().split()
     assert written == list(facts.float_layers) and len(built) <= 6
+
+
+def test_a_graph_that_loses_too_much_without_any_int8_layer_says_so(
+    bert: BertModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its table of pieces may make it."""
+    bert.save_pretrained(tmp_path / "encoder")
+    monkeypatch.setattr(quantize, "_ENGINES", {"paper": _paper([])})
+
+    def quality(encoder: TextEncoder) -> float:
+        return _quality(encoder) - 0.02 * isinstance(encoder, _OnPaper)
+
+    facts = export_graphs(
+        tmp_path / "encoder",
+        tmp_path / "graphs",
+        calibration=_texts(40),
+        quality=quality,
+        max_drop=0.01,
+    )["paper-int8"]
+    assert len(facts.float_layers) == _NUM_LAYERS and not facts.holds
 
 
 @pytest.mark.parametrize(

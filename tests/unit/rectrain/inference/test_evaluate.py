@@ -12,7 +12,8 @@ import pytest
 
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.errors import DataError
-from rectrain.inference.evaluate import MODEL, MetricResult, TaskResult, _diversity, compare
+from rectrain.inference.compare import MODEL, MetricResult, compare
+from rectrain.inference.evaluate import TaskResult, _diversity
 from rectrain.inference.parts import Sink, open_inputs, plan_parts, read_part
 from rectrain.inference.recommend import Shoppers
 from rectrain.metrics import Examples, Interval, paired_difference

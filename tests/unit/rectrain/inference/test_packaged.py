@@ -74,6 +74,9 @@ def test_rows_may_have_other_keys_and_lack_what_is_optional(model: PackagedModel
     both = model.predict("risk", rows)
     assert both[0] != both[1]
     assert both[0] == pytest.approx(model.predict("risk", rows[:1])[0], abs=1e-6)
+    table = orders(3)
+    numbered = table.append_column("input_row", pa.array([7, 7, 7]))  # as jobs.predict writes
+    assert model.predict("risk", numbered).tolist() == model.predict("risk", table).tolist()
     assert model.predict("risk", []).shape == (0,)
 
 
@@ -109,6 +112,12 @@ def test_other_mistakes_are_named(model: PackagedModel, path: Path) -> None:
         model.predict("risk", ["red mug"])  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="backend: got tensorflow; this package has torch on cpu"):
         rectrain.load(path, backend="tensorflow")
+    with pytest.raises(ConfigError, match="threads: got 0; must be at least 1"):
+        rectrain.load(path, threads=0)
+    with pytest.raises(DataError, match=r"ad_ctr.*trained on recommendation, search_ranking, risk"):
+        model.recommend(USERS, task="ad_ctr")
+    with pytest.raises(DataError, match=r"task risk: got recommend; .*call predict"):
+        model.recommend(USERS, task="risk")
 
 
 def test_recommendations_are_the_best_items_that_are_allowed(
@@ -159,6 +168,9 @@ def test_an_index_is_built_anew_only_for_another_catalogue(
     newer = write_catalogue(tmp_path / "newer", parts, num_items=7, seed=5)
     second = publish_index(first, {"recommendation": newer})
     assert second.version == first.version == package.version
+    with pytest.raises(PackageError, match=r"items/recommendation.safetensors altered.*try again"):
+        update_package(first, {"curve.png": b"late"})  # made of what is no longer there
+    assert open_package(copy.path).files == second.files
     assert len(rectrain.load(second.path).index("recommendation").ids) == 7
 
 
@@ -248,7 +260,7 @@ def test_the_fastest_of_the_packages_engines_runs(
     monkeypatch.setattr(engine, "open_openvino", open_graph)
     monkeypatch.setattr(engine, "open_onnx", open_graph)
     monkeypatch.setattr(engine, "choose", lambda candidates, texts: fastest)
-    package = write_package(tmp_path / "package", parts, card=CARD, graphs=graphs)
+    package = write_package(tmp_path / "package", parts, card=CARD, graphs=graphs.iterdir())
 
     chosen = rectrain.load(package.path)
     assert (chosen.engine.encoder.name, chosen.engine.choice) == ("onnx-int8", fastest)

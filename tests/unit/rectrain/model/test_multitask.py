@@ -304,3 +304,17 @@ def test_a_new_task_is_one_spec(make_model: MakeModel, make_batch: MakeBatch) ->
         losses.append(float(shares["intent"]))
     assert losses[-1] < 0.5 * losses[0]
     assert model(batch, mode="score")["intent"].shape == (8,)
+
+
+@pytest.mark.parametrize("sharing", ["shared_bottom", "gated_experts", "mmoe", "ple"])
+def test_a_task_alone_scores_as_it_does_beside_the_others(
+    sharing: str, make_model: MakeModel, make_batch: MakeBatch
+) -> None:
+    model, batch = make_model(sharing=sharing).eval(), make_batch(_FULL)
+    together = model(batch, mode="score")
+    for slot in batch.slots:
+        alone = model(replace(batch, slots=(slot,)), mode="score")
+        assert set(alone) == {slot.task}
+        torch.testing.assert_close(alone[slot.task], together[slot.task], rtol=0, atol=1e-5)
+    with pytest.raises(AssertionError, match="one slot a task"):
+        model(replace(batch, slots=batch.slots[:1]))

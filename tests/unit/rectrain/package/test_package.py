@@ -19,8 +19,15 @@ from rectrain.errors import PackageError, StorageError
 from rectrain.inference.predictor import Predictor
 from rectrain.metrics import Interval
 from rectrain.model.encoder import encode
-from rectrain.package import Card, ModelParts, open_package, update_package, write_package
-from rectrain.package.folder import _sealed, entry
+from rectrain.package import (
+    Card,
+    ModelParts,
+    num_head_bytes,
+    open_package,
+    update_package,
+    write_package,
+)
+from rectrain.package.folder import _sealed, entry, version_of
 from rectrain.train.storage import Store
 
 CARD = Card(source="c" * 64, made=["Trained jointly.", "Cut to one layer."], base_model="minilm")
@@ -37,7 +44,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, parts: ModelParts) -> Pa
     (graphs / "openvino-int8.xml").write_text("<net/>")
     (graphs / "openvino-int8.bin").write_bytes(b"\x00\x01")
     output = tmp_path_factory.mktemp("published") / "package"
-    return write_package(output, parts, card=CARD, graphs=graphs).path
+    return write_package(output, parts, card=CARD, graphs=graphs.iterdir()).path
 
 
 @pytest.fixture
@@ -55,6 +62,22 @@ def seal(package: Path, **changes: Any) -> None:
     manifest = json.loads((package / "manifest.json").read_bytes())
     del manifest["sha256"]
     (package / "manifest.json").write_bytes(_sealed({**manifest, **changes}))
+
+
+def test_heads_in_int8_are_small_near_and_read_back(parts: ModelParts, tmp_path: Path) -> None:
+    small = parts.with_int8_heads()
+    read = write_package(tmp_path / "package", small, card=CARD).read()
+    assert read.int8_heads and not parts.int8_heads
+    assert num_head_bytes(small) < num_head_bytes(parts) / 2  # tiny rows: scales count
+    exact, rounded = (each.model.state_dict() for each in (parts, small))
+    for name, tensor in read.model.state_dict().items():
+        torch.testing.assert_close(tensor, rounded[name], rtol=1e-6, atol=0)
+        if tensor.ndim > 1 and not name.startswith("encoder."):
+            step = exact[name].abs().flatten(1).amax(1).clamp_min(1e-12) / 127
+            gap = (tensor - exact[name]).abs().flatten(1).amax(1)
+            assert (gap <= 0.5001 * step).all()
+        else:
+            assert torch.equal(tensor, exact[name])
 
 
 def test_a_model_read_back_scores_as_the_one_written(published: Path, parts: ModelParts) -> None:
@@ -142,6 +165,38 @@ def test_a_file_that_runs_code_is_refused_even_when_the_manifest_has_it(package:
         open_package(package)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"files": None}, "manifest.json without a right files"),
+        (
+            {"files": {"tasks.json": {"bytes": -1, "sha256": "0" * 64}}},
+            "a right files.tasks.json.b",
+        ),
+        ({"tasks": "risk"}, "manifest.json without a right tasks"),
+        ({"version": "0" * 64}, "another version"),
+        ({"files": {"../mine.json": entry(b"")}}, r"missing: \.\./mine\.json"),
+        ({"files": {"encoder/adapter_config.json": entry(b"")}}, "missing: encoder/adapter_config"),
+    ],
+)
+def test_a_manifest_that_was_made_up_is_one_line(
+    package: Path, changes: dict[str, Any], said: str
+) -> None:
+    seal(package, **changes)
+    with pytest.raises(PackageError, match=said):
+        open_package(package)
+
+
+@pytest.mark.parametrize("name", ["encoder/adapter_config.json", "picture.svg", "graphs/x.py"])
+def test_only_known_files_are_packaged(package: Path, name: str) -> None:
+    """transformers would read the first, and a browser run what stands in the second."""
+    (package / name).write_bytes(b"{}")
+    listed = json.loads((package / "manifest.json").read_bytes())["files"]
+    seal(package, files={**listed, name: entry(b"{}")})
+    with pytest.raises(PackageError, match=f"foreign: {name}"):
+        open_package(package)
+
+
 def test_folders_that_are_no_packages_are_named(tmp_path: Path, package: Path) -> None:
     def refusal(path: Path) -> str:
         with pytest.raises(PackageError) as error:
@@ -163,7 +218,8 @@ def test_tasks_of_another_version_are_one_line(package: Path) -> None:
     data = json.dumps(described).encode()
     (package / "tasks.json").write_bytes(data)
     listed = json.loads((package / "manifest.json").read_bytes())["files"]
-    seal(package, files={**listed, "tasks.json": entry(data)}, written_by="9.1")
+    listed["tasks.json"] = entry(data)
+    seal(package, files=listed, version=version_of(listed), written_by="9.1")
     opened = open_package(package)
     with pytest.raises(PackageError, match=r"head against sides.*fix: use rectrain 9\.1"):
         opened.read()
@@ -211,6 +267,7 @@ def test_an_update_keeps_the_version_and_the_other_files(package: Path) -> None:
     after = update_package(before, {"curve.png": b"\x89PNG"})
     assert after.version == before.version
     assert after.files == {**before.files, "curve.png": entry(b"\x89PNG")}
+    assert update_package(after, {"curve.png": b"\x89PNG"}) is after
     with pytest.raises(AssertionError, match="changes no weights"):
         update_package(after, {"heads.safetensors": b""})
 

@@ -19,8 +19,6 @@ from rectrain.data.encoding import FeatureEncoder
 from rectrain.errors import CheckpointError, ConfigError, EncoderError
 from rectrain.model.balancing import DynamicWeightAverage
 from rectrain.train.build import (
-    check_same_data,
-    checkpoint_meta,
     load_model,
     load_trained_encoder,
     new_model,
@@ -29,6 +27,7 @@ from rectrain.train.build import (
 from rectrain.train.checkpoint import Checkpoint
 from rectrain.train.config import RunConfig, TrackingConfig, TrainConfig
 from rectrain.train.export import export_encoder
+from rectrain.train.provenance import check_same_data, checkpoint_meta
 from rectrain.train.selection import finished_checkpoint
 from rectrain.train.storage import Store
 

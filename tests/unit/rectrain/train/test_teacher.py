@@ -17,11 +17,12 @@ from rectrain.data.encoding import FeatureEncoder
 from rectrain.errors import CheckpointError, ConfigError, EncoderError, RectrainError
 from rectrain.model.encoder import encode
 from rectrain.model.multitask import MultiTaskModel
-from rectrain.train.build import checkpoint_meta, load_model, new_model, open_data
+from rectrain.train.build import load_model, new_model, open_data
 from rectrain.train.config import PretrainConfig, RunConfig
 from rectrain.train.frozen import cached_texts, keep_vectors
 from rectrain.train.memory import worker_bytes
 from rectrain.train.preflight import RunPlace, begin, claim, describe, resolve_paths
+from rectrain.train.provenance import checkpoint_meta
 from rectrain.train.run_plan import plan_run
 from rectrain.train.storage import Store
 
