@@ -46,6 +46,12 @@ class Asked:
     answer: Mapping[str, Any]
     latency_ms: float
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a summary says of it."""
+        kept = ("model", "deferred", "reason", "confidence", "versions")
+        return {**{name: self.answer[name] for name in kept}, "latency_ms": self.latency_ms}
+
     def lines(self, texts: Mapping[str, str]) -> str:
         """What was asked, what came, from which model and why, in how long; three lines.
 
@@ -59,9 +65,10 @@ class Asked:
             f"{_value(item)} {_text(item, given, texts)}" for item in self.answer["items"][:_BEST]
         ]
         by = "large" if self.answer["deferred"] else "small"
+        why = self.answer["reason"].replace("_", " ")
         return (
             f"{self.path:10}{said}\n{'':10}→ {'; '.join(best)}\n"
-            f"{'':12}{by} model, {self.answer['reason'].replace('_', ' ')}; {self.latency_ms:.0f} ms"
+            f"{'':12}{by} model ({why}), {self.latency_ms:.0f} ms"
         )
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 
 from jobs import calibrate, compress, evaluate, prepare, publish, train
-from jobs.ask import REQUESTS, ask, served
+from jobs.ask import REQUESTS, Asked, ask, served
 from jobs.cli import JobParser, lasting, run
 from rectrain.cascade import read_policy
 from rectrain.data.shards import MANIFEST
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
         runs = {directory: _RUN, _beside(directory, "joint"): _RUN}
         _discard({**runs, _beside(directory, "small"): _SMALL, data: MANIFEST})
         account.unlink(missing_ok=True)
-    elif summary.exists():
+    elif summary.exists() and (directory / _ANSWERS).exists():
         for report in (directory / "evaluation.md", _beside(directory, "small") / "summary.md"):
             print(report.read_text(encoding="utf-8").partition("\n## ")[0])
         print((directory / _ANSWERS).read_text(encoding="utf-8"))
@@ -72,7 +72,13 @@ def main(argv: list[str]) -> int:
         return 0
     with _counted(_Spent(account)) as spent:
         _run_jobs(options, data=data, directory=directory)
-    write_summary(directory, wall_s=spent.wall_s, peak_rss_bytes=spent.peak_rss_bytes)
+        answers = _serve(options.preset, data=data, directory=directory)
+    write_summary(
+        directory,
+        wall_s=spent.wall_s,
+        peak_rss_bytes=spent.peak_rss_bytes,
+        served={one.path: one.facts for one in answers},
+    )
     account.unlink()
     gib = spent.peak_rss_bytes / 2**30
     _say(f"{spent.wall_s / 60:.1f} minutes, {gib:.1f} GiB at most; see {summary}")
@@ -89,7 +95,8 @@ def _parser() -> JobParser:
 
 
 def _run_jobs(options: argparse.Namespace, *, data: Path, directory: Path) -> None:
-    """All parts, each of which goes on where it was; of a dry run the first that has work."""
+    """The first five parts, each of which goes on where it was; of a dry run the first that has
+    work."""
     dry_run = ["--dry-run"] if options.dry_run else []
     common = [f"--data.paths={data}", f"--output={directory.parent}", *dry_run]
     config = {part: str(CONFIGS / f"{options.preset}-{part}.yaml") for part in _PARTS}
@@ -110,11 +117,11 @@ def _run_jobs(options: argparse.Namespace, *, data: Path, directory: Path) -> No
     evaluate.main(["--checkpoint", str(directory)])
     _say(f"5/8 make a small model {small}")
     compress.main(["--config", config["small"], f"--teacher={directory}", f"--output={small}"])
-    _serve(options.preset, data=data, directory=directory)
 
 
-def _serve(preset: str, *, data: Path, directory: Path) -> None:
-    """Both models as packages, when the small one asks the large one, and an answer of each kind."""
+def _serve(preset: str, *, data: Path, directory: Path) -> list[Asked]:
+    """The last three parts: the large model as a package, when the small one asks it, and both of
+    them served and asked, each time."""
     large, small = directory / _PACKAGE, _beside(directory, "small") / _PACKAGE
     _say(f"6/8 publish {large}")
     if not (large / GOLDEN).exists():  # it comes last
@@ -133,6 +140,7 @@ def _serve(preset: str, *, data: Path, directory: Path) -> None:
     report = "".join(f"{one.lines(texts)}\n" for one in answers)
     (directory / _ANSWERS).write_text(report, encoding="utf-8")
     print(report, flush=True)
+    return answers
 
 
 def _is_calibrated(small: Path, large: Path) -> bool:

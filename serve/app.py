@@ -112,20 +112,27 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         print(f"serve: {', '.join(settings.models)} on {_address(settings)}")
         return 0
-    start(settings)
-    print(f"serve: {', '.join(settings.models)} on {_address(settings)}", flush=True)
-    if not settings.http.is_loopback and not settings.security.token_hashes:
-        print(
-            "serve: open to everyone who reaches this address (security.token_hashes)", flush=True
-        )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    cluster.connect()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set one of its own
     try:
+        start(settings)
+        print(_welcome(settings), flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         print("serve: finishing what was begun", flush=True)
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
     return 0
+
+
+def _welcome(settings: Settings) -> str:
+    address = _address(settings)
+    lines = [
+        f"serve: {', '.join(settings.models)} on {address}, API on {address}/docs; Ctrl-C stops"
+    ]
+    if not settings.http.is_loopback and not settings.security.token_hashes:
+        lines.append("serve: open to everyone who reaches this address (security.token_hashes)")
+    return "\n".join(lines)
 
 
 def start(settings: Settings) -> None:
