@@ -177,11 +177,13 @@ def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
                 return
         except OSError:  # nobody listens yet, or 503
             time.sleep(_POLL_S)
-    ended = "no answer" if process.poll() is None else f"exit status {process.returncode}"
+    ended = f"no answer in {_START_S:g} s"
+    if process.poll() is not None:
+        ended = f"exit status {process.returncode}"
     words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     raise ResourceError(
         what=f"serving {address}",
-        got=f"{ended} after {_START_S:g} s at most: {words[-1] if words else 'not a word'}",
+        got=f"{ended}: {words[-1] if words else 'not a word'}",
         rule="must be ready to answer",
         fix=f"see {log}",
     )

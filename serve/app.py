@@ -1,6 +1,6 @@
 """The serving graph as an application, and the command that runs it on this machine.
 
-    python -m serve.app --config serve/settings.yaml --models.shop.small=runs/small/package
+    python -m serve.app                 # serve/settings.yaml; --models.shop.small=… is another
     serve run serve/config.yaml         # the same by Serve's own command
     serve deploy serve/config.yaml      # the same on a cluster
 
