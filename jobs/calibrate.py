@@ -13,6 +13,7 @@ Prints one table, and writes policy.json and calibration.png into the small pack
 from __future__ import annotations
 
 import argparse
+import math
 
 from jobs.cli import JobParser, count, run
 from rectrain.cascade import POLICY, Policy
@@ -30,7 +31,6 @@ __all__ = ["main"]
 
 _MAX_LOSS, _PICTURE = 0.001, "calibration.png"
 _MOST, _USUAL = 0.5, 0.1  # shares deferred: from here on it is told why; what a cascade is for
-_MANY = 1e9
 
 
 def main(argv: list[str]) -> int:
@@ -189,20 +189,25 @@ def _hints(fitted: dict[str, Fitted], aim: Aim) -> str:
     """What the user should know of tasks that defer most requests for want of a proof."""
     if aim.max_loss is None:
         return ""
-    lines = []
-    for task, one in fitted.items():
-        if one.choice.rate <= _MOST:
-            continue
-        wanted = groups_to_prove(
-            one.choice, max_loss=aim.max_loss, num_groups=one.num_groups, rate=_USUAL
-        )
-        rows = f"about {wanted:,.0f} groups for {_USUAL:.0%}" if wanted < _MANY else "many more"
-        lines.append(
-            f"{task}: {one.num_groups:,} held-out groups can't prove with {aim.level:.0%} certainty"
-            f" that fewer deferred than {one.choice.rate:.0%} lose at most {aim.max_loss:.2%};"
-            f" fix: more held-out rows ({rows}, if both models are equally good), or --budget\n"
-        )
-    return "".join(lines)
+    told = (
+        _hint(task, one, max_loss=aim.max_loss, level=aim.level)
+        for task, one in fitted.items()
+        if one.choice.rate > _MOST
+    )
+    return "".join(told)
+
+
+def _hint(task: str, one: Fitted, *, max_loss: float, level: float) -> str:
+    wanted = groups_to_prove(one.choice, max_loss=max_loss, num_groups=one.num_groups, rate=_USUAL)
+    rows = "more held-out rows"
+    if math.isfinite(wanted):
+        rows += f" (about {float(f'{wanted:.1e}'):,.0f} groups for {_USUAL:.0%},"
+        rows += " if both models are equally good)"
+    return (
+        f"{task}: {one.num_groups:,} held-out groups can't prove with {level:.0%} certainty that"
+        f" deferring less than {one.choice.rate:.0%} loses at most {max_loss:.2%};"
+        f" fix: {rows}, or --budget\n"
+    )
 
 
 if __name__ == "__main__":

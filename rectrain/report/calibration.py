@@ -138,6 +138,7 @@ def _draw_work(axis: Any, one: Fitted) -> None:
     axis.plot(curve.work[step], 100 * curve.losses[step], "o", color="black", label="chosen")
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xscale("symlog", linthresh=1)  # from none to a whole catalogue
+    axis.set_xlim(left=0)
     axis.set_xlabel("candidates that large scores, a list")
     axis.set_ylabel(f"lost of large's {one.metric}, %")
     axis.grid(alpha=0.3)

@@ -18,7 +18,7 @@ from rectrain.train.storage import Store
 
 #: Of the small model's.
 ANSWER = {
-    "items": [{"index": 0, "item_id": "i0000001", "score": 1.5, "probability": 0.25}],
+    "items": [{"index": None, "item_id": "i0000001", "score": 1.5, "probability": 0.25}],
     "model": "shop",
     "versions": {"small": "a", "large": None},
     "deferred": False,
