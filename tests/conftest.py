@@ -1,4 +1,4 @@
-"""What every test shares: no network, no foreign cluster, no time limits, markers, and the shared real data."""
+"""What every test shares: no network, no foreign cluster, no time limits, the real data."""
 
 from __future__ import annotations
 
