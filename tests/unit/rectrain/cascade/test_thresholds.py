@@ -65,7 +65,7 @@ def test_a_head_by_hand():
     assert head_ranks(places, large, one, head=ALL).tolist() == [4, 3, 2, 1]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     confidences=st.lists(st.floats(0, 1), min_size=1, max_size=50),
     rates=st.lists(st.floats(0, 1), min_size=2, max_size=2),
@@ -76,7 +76,7 @@ def test_more_deferral_defers_what_less_does_and_more(confidences, rates):
     assert less.sum() == round(min(rates) * len(confidences))
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1000))
 def test_all_deferred_is_large_and_nothing_deferred_is_small(seed):
     rng = np.random.default_rng(seed)
