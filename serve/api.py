@@ -137,10 +137,15 @@ def _endpoint(
     # FastAPI reads the body's type from here.
     single.__annotations__["body"] = forms.single
     batch.__annotations__["body"] = forms.batch
-    router.post(f"/v1/{path}", response_model=Answer, operation_id=path)(single)
-    router.post(f"/v1/{path}/batch", response_model=BatchAnswer, operation_id=f"{path}_batch")(
-        batch
+    router.post(f"/v1/{path}", response_model=Answer, operation_id=path, summary="One request")(
+        single
     )
+    router.post(
+        f"/v1/{path}/batch",
+        response_model=BatchAnswer,
+        operation_id=f"{path}_batch",
+        summary="Several requests",
+    )(batch)
     return router
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -36,6 +36,7 @@ _HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Cache-Control": "no-cache",
 }
+_KEPT = {"Cache-Control": "max-age=86400"}
 
 
 def add_pages(api: FastAPI, answerers: Mapping[str, Answerer], limits: Limits) -> None:
@@ -46,7 +47,8 @@ def add_pages(api: FastAPI, answerers: Mapping[str, Answerer], limits: Limits) -
         answerers: name of a pair of models -> what answers by it.
         limits: of a request.
     """
-    shop, docs = _Page("shop"), _Page("docs", others=True)
+    shop = _Page("shop", scripts=("ask", "draw", "shop"))
+    docs = _Page("docs", scripts=("docs",), others=True)
 
     @api.get("/", include_in_schema=False)
     async def show_shop() -> HTMLResponse:
@@ -67,18 +69,17 @@ def add_pages(api: FastAPI, answerers: Mapping[str, Answerer], limits: Limits) -
 
 
 class _Page:
-    """NAME.html with NAME.css and NAME.js inside, and a policy that lets nothing else run.
+    """NAME.html with NAME.css and its scripts inside, and a policy that lets nothing else run.
 
     Args:
-        name: of the files.
+        name: of the page.
+        scripts: names of files, in this order.
         others: whether it loads scripts, styles and pictures of this server's too.
     """
 
-    def __init__(self, name: str, *, others: bool = False) -> None:
-        html, css, js = (
-            (_PAGES / f"{name}.{kind}").read_text(encoding="utf-8")
-            for kind in ("html", "css", "js")
-        )
+    def __init__(self, name: str, *, scripts: Sequence[str], others: bool = False) -> None:
+        css, js = _read(f"{name}.css"), "".join(_read(f"{script}.js") for script in scripts)
+        html = _read(f"{name}.html")
         self._text = html.replace("/*css*/", css, 1).replace("/*js*/", js, 1)
         own = "'self'" if others else ""
         policy = {
@@ -100,6 +101,10 @@ class _Page:
         return HTMLResponse(self._text, headers=self._headers)
 
 
+def _read(name: str) -> str:
+    return (_PAGES / name).read_text(encoding="utf-8")
+
+
 def _hash(text: str) -> str:
     """An inline text's name in a Content-Security-Policy (CSP Level 3, section 2.3.1)."""
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -109,7 +114,7 @@ def _hash(text: str) -> str:
 def _add_asset(api: FastAPI, name: str, kind: str) -> None:
     @api.get(f"/docs/{name}", include_in_schema=False)
     async def asset() -> FileResponse:
-        return FileResponse(_SWAGGER / name, media_type=kind, headers=_HEADERS)
+        return FileResponse(_SWAGGER / name, media_type=kind, headers={**_HEADERS, **_KEPT})
 
 
 def _item_ids(answerer: Answerer) -> list[str]:

@@ -21,7 +21,7 @@ __all__ = ["samples", "size_of"]
 
 _SEED = 0  # of `jobs.demo`
 _FALLBACK = "demo"
-_QUERIES, _QUERY_WORDS = 6, 4
+_QUERIES, _QUERY_WORDS = 5, 4
 _SHOPPERS, _HISTORY = 4, 6
 _RISKS = (0.05, 0.5, 0.9, 0.99)  # quantiles of the true risk that the sample orders stand at
 _UNASKED = ("user_id", "item_id", "label", "timestamp", "row_id")
@@ -50,7 +50,8 @@ def samples(catalogues: Mapping[str, Collection[str]], *, max_candidates: int) -
         max_candidates: of a request.
 
     Returns:
-        {"products": {field: [value of each product]}, "queries": [text], "slogans": [text],
+        {"products": {field: [value of each product]}, "slogans": [text],
+        "searches": [{"query": text, "item_ids": [its list], "gains": [the simulation's]}],
         "shoppers": [{"user_id", "country", "history": [text, newest last], "exclude": [id]}],
         "orders": [{field of risk: value, "p_true": the simulation's probability}],
         "named": [pairs whose catalogue is these products], "max_candidates": number}
@@ -68,7 +69,7 @@ def _rows(name: str) -> dict[str, Any]:
     rows = simulate(size, seed=_SEED, chunk=0)
     return {
         "products": _products(size),
-        "queries": _queries(rows["search_ranking"]),
+        "searches": _searches(rows["search_ranking"]),
         "slogans": [text for phrase in COPIES for text in phrase.catalogue],
         "shoppers": _shoppers(rows["recommendation"], rows["risk"]),
         "orders": _orders(rows["risk"]),
@@ -88,10 +89,20 @@ def _products(size: Size) -> dict[str, list[Any]]:
     }
 
 
-def _queries(searches: pa.Table) -> list[str]:
-    """The first queries that are short enough for a button."""
-    texts = dict.fromkeys(searches["query"].to_pylist())
-    return [text for text in texts if len(text.split()) <= _QUERY_WORDS][:_QUERIES]
+def _searches(rows: pa.Table) -> list[dict[str, Any]]:
+    """The first queries that are short enough for a button, with their lists."""
+    lists: dict[str, list[dict[str, Any]]] = {}
+    for row in rows.to_pylist():
+        lists.setdefault(row["query"], []).append(row)
+    short = [query for query in lists if len(query.split()) <= _QUERY_WORDS]
+    return [
+        {
+            "query": query,
+            "item_ids": [row["item_id"] for row in lists[query]],
+            "gains": [row["p_true"] for row in lists[query]],
+        }
+        for query in short[:_QUERIES]
+    ]
 
 
 def _shoppers(purchases: pa.Table, orders: pa.Table) -> list[dict[str, Any]]:
