@@ -42,12 +42,13 @@ async function call(path, { body, signal } = {}) {
 }
 
 function askForToken() {
+  if ($("access").open) return;  // each panel comes here
   const had = sessionStorage.getItem("token");
   sessionStorage.removeItem("token");
   if (had) $("access-note").textContent = "The server does not know this token.";
   $("access-note").className = had ? "failed" : "soft";
   $("token").value = "";
-  if (!$("access").open) $("access").showModal();
+  $("access").showModal();
 }
 
 function chosen() {

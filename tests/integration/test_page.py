@@ -93,10 +93,9 @@ class Tab:
 
     def settle(self) -> None:
         """Waits until every panel has its answer."""
-        self.page.wait_for_function(
-            "document.querySelector('#risk .path').textContent"
-            " && !document.querySelector('[aria-busy]')"
-        )
+        # By selectors: a function would have to be evaluated, which the page's policy forbids.
+        idle = "body:not(:has([aria-busy])) #risk .path p"
+        self.page.wait_for_selector(idle, state="attached")
 
     def texts(self, selector: str) -> list[str]:
         return list(self.page.locator(selector).all_inner_texts())
@@ -147,9 +146,8 @@ def test_the_keyboard_is_enough(browser, url):
     keys.press("/")
     keys.type("blue vase")
     keys.press("Enter")
-    tab.page.wait_for_function(
-        "document.getElementById('status').textContent.includes('blue vase')"
-    )
+    tab.page.wait_for_selector("#status >> text=blue vase", state="attached")
+    tab.settle()
     bought = tab.page.inner_text("#bought")
     for _ in range(40):
         keys.press("Tab")
