@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, Security
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from pydantic_core import from_json
 from starlette.middleware.gzip import GZipMiddleware
@@ -96,7 +97,8 @@ def build_api(
     )
     small = {name: one.small for name, one in answerers.items()}
     for path, forms in request_models(small, settings.limits).items():
-        api.include_router(_endpoint(path, forms, settings=settings, answerers=answerers))
+        router = _endpoint(path, forms, settings=settings, answerers=answerers)
+        api.include_router(router, **_secured(settings))
     _add_facts(api, settings, answerers, is_sound)
     for kind, handler in HANDLERS.items():
         api.add_exception_handler(kind, handler)
@@ -113,15 +115,15 @@ def _endpoint(
     path: str, forms: RequestModels, *, settings: Settings, answerers: Mapping[str, Answerer]
 ) -> APIRouter:
     """The two routes of an endpoint: one request, and a batch."""
-    failures: dict[int | str, dict[str, Any]]
-    failures = {code: {"model": Failure} for code in (401, 408, 413, 415, 422, 429, 503)}
-    router = APIRouter(route_class=_StrictRoute, tags=[ENDPOINTS[path]], responses=failures)
+    router = APIRouter(
+        route_class=_StrictRoute,
+        tags=[ENDPOINTS[path]],
+        responses=_failures(400, 408, 413, 415, 422, 429, 503),
+    )
 
     async def answer(request: Request, body: BaseModel, deadline: float) -> Answer:
         options: Options = body.options  # type: ignore[attr-defined]
-        answerer = answerers.get(options.model or settings.default)
-        if answerer is None:
-            raise HTTPException(422, f"no model {options.model}; GET /v1/models lists them")
+        answerer = answerers[options.model or settings.default]
         given = await answerer.answer(path, body, deadline=deadline)
         request.state.answers.append(given)
         return given if options.timings else given.model_copy(update={"timings": None})
@@ -144,6 +146,18 @@ def _endpoint(
     return router
 
 
+def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Failure} for status in statuses}
+
+
+def _secured(settings: Settings) -> dict[str, Any]:
+    """What the OpenAPI says of a route that needs a token; `TokenGuard` is what asks for it."""
+    if not settings.security.token_hashes:
+        return {}
+    bearer = Security(HTTPBearer(auto_error=False))
+    return {"dependencies": [bearer], "responses": _failures(401)}
+
+
 def _add_facts(
     api: FastAPI,
     settings: Settings,
@@ -156,7 +170,7 @@ def _add_facts(
     async def shop() -> HTMLResponse:
         return HTMLResponse(page)
 
-    @api.get("/v1/models", tags=["models"])
+    @api.get("/v1/models", tags=["models"], **_secured(settings))
     async def models() -> tuple[ModelFacts, ...]:
         return tuple(_facts(one, settings) for one in answerers.values())
 
@@ -165,7 +179,7 @@ def _add_facts(
         """Whether the process lives."""
         return {"status": "ok"}
 
-    @api.get("/readyz", tags=["health"], responses={503: {"model": Failure}})
+    @api.get("/readyz", tags=["health"], responses=_failures(503))
     async def ready() -> dict[str, str]:
         """Whether the process may answer: its golden requests got their answers."""
         if not is_sound():
