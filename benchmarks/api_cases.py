@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import secrets
-import socket
 import sys
 import tempfile
 from collections import Counter
@@ -28,7 +27,7 @@ from typing import Any
 
 from benchmarks.table import Figure, print_table, write_figures
 
-__all__ = ["Tally", "config", "main", "run_cases"]
+__all__ = ["Tally", "config", "figures", "main", "run_cases"]
 
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = Path("runs/bench/api_cases.json")
@@ -162,42 +161,15 @@ def figures(tally: Tally) -> list[Figure]:
 def _served(port: int, token: str) -> Iterator[str]:
     """The application with toy models on Ray Serve; its address."""
     sys.path.append(str(ROOT / "tests"))  # the toy models are the suite's own
-    import ray
-    from ray import serve
-    from served_toy import doubtful_policy, write_pair
+    from served_toy import free_port, served_pair
 
-    from rectrain.cascade import POLICY
-    from rectrain.inference.golden import publish_golden
-    from rectrain.package import update_package
-    from serve.app import start
-    from serve.config import Settings
-
-    with tempfile.TemporaryDirectory() as folder:
-        packages = write_pair(Path(folder))
-        policy = doubtful_policy(packages["small"].version, packages["large"].version, budget=0.3)
-        packages["small"] = update_package(packages["small"], {POLICY: policy.to_json()})
-        pair = {name: str(publish_golden(one).path) for name, one in packages.items()}
-        hashes = [hashlib.sha256(token.encode()).hexdigest()]
-        settings = Settings.model_validate(
-            {
-                "models": {"shop": pair, "alone": {"small": pair["large"]}},
-                "http": {"port": port},
-                "security": {"token_hashes": hashes},
-            }
-        )
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        try:
-            start(settings)
-            yield f"http://127.0.0.1:{port}"
-            serve.shutdown()
-        finally:
-            ray.shutdown()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    port = port or free_port()
+    hashes = [hashlib.sha256(token.encode()).hexdigest()]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        served_pair(Path(folder), http={"port": port}, security={"token_hashes": hashes}),
+    ):
+        yield f"http://127.0.0.1:{port}"
 
 
 def _print(tally: Tally) -> None:
@@ -230,7 +202,7 @@ def main() -> int:
 
     token = secrets.token_urlsafe(32)
     headers = {"Authorization": f"Bearer {token}"}
-    with _served(options.port or _free_port(), token) as url:
+    with _served(options.port, token) as url:
         schema = schemathesis.openapi.from_url(
             f"{url}/openapi.json",
             config=config(seed=options.seed, headers=headers, examples=200),

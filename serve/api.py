@@ -35,7 +35,7 @@ from serve.schemas import (
     field_names,
     request_models,
 )
-from serve.scoring import ModelFault
+from serve.scoring import ModelFault, NoNumber
 
 __all__ = ["DEADLINE", "build_api"]
 
@@ -76,6 +76,7 @@ def build_api(
     *,
     recorder: Recorder,
     is_sound: Callable[[], bool] = lambda: True,
+    check: Callable[[], Awaitable[None]],
 ) -> FastAPI:
     """The application.
 
@@ -84,6 +85,7 @@ def build_api(
         answerers: name of a pair of models -> what answers by it.
         recorder: counts outcomes.
         is_sound: whether this process may answer.
+        check: raises where a model is broken; see `Health.check`.
 
     Raises:
         ConfigError: see `schemas.request_models`.
@@ -97,7 +99,7 @@ def build_api(
     )
     small = {name: one.small for name, one in answerers.items()}
     for path, forms in request_models(small, settings.limits).items():
-        router = _endpoint(path, forms, settings=settings, answerers=answerers)
+        router = _endpoint(path, forms, settings=settings, answerers=answerers, check=check)
         api.include_router(router, **_secured(settings))
     _add_facts(api, settings, answerers, is_sound)
     for kind, handler in HANDLERS.items():
@@ -112,7 +114,12 @@ def build_api(
 
 
 def _endpoint(
-    path: str, forms: RequestModels, *, settings: Settings, answerers: Mapping[str, Answerer]
+    path: str,
+    forms: RequestModels,
+    *,
+    settings: Settings,
+    answerers: Mapping[str, Answerer],
+    check: Callable[[], Awaitable[None]],
 ) -> APIRouter:
     """The two routes of an endpoint: one request, and a batch."""
     router = APIRouter(
@@ -124,7 +131,11 @@ def _endpoint(
     async def answer(request: Request, body: BaseModel, deadline: float) -> Answer:
         options: Options = body.options  # type: ignore[attr-defined]
         answerer = answerers[options.model or settings.default]
-        given = await answerer.answer(path, body, deadline=deadline)
+        try:
+            given = await answerer.answer(path, body, deadline=deadline)
+        except NoNumber:
+            await check()  # was it the model, the client is not to blame
+            raise
         request.state.answers.append(given)
         return given if options.timings else given.model_copy(update={"timings": None})
 

@@ -66,6 +66,7 @@ def build(args: dict[str, Any]) -> Application:
 
 
 def _check_packages(settings: Settings) -> None:
+    settings.http.check_files()
     for pair in settings.models.values():
         open_pair(pair)
 

@@ -116,6 +116,7 @@ class Ingress:
             self._answerers,
             recorder=self._metrics,
             is_sound=lambda: self._engine.is_sound,
+            check=self._health.check,
         )
 
     async def check_health(self) -> None:
