@@ -130,7 +130,12 @@ def main(argv: list[str]) -> int:
 
 
 def start(settings: Settings) -> None:
-    """Deploys the application on the cluster that RAY_ADDRESS names, or one started here."""
+    """Deploys the application on the cluster that RAY_ADDRESS names, or one started here.
+
+    Where the application is for this machine alone, so is a cluster started for it.
+    """
+    if settings.http.is_loopback:
+        cluster.keep_to_loopback()
     cluster.connect()
     serve.start(
         proxy_location=PROXY_LOCATION,

@@ -123,5 +123,5 @@ class Ingress:
         """Called by Serve: raises where golden requests get other answers."""
         for name, answerer in self._answerers.items():
             for task, budget in answerer.budgets.items():
-                self._metrics.drift(name, task, budget.drift)
+                self._metrics.drift(name, task, budget.drift, units=budget.known)
         await self._health.check()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from packaged_toy import toy_parts, write_catalogue
 from ray import serve
 
+from rectrain import cluster
 from rectrain.cascade import (
     POLICY,
     Calibration,
@@ -99,6 +100,8 @@ def served_pair(
     chosen = Settings.model_validate(
         {"models": {"shop": pair}, "http": {"port": free_port()}, **settings}
     )
+    if chosen.http.is_loopback:
+        cluster.keep_to_loopback()  # as `start` does for a cluster of its own
     ray.init(
         address="local",
         num_cpus=2,
