@@ -8,8 +8,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, Security
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from pydantic_core import from_json
 from starlette.middleware.gzip import GZipMiddleware
@@ -33,7 +34,7 @@ from serve.schemas import (
     field_names,
     request_models,
 )
-from serve.scoring import ModelFault
+from serve.scoring import ModelFault, NoNumber
 
 __all__ = ["DEADLINE", "build_api"]
 
@@ -73,6 +74,7 @@ def build_api(
     *,
     recorder: Recorder,
     is_sound: Callable[[], bool] = lambda: True,
+    check: Callable[[], Awaitable[None]],
 ) -> FastAPI:
     """The application.
 
@@ -81,6 +83,7 @@ def build_api(
         answerers: name of a pair of models -> what answers by it.
         recorder: counts outcomes.
         is_sound: whether this process may answer.
+        check: raises where a model is broken; see `Health.check`.
 
     Raises:
         ConfigError: see `schemas.request_models`.
@@ -95,7 +98,8 @@ def build_api(
     )
     small = {name: one.small for name, one in answerers.items()}
     for path, forms in request_models(small, settings.limits).items():
-        api.include_router(_endpoint(path, forms, settings=settings, answerers=answerers))
+        router = _endpoint(path, forms, settings=settings, answerers=answerers, check=check)
+        api.include_router(router, **_secured(settings))
     _add_facts(api, settings, answerers, is_sound)
     add_pages(api, answerers, settings.limits)
     for kind, handler in HANDLERS.items():
@@ -110,19 +114,28 @@ def build_api(
 
 
 def _endpoint(
-    path: str, forms: RequestModels, *, settings: Settings, answerers: Mapping[str, Answerer]
+    path: str,
+    forms: RequestModels,
+    *,
+    settings: Settings,
+    answerers: Mapping[str, Answerer],
+    check: Callable[[], Awaitable[None]],
 ) -> APIRouter:
     """The two routes of an endpoint: one request, and a batch."""
-    failures: dict[int | str, dict[str, Any]]
-    failures = {code: {"model": Failure} for code in (401, 408, 413, 415, 422, 429, 503)}
-    router = APIRouter(route_class=_StrictRoute, tags=[ENDPOINTS[path]], responses=failures)
+    router = APIRouter(
+        route_class=_StrictRoute,
+        tags=[ENDPOINTS[path]],
+        responses=_failures(400, 408, 413, 415, 422, 429, 503),
+    )
 
     async def answer(request: Request, body: BaseModel, deadline: float) -> Answer:
         options: Options = body.options  # type: ignore[attr-defined]
-        answerer = answerers.get(options.model or settings.default)
-        if answerer is None:
-            raise HTTPException(422, f"no model {options.model}; GET /v1/models lists them")
-        given = await answerer.answer(path, body, deadline=deadline)
+        answerer = answerers[options.model or settings.default]
+        try:
+            given = await answerer.answer(path, body, deadline=deadline)
+        except NoNumber:
+            await check()  # was it the model, the client is not to blame
+            raise
         request.state.answers.append(given)
         return given if options.timings else given.model_copy(update={"timings": None})
 
@@ -149,13 +162,25 @@ def _endpoint(
     return router
 
 
+def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Failure} for status in statuses}
+
+
+def _secured(settings: Settings) -> dict[str, Any]:
+    """What the OpenAPI says of a route that needs a token; `TokenGuard` is what asks for it."""
+    if not settings.security.token_hashes:
+        return {}
+    bearer = Security(HTTPBearer(auto_error=False))
+    return {"dependencies": [bearer], "responses": _failures(401)}
+
+
 def _add_facts(
     api: FastAPI,
     settings: Settings,
     answerers: Mapping[str, Answerer],
     is_sound: Callable[[], bool],
 ) -> None:
-    @api.get("/v1/models", tags=["models"])
+    @api.get("/v1/models", tags=["models"], **_secured(settings))
     async def models() -> tuple[ModelFacts, ...]:
         return tuple(_facts(one, settings) for one in answerers.values())
 
@@ -164,7 +189,7 @@ def _add_facts(
         """Whether the process lives."""
         return {"status": "ok"}
 
-    @api.get("/readyz", tags=["health"], responses={503: {"model": Failure}})
+    @api.get("/readyz", tags=["health"], responses=_failures(503))
     async def ready() -> dict[str, str]:
         """Whether the process may answer: its golden requests got their answers."""
         if not is_sound():

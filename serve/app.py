@@ -66,6 +66,7 @@ def build(args: dict[str, Any]) -> Application:
 
 
 def _check_packages(settings: Settings) -> None:
+    settings.http.check_files()
     for pair in settings.models.values():
         open_pair(pair)
 
@@ -136,7 +137,12 @@ def _welcome(settings: Settings) -> str:
 
 
 def start(settings: Settings) -> None:
-    """Deploys the application on the cluster that RAY_ADDRESS names, or one started here."""
+    """Deploys the application on the cluster that RAY_ADDRESS names, or one started here.
+
+    Where the application is for this machine alone, so is a cluster started for it.
+    """
+    if settings.http.is_loopback:
+        cluster.keep_to_loopback()
     cluster.connect()
     serve.start(
         proxy_location=PROXY_LOCATION,

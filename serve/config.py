@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import socket
+import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -54,10 +56,23 @@ _HEADER = (
     "#     serve deploy serve/config.yaml\n"
 )
 
-_GRACE_S = 5
+_GRACE_S = 5  # our own refusal comes first, with its reason
+_BYTES_A_TOKEN = 4  # at least, of texts in JSON
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+def _in_order(section: Section, *pairs: tuple[str, str]) -> None:
+    """Refuses a section whose first value of a pair exceeds the second."""
+    for low, high in pairs:
+        if getattr(section, low) > getattr(section, high):
+            raise ConfigError(
+                what=low,
+                got=getattr(section, low),
+                rule=f"must not exceed {high} ({getattr(section, high)})",
+                fix=f"lower {low} or raise {high}",
+            )
 
 
 class Http(Section):
@@ -83,6 +98,35 @@ class Http(Section):
                 fix="give both, or neither",
             )
         return self
+
+    @field_validator("host")
+    @classmethod
+    def _resolves(cls, host: str) -> str:
+        try:
+            socket.getaddrinfo(host, None)
+        except (OSError, UnicodeError):
+            raise ValueError("must be an address of this machine, or its name") from None
+        return host
+
+    def check_files(self) -> None:
+        """Refuses a certificate that can't be used with its key on this machine.
+
+        Raises:
+            ConfigError: a file that is missing, is no PEM, or does not fit the other.
+        """
+        if self.ssl_certfile is None or self.ssl_keyfile is None:
+            return
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+                self.ssl_certfile, self.ssl_keyfile, password=""
+            )
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigError(
+                what="http.ssl_certfile and http.ssl_keyfile",
+                got=f"{self.ssl_certfile} and {self.ssl_keyfile} ({error})",
+                rule="must be a certificate in PEM and its key, without a password",
+                fix="give the paths of both files on every node",
+            ) from error
 
     @property
     def is_loopback(self) -> bool:
@@ -113,7 +157,7 @@ class Replicas(Section):
     max_replicas: Count = Field(default=1, description="processes at most")
     threads: Count = Field(default=1, description="threads of a process's computations")
     max_ongoing_requests: Count = Field(
-        default=64, description="requests in a process at a time, at most"
+        default=64, description="requests in a process at a time, and so in a batch, at most"
     )
     max_queued_requests: Count = Field(
         default=256,
@@ -130,25 +174,19 @@ class Replicas(Section):
     )
 
     @model_validator(mode="after")
-    def _in_order(self) -> Replicas:
-        for low, high in (
+    def _check(self) -> Replicas:
+        _in_order(
+            self,
             ("min_replicas", "max_replicas"),
             ("target_ongoing_requests", "max_ongoing_requests"),
-        ):
-            if getattr(self, low) > getattr(self, high):
-                raise ConfigError(
-                    what=low,
-                    got=getattr(self, low),
-                    rule=f"must not exceed {high} ({getattr(self, high)})",
-                    fix=f"lower {low} or raise {high}",
-                )
+        )
         return self
 
 
 class Limits(Section):
     """What a request may be; beyond, it is refused with 413 or 422."""
 
-    body_bytes: Count = Field(default=1_000_000, description="bytes of a body, inflated")
+    body_bytes: Count = Field(default=262_144, description="bytes of a body, inflated")
     body_s: Seconds = Field(default=10, description="seconds in which a whole body must have come")
     requests: Count = Field(default=64, description="requests in a batch")
     candidates: Count = Field(default=500, description="candidates of a request")
@@ -169,9 +207,8 @@ class Deadlines(Section):
     )
 
     @model_validator(mode="after")
-    def _in_order(self) -> Deadlines:
-        if self.default_ms > self.max_ms:
-            raise ValueError("default_ms must not exceed max_ms")
+    def _check(self) -> Deadlines:
+        _in_order(self, ("default_ms", "max_ms"), ("large_ms", "default_ms"))
         return self
 
 
@@ -182,6 +219,11 @@ class Batching(Section):
     max_queued_tokens: Count = Field(
         default=65_536, description="tokens that wait at most; beyond, 503"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Batching:
+        _in_order(self, ("max_tokens", "max_queued_tokens"))
+        return self
 
 
 class Cache(Section):
@@ -203,8 +245,17 @@ class Golden(Section):
         default=2, description="how often Serve asks a process how it is"
     )
     tolerance: float = Field(
-        default=1e-4, gt=0, lt=1, description="largest difference of a score from the stored one"
+        default=1e-4,
+        gt=0,
+        lt=1,
+        description="largest difference of a float32 score from the stored one, as its share above"
+        " 1; of int8 more, see docs/serving.md",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Golden:
+        _in_order(self, ("health_check_s", "period_s"))
+        return self
 
 
 class Security(Section):
@@ -240,7 +291,7 @@ class Settings(Section):
     golden: Golden = Golden()
     security: Security = Security()
     drain_s: Seconds = Field(
-        default=20, description="a process that stops has so long for its requests"
+        default=40, description="a process that stops has so long for its requests"
     )
     log_encoding: Literal["TEXT", "JSON"] = Field(default="JSON", description="form of log lines")
 
@@ -268,6 +319,31 @@ class Settings(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _fit(self) -> Settings:
+        if self.limits.body_bytes > _BYTES_A_TOKEN * self.batching.max_queued_tokens:
+            raise ConfigError(
+                what="limits.body_bytes",
+                got=self.limits.body_bytes,
+                rule=f"texts of one body may be {_BYTES_A_TOKEN} bytes a token, and must fit into"
+                f" an empty queue (batching.max_queued_tokens, {self.batching.max_queued_tokens})",
+                fix="lower limits.body_bytes or raise batching.max_queued_tokens",
+            )
+        if self.drain_s < self._longest_s:
+            raise ConfigError(
+                what="drain_s",
+                got=self.drain_s,
+                rule="a request may take limits.body_s and deadlines.max_ms, together"
+                f" {self._longest_s:g} s",
+                fix="raise drain_s, or lower the others",
+            )
+        return self
+
+    @property
+    def _longest_s(self) -> float:
+        """Seconds that a request may take: its body to come, and its answer."""
+        return self.limits.body_s + self.deadlines.max_ms / 1000
+
     @property
     def default(self) -> str:
         """Name of the model for requests that name none."""
@@ -275,7 +351,7 @@ class Settings(Section):
 
     def http_options(self) -> dict[str, Any]:
         """What Serve's proxies must know."""
-        late_s = self.deadlines.max_ms / 1000 + _GRACE_S  # ours come first, with a reason
+        late_s = self._longest_s + _GRACE_S
         return {**self.http.model_dump(exclude_none=True), "request_timeout_s": late_s}
 
     def logging_config(self) -> dict[str, Any]:

@@ -116,11 +116,12 @@ class Ingress:
             self._answerers,
             recorder=self._metrics,
             is_sound=lambda: self._engine.is_sound,
+            check=self._health.check,
         )
 
     async def check_health(self) -> None:
         """Called by Serve: raises where golden requests get other answers."""
         for name, answerer in self._answerers.items():
             for task, budget in answerer.budgets.items():
-                self._metrics.drift(name, task, budget.drift)
+                self._metrics.drift(name, task, budget.drift, units=budget.known)
         await self._health.check()

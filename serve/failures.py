@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rectrain.errors import DataError, PackageError
+from rectrain.inference.golden import Deviation
 from serve.batcher import DeadlinePassed, Overloaded
 from serve.schemas import Failure
 from serve.scoring import ModelFault
@@ -77,7 +78,7 @@ async def _too_late(request: Request, error: DeadlinePassed) -> Response:
     return failure(request.headers, 503, "deadline", "the deadline passed", retry_after_s=1)
 
 
-async def _withdrawn(request: Request, error: ModelFault) -> Response:
+async def _withdrawn(request: Request, error: ModelFault | Deviation) -> Response:
     message = "the model is being replaced"
     return failure(request.headers, 503, "withdrawn", message, retry_after_s=5)
 
@@ -102,5 +103,6 @@ HANDLERS: dict[Any, Any] = {
     Overloaded: _overloaded,
     DeadlinePassed: _too_late,
     ModelFault: _withdrawn,
+    Deviation: _withdrawn,
     Exception: _internal,
 }

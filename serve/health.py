@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -19,6 +20,9 @@ _log = logging.getLogger("ray.serve")
 
 class Health:
     """Runs golden requests: all of them now, which a broken model does not survive, then by turns.
+
+    Now the answers must be those of the publication, as near as another machine's can be; from then
+    on the ones that this process gave now, so that what changes later is seen to the last digits.
 
     Args:
         engine: with its models loaded.
@@ -43,10 +47,14 @@ class Health:
         self._settings = settings
         self._deviation = deviation
         self._clock = clock
+        self._turn = asyncio.Lock()
         self._golden = engine.call(
             lambda: {name: self._of(model) for name, model in engine.models.items()}
         )
         engine.call(self._check)
+        self._golden = engine.call(
+            lambda: {name: one.own(engine.models[name]) for name, one in self._golden.items()}
+        )
         self._checked_at = clock()
 
     async def check(self) -> None:
@@ -55,12 +63,13 @@ class Health:
         Raises:
             Deviation: now, and at every call from then on: Serve then replaces the process.
         """
-        now = self._clock()
-        is_due = now - self._checked_at >= self._settings.period_s
-        if self._engine.is_sound and not self._engine.is_suspect and not is_due:
-            return
-        self._checked_at, self._engine.is_suspect = now, False
-        await self._engine.call_async(self._check)
+        async with self._turn:  # who comes while one runs wants its verdict
+            now = self._clock()
+            is_due = now - self._checked_at >= self._settings.period_s
+            if self._engine.is_sound and not self._engine.is_suspect and not is_due:
+                return
+            self._checked_at, self._engine.is_suspect = now, False
+            await self._engine.call_async(self._check)
 
     def _check(self) -> None:
         for name, golden in self._golden.items():
@@ -83,6 +92,6 @@ class Health:
                 what=f"package {model.package.path}",
                 got=f"no golden requests with answers of {backend}",
                 rule="golden.required asks for them",
-                fix=f"python -m jobs.publish --golden --output {model.package.path}",
+                fix=f"python -m jobs.publish --refresh-golden --output {model.package.path}",
             )
         return answered(made_up(model), model)

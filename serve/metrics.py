@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ __all__ = ["Metrics", "path_label"]
 _MS = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4]
 _REQUESTS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
 _SHARES = [0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 2.0]
+_DRIFT_UNITS = 180  # by chance 0.05, a fifth of what is called much
 _PATHS = {
     *(f"/v1/{path}" for path in ENDPOINTS),
     *(f"/v1/{path}/batch" for path in ENDPOINTS),
@@ -104,9 +104,13 @@ class Metrics:
         self._batch_requests.observe(num_requests)
         self._queued_tokens.set(queued_tokens)
 
-    def drift(self, model: str, task: str, value: float) -> None:
-        """Records how far a task's confidences have moved; NaN before the first one."""
-        if not math.isnan(value):
+    def drift(self, model: str, task: str, value: float, *, units: int) -> None:
+        """Records how far a task's confidences have moved, once enough of them are known.
+
+        Of n units that have not moved at all the index has the expectation 9 / n (it is a
+        chi-squared statistic of ten classes, over n), so of few it says nothing.
+        """
+        if units >= _DRIFT_UNITS:
             self._drift.set(value, tags={"model": model, "task": task})
 
     def deviation(self, model: str) -> None:

@@ -9,11 +9,20 @@ A request is one user or query with its candidates. What a field is about decide
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, create_model
+import numpy as np
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    create_model,
+)
 
 from rectrain.data.fields import Field as RowField
 from rectrain.data.fields import FieldTable
@@ -56,6 +65,12 @@ Reason: TypeAlias = Literal[
 
 _ANYONE = "-"  # the group of a request that names none; no model reads it
 _UNUSED = ("label", "weight", "split", "oracle", "timestamp")
+
+# A text has more than white space: Arrow's, which is Unicode's and four separators.
+_NOT_BLANK = r"[^\s\x1c-\x1f]"
+# What a model computes with; a vector's elements are squared and added up there.
+_LARGEST = float(np.finfo(np.float32).max)
+_LARGEST_IN_VECTOR = 1e15
 
 
 class _Model(BaseModel):
@@ -148,18 +163,22 @@ class ModelFacts(_Model):
     policy: dict[str, PolicyFacts] = Field(description="task -> when the large model is asked")
 
 
+Number: TypeAlias = Annotated[float, Strict()]
+"""A number that stands in JSON as one: no text, and no bool unless a field takes it."""
+
+
 # --- requests --------------------------------------------------------------------------------
 
 
 class Options(_Model):
     """How to answer."""
 
-    model: str | None = Field(default=None, max_length=64, description="a name of GET /v1/models")
+    model: str | None = Field(default=None, description="a name of GET /v1/models")
     route: Literal["auto", "small", "large"] = Field(
         default="auto",
         description="as the policy decides, or never or always the large model",
     )
-    timings: bool = Field(default=False, description="say where the time went")
+    timings: Annotated[bool, Strict()] = Field(default=False, description="say where the time went")
 
 
 @dataclass(frozen=True)
@@ -181,15 +200,17 @@ def request_models(models: Mapping[str, PackagedModel], limits: Limits) -> dict[
         ConfigError: two models that need one field in different ways.
     """
     found = {}
+    options = _options(models)
     for path, task in ENDPOINTS.items():
         having = [model for model in models.values() if task in model.tasks]
         if not having:
             continue
         spec = having[0].predictor.spec(task)
         fields = _union([model.fields(task) for model in having])
-        single = _recommend_model(fields, limits) if spec.has_catalogue else (
-            _score_model(path, spec, fields, limits)
-        )  # fmt: skip
+        if spec.has_catalogue:
+            single = _recommend_model(fields, limits, options)
+        else:
+            single = _score_model(path, spec, fields, limits, options)
         found[path] = RequestModels(single, _batch_model(path, single, limits))
     return found
 
@@ -212,6 +233,8 @@ def field_names(table: FieldTable) -> tuple[str, ...]:
 
 
 def _is_asked(field: RowField) -> bool:
+    if field.kind == "vector" and field.size is None:  # the model has no such feature
+        return False
     return field.kind not in _UNUSED and (field.kind != "id" or field.required)
 
 
@@ -237,8 +260,24 @@ def _union(tables: list[FieldTable]) -> dict[str, RowField]:
     return fields
 
 
+def _options(names: Iterable[str]) -> type[Options]:
+    """How to answer, by one of these models."""
+    return create_model(
+        "Options",
+        __base__=Options,
+        model=(
+            Literal[tuple(names)] | None,
+            Field(default=None, description="default: the application's first"),
+        ),
+    )
+
+
 def _score_model(
-    path: str, spec: TaskSpec, fields: Mapping[str, RowField], limits: Limits
+    path: str,
+    spec: TaskSpec,
+    fields: Mapping[str, RowField],
+    limits: Limits,
+    options: type[Options],
 ) -> type[BaseModel]:
     beside = {*spec.query, *(name for name, field in fields.items() if field.kind == "group")}
     within = {*spec.item, *(name for name, field in fields.items() if field.kind == "id")}
@@ -257,24 +296,26 @@ def _score_model(
         __base__=_Model,
         **dict(_typed(fields, limits, skip=within, required=beside)),
         candidates=(listed, ...),
-        options=(Options, Options()),
+        options=(options, options()),
     )
 
 
-def _recommend_model(fields: Mapping[str, RowField], limits: Limits) -> type[BaseModel]:
+def _recommend_model(
+    fields: Mapping[str, RowField], limits: Limits, options: type[Options]
+) -> type[BaseModel]:
     text = _text(limits)
     ids = Annotated[tuple[text, ...], Field(max_length=limits.candidates)]  # type: ignore[valid-type]
     return create_model(
         "RecommendRequest",
         __base__=_Model,
         **dict(_typed(fields, limits, skip=set(), required=set(fields) - {EXCLUDE})),
-        k=(int, Field(10, ge=1, le=limits.k, description="items wanted")),
-        diversity=(float, Field(0.0, ge=0, le=1, description="0: by score alone")),
+        k=(_whole(limits.k), Field(10, description="items wanted")),
+        diversity=(Number, Field(0.0, ge=0, le=1, description="0: by score alone")),
         candidates=(
             ids | None,
             Field(None, description="ids to choose from (default: the whole catalogue)"),
         ),
-        options=(Options, Options()),
+        options=(options, options()),
     )
 
 
@@ -304,9 +345,17 @@ def _typed(
 
 def _type(field: RowField, limits: Limits) -> Any:
     if field.kind == "numeric":
-        return Annotated[float, Field(ge=field.low, le=field.high)]
+        low = -_LARGEST if field.low is None else field.low
+        high = _LARGEST if field.high is None else field.high
+        rule = Field(ge=low, le=high)
+        return Annotated[
+            Number,
+            rule,
+            BeforeValidator(_as_number, json_schema_input_type=Annotated[float, rule] | bool),
+        ]
     if field.kind == "vector":
-        return Annotated[tuple[float, ...], Field(min_length=field.size, max_length=field.size)]
+        element = Annotated[Number, Field(ge=-_LARGEST_IN_VECTOR, le=_LARGEST_IN_VECTOR)]
+        return Annotated[tuple[element, ...], Field(min_length=field.size, max_length=field.size)]
     if field.kind == "text_list":
         text = _text(limits)
         return Annotated[
@@ -318,13 +367,31 @@ def _type(field: RowField, limits: Limits) -> Any:
 
 def _text(limits: Limits, *, named: bool = True) -> Any:
     """A text; a name (an id, a category) may come as a whole number or a bool, as in Arrow."""
-    rule = StringConstraints(min_length=1, max_length=limits.text_chars)
+    text = Annotated[
+        str, StringConstraints(min_length=1, max_length=limits.text_chars, pattern=_NOT_BLANK)
+    ]
     if not named:
-        return Annotated[str, rule]
-    return Annotated[str, rule, BeforeValidator(_as_text, json_schema_input_type=str | int | bool)]
+        return text
+    return Annotated[text, BeforeValidator(_as_text, json_schema_input_type=text | int | bool)]
+
+
+def _whole(most: int) -> Any:
+    rule = Field(ge=1, le=most)
+    typed = Annotated[int, Strict(), rule]
+    return Annotated[typed, BeforeValidator(_as_whole, json_schema_input_type=typed)]
 
 
 def _as_text(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
+    value = _as_whole(value)
     return str(value) if isinstance(value, int) else value
+
+
+def _as_number(value: Any) -> Any:
+    return float(value) if isinstance(value, bool) else value
+
+
+def _as_whole(value: Any) -> Any:
+    """In JSON 5.0 is a whole number too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 from numpy.typing import NDArray
 from packaged_toy import toy_parts, write_catalogue
+from ray import serve
 
-from rectrain.cascade import Calibration, Calibrations, ListDoubt, Policy, RowDoubt, TaskPolicy
+from rectrain import cluster
+from rectrain.cascade import (
+    POLICY,
+    Calibration,
+    Calibrations,
+    ListDoubt,
+    Policy,
+    RowDoubt,
+    TaskPolicy,
+)
+from rectrain.inference.golden import publish_golden
 from rectrain.inference.packaged import PackagedModel, publish_index
-from rectrain.package import Card, Package, write_package
+from rectrain.package import Card, Package, update_package, write_package
+from serve.app import start
+from serve.config import Settings
 
 TASKS = ("recommendation", "search_ranking", "ad_ctr", "risk")
 CARD = Card(source="0" * 64, made=["a test"])
@@ -64,3 +80,45 @@ def offline(model: PackagedModel, task: str, body: Mapping[str, Any]) -> NDArray
     shared = {key: value for key, value in body.items() if key not in ("candidates", "options")}
     group = "query_id" if task == "search_ranking" else "user_id"
     return model.predict(task, [{group: "-", **shared, **one} for one in body["candidates"]])
+
+
+@contextmanager
+def served_pair(
+    folder: Path, *, ray_folder: Path | None = None, **settings: Any
+) -> Iterator[Settings]:
+    """The graph on Ray Serve in a cluster of its own, with a pair `shop` that defers everything.
+
+    Args:
+        folder: for the packages `small` and `large`.
+        ray_folder: where Ray puts its files, in the place of its own default.
+        settings: further ones; a port is chosen where none is given.
+    """
+    packages = write_pair(folder)
+    policy = doubtful_policy(packages["small"].version, packages["large"].version)
+    packages["small"] = update_package(packages["small"], {POLICY: policy.to_json()})
+    pair = {name: str(publish_golden(package).path) for name, package in packages.items()}
+    chosen = Settings.model_validate(
+        {"models": {"shop": pair}, "http": {"port": free_port()}, **settings}
+    )
+    if chosen.http.is_loopback:
+        cluster.keep_to_loopback()  # as `start` does for a cluster of its own
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        **({"_temp_dir": str(ray_folder)} if ray_folder else {}),
+    )
+    try:
+        start(chosen)
+        yield chosen
+        serve.shutdown()
+    finally:
+        ray.shutdown()
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -85,6 +85,11 @@ class Budget:
         return self._threshold()
 
     @property
+    def known(self) -> int:
+        """Units in the window: what `rate` and `drift` rest on."""
+        return len(self._sorted)
+
+    @property
     def rate(self) -> float:
         """Share of the last W units that lie below the policy's own threshold, 0..1; NaN before the
         first. Its rise over `policy.rate` says that traffic has become harder."""

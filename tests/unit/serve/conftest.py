@@ -17,6 +17,7 @@ from serve.answering import Answerer, LargeReply
 from serve.api import build_api
 from serve.caches import AnswerCache
 from serve.config import Settings
+from serve.health import Health
 from serve.schemas import Answer
 from serve.scoring import Engine, Work
 
@@ -107,11 +108,13 @@ def graph(engines: dict[str, Engine], packages: dict[str, Package]) -> Iterator[
             cache=AnswerCache(cache, ttl_s=60),
         )
         recorded = Recorded()
+        health = Health(engines["small"], config.golden, deviation=lambda name: None)
         api = build_api(
             config,
             {"shop": answerer},
             recorder=recorded,
             is_sound=lambda: engines["small"].is_sound,
+            check=health.check,
         )
         client = TestClient(api, raise_server_exceptions=False)
         client.__enter__()

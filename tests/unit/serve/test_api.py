@@ -7,9 +7,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from served_toy import offline, search
 
 from serve.batcher import DeadlinePassed, Overloaded
+from serve.scoring import NoNumber
 
 RISKS = {
     "country": "DE",
@@ -192,7 +194,8 @@ def deep(levels: int) -> str:
         (json.dumps({**search(), "query": "  "}), "query"),
         (json.dumps({**search(), "label": 1}), "label"),
         (json.dumps({**search(), "options": {"route": "both"}}), "route"),
-        (json.dumps({**search(), "options": {"model": "other"}}), "no model other"),
+        (json.dumps({**search(), "options": {"model": "other"}}), "options.model"),
+        (json.dumps({**search(), "options": {"timings": 1}}), "options.timings"),
     ],
 )
 def test_a_wrong_request_is_refused_with_its_reason(graph, text, said):
@@ -203,18 +206,76 @@ def test_a_wrong_request_is_refused_with_its_reason(graph, text, said):
     assert "Traceback" not in response.text
 
 
-@pytest.mark.parametrize("price", ["1e999", "-1e999", "-1", '"dear"'])
+@pytest.mark.parametrize(
+    "price", ["1e999", "-1e999", "1e39", "-1", '"dear"', '"3"', "1" + "0" * 400, "1" + "0" * 5000]
+)
 def test_numbers_are_finite_and_keep_their_rules(graph, price):
     text = f'{{"candidates": [{{"item_text": "alpha", "price": {price}}}]}}'
     headers = {"content-type": "application/json"}
     assert graph().client.post("/v1/risk", content=text, headers=headers).status_code == 422
 
 
-def test_one_bad_row_spoils_no_other_request_of_its_batch(graph):
+@pytest.mark.parametrize("low", [-1e15, 0.0, 1e15])
+@pytest.mark.parametrize("high", [1e15, 5e-324])
+def test_the_largest_vectors_that_are_taken_have_scores(graph, low, high):
+    odd = {"candidates": [{"item_text": "alpha", "image": [low, high], "price": 3e38}]}
+    assert graph().post("/v1/risk", odd).status_code == 200
+
+
+@pytest.mark.parametrize("image", [[1e16, 0.0], [1.0], [True, 0.0], [None, 1.0], []])
+def test_a_vector_is_of_its_size_and_of_numbers(graph, image):
     served = graph()
-    odd = {"candidates": [{"item_text": "alpha", "image": [1e39, 0.0]}]}
+    odd = {"candidates": [{"item_text": "alpha", "image": image}]}
     assert served.post("/v1/risk", odd).status_code == 422
     assert served.post("/v1/risk", RISKS).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["", " ", "\x1f", "\u3000"])
+def test_a_text_of_white_space_is_none(graph, name):
+    served = graph()
+    for body in (
+        {"candidates": [{"item_text": name}]},
+        {"candidates": [{"item_text": "alpha", "country": name}]},
+        {"candidates": [{"item_text": "alpha"}], "user_id": name},
+    ):
+        assert served.post("/v1/risk", body).status_code == 422
+
+
+def test_whole_numbers_and_bools_are_names_and_numbers_where_they_are_in_tables(graph):
+    row = {"item_text": "alpha", "country": 5.0, "price": True}
+    body = {"candidates": [row], "user_id": False}
+    assert graph().post("/v1/risk", body).status_code == 200
+
+
+def test_no_number_of_a_sound_model_is_the_clients_mistake(graph, monkeypatch):
+    served = graph()
+
+    async def odd(*args: object, **kwargs: object) -> None:
+        served.engine.is_suspect = True
+        raise NoNumber(what="scores", got="NaN", rule="r", fix="f")
+
+    monkeypatch.setattr(served.engine, "submit", odd)
+    assert served.post("/v1/risk", RISKS).status_code == 422
+    assert served.client.get("/readyz").status_code == 200
+
+
+def test_no_number_of_a_broken_model_is_ours_and_withdraws_it(graph):
+    served = graph()
+    weight = served.answerer.small.predictor.model.encoder.embeddings.word_embeddings.weight
+    whole = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.fill_(float("nan"))
+        response = served.post(
+            "/v1/risk", {"candidates": [{"item_text": "zeta eta zeta eta gamma"}]}
+        )
+        assert (response.status_code, response.json()["code"]) == (503, "withdrawn")
+        assert "retry-after" in response.headers
+        assert served.client.get("/readyz").status_code == 503
+    finally:
+        with torch.no_grad():
+            weight.copy_(whole)
+        served.engine.is_sound = True
 
 
 @pytest.mark.parametrize("value", ["0", "-5", "nan", "soon", "1e9"])

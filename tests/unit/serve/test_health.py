@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from jobs import publish
 from rectrain.errors import PackageError
 from rectrain.inference.golden import Deviation, publish_golden
 from rectrain.package import Package
@@ -70,6 +71,17 @@ def test_a_score_that_is_no_number_brings_the_check_forward(engine):
         asyncio.run(checks.check())
 
 
+def test_all_who_ask_meanwhile_get_the_verdict(engine):
+    checks, _, _ = health(engine)
+    break_weights(engine)
+    engine.is_suspect = True
+
+    async def ask() -> list[BaseException | None]:
+        return await asyncio.gather(*(checks.check() for _ in range(3)), return_exceptions=True)
+
+    assert [type(one) for one in asyncio.run(ask())] == [Deviation] * 3
+
+
 def test_a_model_that_deviates_from_its_package_never_starts(engine, packages):
     publish_golden(packages["large"])
     fresh = Engine(Batching(), observe=lambda *_: None)
@@ -83,6 +95,8 @@ def test_a_model_that_deviates_from_its_package_never_starts(engine, packages):
 def test_golden_requests_can_be_required(packages):
     fresh = Engine(Batching(), observe=lambda *_: None)
     fresh.load("shop", str(packages["small"].path), "torch", 1, 0)
-    with pytest.raises(PackageError, match="no golden requests"):
+    with pytest.raises(PackageError, match="no golden requests") as mistake:
         health(fresh, Golden(required=True))
     fresh.close()
+    flag = str(mistake.value).split("jobs.publish ")[1].split()[0]
+    assert flag in publish._parser().format_help()

@@ -93,6 +93,7 @@ def test_drift_and_rate_by_hand():
     budget = Budget(changed(LISTS, threshold=0.25))
     assert math.isnan(budget.drift) and math.isnan(budget.rate)
     budget.feed([0.05 + place / 10 for place in range(10)], deferred=0)
+    assert budget.known == 10
     assert budget.drift == pytest.approx(0.0) and budget.rate == pytest.approx(0.2)
     harder = Budget(changed(LISTS, threshold=0.25))
     harder.feed([0.01] * 50, deferred=0)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,14 @@ from packaged_toy import toy_parts
 
 import rectrain
 from rectrain.errors import PackageError
-from rectrain.inference.golden import GOLDEN, Deviation, made_up, publish_golden, read_golden
+from rectrain.inference.golden import (
+    GOLDEN,
+    Case,
+    Deviation,
+    made_up,
+    publish_golden,
+    read_golden,
+)
 from rectrain.inference.packaged import PackagedModel
 from rectrain.package import Card, Package, open_package, update_package, write_package
 
@@ -56,6 +66,42 @@ def test_texts_are_as_short_and_as_long_as_the_model_reads(model):
     assert sizes[0] == 1 and sizes[-1] >= 12
 
 
+def case(**scores: tuple[float, ...]) -> Case:
+    return Case("risk", ({}, {}), {name.replace("_", "-"): both for name, both in scores.items()})
+
+
+def test_a_graph_may_be_off_on_another_machine_by_four_times_its_distance_from_float32():
+    int8 = case(torch=(0.5, 20.0), onnx_int8=(0.51, 20.1))
+    assert int8.allowed("torch", tolerance=1e-4) == pytest.approx(2e-3)
+    assert int8.allowed("onnx-int8", tolerance=1e-4) == pytest.approx(20.1e-4 + 0.4)
+    assert case(torch=(0.5, 0.2)).allowed("torch", tolerance=1e-4) == pytest.approx(1e-4)
+
+
+def test_what_a_process_answered_itself_it_must_answer_ever_after(package, model):
+    golden = read_golden(package)
+    far = [
+        replace(one, scores={name: tuple(s + 5 for s in both) for name, both in one.scores.items()})
+        for one in golden.cases
+    ]
+    own = replace(golden, cases=tuple(far)).own(model)
+    own.check(model, tolerance=1e-9)
+    assert [list(one.scores) for one in own.cases] == [["torch"]] * len(TASKS)
+
+
+def test_backends_that_are_missing_are_added_and_others_kept(package):
+    golden = read_golden(package)
+    known = {"openvino-int8": (1.0,) * 6}
+    cases = tuple(replace(one, scores=known) for one in golden.cases)
+    half = update_package(package, {GOLDEN: replace(golden, cases=cases).to_json()})
+    try:
+        filled = read_golden(publish_golden(half))
+        assert filled.backends == ("openvino-int8", "torch")
+        assert filled.cases[0].scores["torch"] == golden.cases[0].scores["torch"]
+        assert read_golden(publish_golden(half, anew=True)) == golden
+    finally:
+        update_package(open_package(package.path), {GOLDEN: golden.to_json()})
+
+
 @pytest.mark.parametrize("part", ["encoder.embeddings", "tasks.risk"])
 def test_a_weight_that_changed_is_seen(package, model, part):
     golden = read_golden(package)
@@ -84,13 +130,45 @@ def test_what_is_no_number_is_a_deviation(package, model):
         read_golden(package).check(model, tolerance=1e-4)
 
 
+def altered(**changes: Any) -> bytes:
+    """A golden file of the toy package with its first case changed."""
+    first = {"task": "risk", "rows": [{"item_text": "a"}], "scores": {"torch": [0.5]}, **changes}
+    return json.dumps({"format": 1, "model": "MODEL", "cases": [first]}).encode()
+
+
 @pytest.mark.parametrize(
-    "data", [b"{}", b"no json", b'{"format": 2, "model": "x", "cases": []}'], ids=str
+    "data",
+    [
+        b"{}",
+        b"no json",
+        b'{"format": 2, "model": "x", "cases": []}',
+        b'{"format": 1, "model": "MODEL", "cases": []}',
+        altered(task="weather"),
+        altered(scores={}),
+        altered(scores={"torch": [0.5, 0.5]}),
+        altered(rows=[{}] * 1000),
+        altered(scores={"torch": ["NaN"]}),
+        altered(rows=[{"item_text": "a" * 1_000_000}]),
+    ],
+    ids=lambda data: data[:90].decode(),
 )
 def test_an_altered_file_is_refused(tmp_path: Path, data):
     written = write_package(tmp_path / "package", toy_parts(tmp_path), card=CARD)
-    with pytest.raises(PackageError, match=r"golden\.json"):
+    data = data.replace(b"MODEL", written.version.encode())
+    with pytest.raises(PackageError, match=r"golden\.json.*--refresh-golden"):
         read_golden(update_package(written, {GOLDEN: data}))
+
+
+@pytest.mark.parametrize(
+    "row", [{"item_text": 5}, {}, {"item_text": "a", "price": [1]}, {"item_text": "a", "price": -1}]
+)
+def test_rows_that_the_model_can_not_read_are_refused(tmp_path: Path, row):
+    written = write_package(tmp_path / "package", toy_parts(tmp_path), card=CARD)
+    data = altered(rows=[row]).replace(b"MODEL", written.version.encode())
+    golden = read_golden(update_package(written, {GOLDEN: data}))
+    with pytest.raises(PackageError, match=r"golden\.json.*as it was published") as refused:
+        golden.check(rectrain.load(written.path), tolerance=1e-4)
+    assert not isinstance(refused.value, Deviation)
 
 
 def test_answers_of_another_model_are_refused(package, tmp_path: Path):
