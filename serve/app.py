@@ -134,6 +134,7 @@ def start(settings: Settings) -> None:
     serve.start(
         proxy_location=PROXY_LOCATION,
         http_options=settings.http_options(),
+        controller_options=settings.controller_options(),
         logging_config=settings.logging_config(),
     )
     app = build(settings.model_dump(mode="json"))
