@@ -118,9 +118,7 @@ class _Exchange:
         self._start = None
 
         async def receive() -> Message:
-            for message in held:
-                return message
-            return await self._next()
+            return next(held, None) or await self._next()
 
         return receive
 
