@@ -40,9 +40,9 @@ class _Bare:
 @serve.deployment(max_ongoing_requests=1024)
 @serve.ingress(batched_api)
 class _Batched:
-    def __init__(self, models: dict[str, str], backend: str, size: int, wait_s: float) -> None:
+    def __init__(self, model: str, backend: str, size: int, wait_s: float) -> None:
         self._thread = ThreadPoolExecutor(1)  # beside the event loop, as ours
-        self._scorer = self._thread.submit(Scorer, models, backend).result()
+        self._scorer = self._thread.submit(Scorer, model, backend).result()
         self._score.set_max_batch_size(size)
         self._score.set_batch_wait_timeout_s(wait_s)
 
@@ -62,6 +62,7 @@ def _ours(settings: dict[str, Any]) -> Any:
 
 _APPS = {
     "ours": (_ours, "/"),
+    "large": (_ours, "/large"),
     "bare": (_Bare.bind, "/bare"),
     "batched": (_Batched.bind, "/batched"),
 }

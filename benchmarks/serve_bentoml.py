@@ -1,4 +1,4 @@
-"""The ranking models under BentoML; run by `serve_servers.BentoML` in a venv of its own."""
+"""The ranking model under BentoML; run by `serve_servers.BentoML` in a venv of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Rank:
     """Requests are scored together, as many as the adaptive batcher gathers."""
 
     def __init__(self) -> None:
-        self._scorer = Scorer(_GIVEN["models"], _GIVEN["backend"])
+        self._scorer = Scorer(_GIVEN["model"], _GIVEN["backend"])
 
     @bentoml.api(
         route="/v1/rank", batchable=True, batch_dim=0,

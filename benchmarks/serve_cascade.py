@@ -285,7 +285,7 @@ def measure_cascade(cascade: Cascade, *, rounds: int, num_tokens: int) -> list[F
                 peer=rates[1],
                 unit=f"requests/s, {_said(cascade, name)}",
                 peer_name="large model, int8",
-            )  # fmt: skip
+            )
         )
         lost = (values[_LARGE] - values[name]) / values[_LARGE]
         spread = (drawn[_LARGE] - drawn[name]) / drawn[_LARGE]

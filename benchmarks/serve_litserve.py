@@ -1,4 +1,4 @@
-"""The ranking models under LitServe; run by `serve_servers.LitServe` in a venv of its own."""
+"""The ranking model under LitServe; run by `serve_servers.LitServe` in a venv of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Rank(ls.LitAPI):
         self._facts = facts
 
     def setup(self, device: str) -> None:
-        self._scorer = Scorer(self._facts["models"], self._facts["backend"])
+        self._scorer = Scorer(self._facts["model"], self._facts["backend"])
 
     def batch(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return inputs

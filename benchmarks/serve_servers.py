@@ -53,6 +53,8 @@ class _Process:
         log: takes what it prints.
     """
 
+    _ends_with_stdin = True  # else it is asked by a signal
+
     def __init__(
         self, command: Sequence[str], *, core: int, environment: Mapping[str, str], log: Path
     ) -> None:
@@ -87,8 +89,9 @@ class _Process:
             found += [one.pid for one in psutil.Process(self._process.pid).children(recursive=True)]
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
-        self._process.terminate()
         try:
+            if not self._ends_with_stdin:
+                self._process.terminate()
             self._process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
@@ -149,6 +152,8 @@ class Peer(_Process):
     Attributes:
         url: its address.
     """
+
+    _ends_with_stdin = False
 
     def __init__(
         self,
