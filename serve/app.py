@@ -30,6 +30,7 @@ from serve.config import (
     settings_of,
 )
 from serve.deployments import Ingress, Large
+from serve.metrics import metrics_urls
 from serve.pairs import open_pair
 
 __all__ = ["build", "main", "start"]
@@ -115,6 +116,7 @@ def main(argv: list[str]) -> int:
         return 0
     start(settings)
     print(f"serve: {', '.join(settings.models)} on {_address(settings)}", flush=True)
+    print(f"serve: metrics at {', '.join(metrics_urls())}", flush=True)
     if not settings.http.is_loopback and not settings.security.token_hashes:
         print(
             "serve: open to everyone who reaches this address (security.token_hashes)", flush=True
