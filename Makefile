@@ -1,7 +1,8 @@
 # make setup      the environment alone (.venv)
-# make demo       prepare the embedded data, train, evaluate, make a small model of the large one;
-#                 ends in runs/demo/summary.json (PRESET=tiny: a small one in 4 minutes)
-# make serve      the models of runs/PRESET on 127.0.0.1:8000: a page at /, API docs at /docs
+# make demo       prepare the embedded data, train, evaluate, make a small model of the large one,
+#                 serve both; ends in runs/demo/summary.json (PRESET=tiny: a small one in 5 minutes)
+# make serve      the demo's models on 127.0.0.1:8000: a page at /, API docs at /docs (a tiny one,
+#                 made now, where there was no demo; ARGS=--http.port=9000 changes settings)
 # make test       what CI runs: lint, then every test but the slow ones
 # make test-full  the slow ones too
 SHELL := /bin/bash
@@ -30,14 +31,13 @@ $(STAMP):
 demo: setup
 	python -m jobs.demo --preset $(PRESET)
 
-# The run's model; a small one in front of it, where one was made.
-LARGE := runs/$(PRESET)/package
-SMALL := $(wildcard runs/$(PRESET)-small/package)
-PAIR := $(if $(SMALL),--models.shop.small=$(SMALL) --models.shop.large=$(LARGE),--models.shop.small=$(LARGE) --models.shop.large=null)
-
+# What the demo made of PRESET; where that is nothing, of a tiny one, which takes 5 minutes to make.
 serve: setup
-	@test -d $(LARGE) || { echo "error: $(LARGE) is not there; fix: make demo PRESET=$(PRESET) && python -m jobs.publish --checkpoint runs/$(PRESET) --output $(LARGE)" >&2; exit 2; }
-	python -m serve.app --config serve/settings.yaml $(PAIR)
+	@set -e; preset=$(PRESET); \
+	if [ ! -e runs/$$preset-small/package/policy.json ]; then \
+	  echo "runs/$$preset-small has no package to serve (make demo); taking a tiny one"; preset=tiny; fi; \
+	if [ ! -e runs/$$preset-small/package/policy.json ]; then python -m jobs.demo --preset tiny; fi; \
+	exec python -m serve.app --models.shop.small=runs/$$preset-small/package --models.shop.large=runs/$$preset/package $(ARGS)
 
 # Integration tests run Ray clusters and take all cores by themselves.
 test: lint

@@ -15,15 +15,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from subprocess import CalledProcessError
 
 import numpy as np
 
 from benchmarks.inference_graphs import build_graphs
-from benchmarks.inference_peers import OURS, PEERS, Setup
+from benchmarks.inference_peers import APART, APART_REQUIREMENTS, OURS, PEERS, Setup
 from benchmarks.inference_process import Pass, System
 from benchmarks.inference_texts import KINDS, MAX_LENGTH, draw_texts, metric_drop, titles
 from benchmarks.table import Figure, paired_ratio, print_table, write_figures
 from benchmarks.train import simulated
+from benchmarks.venv import make_venv
 from rectrain.data.tokenize import load_tokenizer
 from rectrain.inference.backends import padding_share
 from rectrain.model.encoder import encoder_directory
@@ -99,8 +101,9 @@ def _prepare(data: str, *, threads: int, quick: bool) -> Setup:
 def _measure(setup: Setup, *, rounds: int) -> tuple[Speeds, dict[str, str]]:
     """Tokens/s of every system, pass and kind, one for each round; and what each chose."""
     systems = []
+    apart = _peers_apart()
     for name in (OURS, *PEERS):
-        system = System(name, setup)
+        system = System(name, setup, python=apart if name in APART else sys.executable)
         if system.reason:
             print(f"skipped {name}: {system.reason}", flush=True)
         else:
@@ -117,6 +120,15 @@ def _measure(setup: Setup, *, rounds: int) -> tuple[Speeds, dict[str, str]]:
     for system in systems:
         system.close()
     return speeds, chosen
+
+
+def _peers_apart() -> Path | str:
+    """The Python of the peers that need packages other than ours."""
+    try:
+        return make_venv(_OUTPUT / "venv-inference", APART_REQUIREMENTS)
+    except CalledProcessError:
+        print("no environment for peers: they are tried in this one", flush=True)
+        return sys.executable
 
 
 def _ratios(speeds: Speeds, chosen: Mapping[str, str]) -> list[Figure]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -82,6 +84,7 @@ def _peer_onnx(setup: Setup, path: Path) -> None:
             num_heads=config.num_attention_heads,
             hidden_size=config.hidden_size,
         ).save_model_to_file(fused)
+        _peer_fastembed(setup, fused, folder=path.parent / "fastembed")
         quantize_dynamic(
             fused,
             path,
@@ -90,6 +93,17 @@ def _peer_onnx(setup: Setup, path: Path) -> None:
             # It can't infer the type of what comes out of the fused attention.
             extra_options={"DefaultTensorType": TensorProto.FLOAT},
         )
+
+
+def _peer_fastembed(setup: Setup, graph: str, *, folder: Path) -> None:
+    """The layout that fastembed reads; its own model of this name is in fp32, too."""
+    folder.mkdir(exist_ok=True)
+    shutil.copyfile(graph, folder / "model.onnx")
+    for name in ("config.json", "special_tokens_map.json", "tokenizer.json"):
+        shutil.copyfile(Path(setup.encoder) / name, folder / name)
+    settings = json.loads((Path(setup.encoder) / "tokenizer_config.json").read_text())
+    settings |= {"max_length": setup.max_length, "model_max_length": setup.max_length}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 class _Hidden(torch.nn.Module):

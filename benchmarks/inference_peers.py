@@ -26,7 +26,7 @@ from rectrain.inference.raw import RawTexts
 from rectrain.inference.text_encoder import TextEncoder
 from rectrain.model.encoder import load_encoder
 
-__all__ = ["OURS", "PEERS", "Opened", "Setup", "Unavailable", "make"]
+__all__ = ["APART", "APART_REQUIREMENTS", "OURS", "PEERS", "Opened", "Setup", "Unavailable", "make"]
 
 OURS = "rectrain"
 Ints = npt.NDArray[np.int64]
@@ -149,7 +149,9 @@ def _open_fastembed(setup: Setup) -> Opened:
         raise Unavailable(f"no installed package {error.name}") from error
     name = "sentence-transformers/all-MiniLM-L6-v2"
     try:
-        model = TextEmbedding(name, specific_model_path=setup.graphs, threads=setup.threads)
+        model = TextEmbedding(
+            name, specific_model_path=f"{setup.graphs}/fastembed", threads=setup.threads
+        )
     except Exception as error:  # it fetches its own weights, which needs a network
         raise Unavailable(" ".join(str(error).split())) from error
 
@@ -229,6 +231,12 @@ PEERS: dict[str, Callable[[Setup], Opened]] = {
     "openvino int8": _open_openvino,
     "torch.compile": _open_compiled,
 }
+#: Peers that run in an environment of their own: optimum takes no transformers from 5 on.
+APART = ("sentence-transformers onnx", "sentence-transformers openvino", "fastembed")
+APART_REQUIREMENTS = (
+    *("sentence-transformers==5.7.0", "transformers==4.57.6", "fastembed==0.9.1"),
+    *("optimum==2.1.0", "optimum-onnx==0.1.0", "optimum-intel==1.27.0"),
+)
 
 
 def _padded(setup: Setup, *, usual: _Engine, expert: _Engine, streams: int | None = None) -> Opened:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.inference_peers import Setup, Unavailable, make
@@ -23,6 +24,7 @@ class System:
     Args:
         name: `OURS`, or a key of `PEERS`.
         setup: what all systems get.
+        python: runs it; that of this process by default.
 
     Attributes:
         reason: why the system can't run here; empty if it can.
@@ -30,11 +32,11 @@ class System:
         choices: what it chose by itself.
     """
 
-    def __init__(self, name: str, setup: Setup) -> None:
+    def __init__(self, name: str, setup: Setup, *, python: Path | str = sys.executable) -> None:
         self.name = name
         threads = str(setup.threads)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, name],
+            [str(python), "-m", __name__, name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -97,7 +97,7 @@ def draw_steps(
         axis.set_xticks(range(len(steps)), steps, rotation=30, ha="right")
         axis.grid(alpha=0.3)
         if axis.has_data():
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path, dpi=110)
     plt.close(drawing)

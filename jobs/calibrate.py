@@ -1,6 +1,7 @@
 """Decide when a small model asks a large one, on held-out rows; the policy goes into its package.
 
-    python -m jobs.calibrate --small runs/small/package --large runs/demo/package --data data/demo
+    python -m jobs.calibrate --small runs/demo-small/package --large runs/demo/package \\
+        --data data/demo --budget 0.1
 
 Scores held-out rows with both packages, makes their probabilities come true (temperature, or
 isotonic where that is better), and chooses for each task what is deferred: as little as keeps the
@@ -12,11 +13,13 @@ Prints one table, and writes policy.json and calibration.png into the small pack
 from __future__ import annotations
 
 import argparse
+import math
 
 from jobs.cli import JobParser, count, run
 from rectrain.cascade import POLICY, Policy
 from rectrain.cascade.fit import Aim, Fitted, RowScores, fit_lists, fit_rows
 from rectrain.cascade.scores import check_pair, score_held_out
+from rectrain.cascade.thresholds import groups_to_prove
 from rectrain.data.loader import open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.errors import ConfigError, DataError
@@ -27,6 +30,7 @@ from rectrain.report.calibration import calibration_table, draw_calibration
 __all__ = ["main"]
 
 _MAX_LOSS, _PICTURE = 0.001, "calibration.png"
+_MOST, _USUAL = 0.5, 0.1  # shares deferred: from here on it is told why; what a cascade is for
 
 
 def main(argv: list[str]) -> int:
@@ -182,17 +186,28 @@ def _fit(
 
 
 def _hints(fitted: dict[str, Fitted], aim: Aim) -> str:
-    """What the user should know of tasks that defer nearly all."""
+    """What the user should know of tasks that defer most requests for want of a proof."""
     if aim.max_loss is None:
         return ""
-    lines = [
-        f"{task}: {one.num_groups:,} groups don't show with {aim.level:.0%} certainty that less"
-        f" than {one.choice.rate:.0%} deferred loses at most {aim.max_loss:.2%}; more rows, a"
-        " better small model or a larger --max-loss would\n"
+    told = (
+        _hint(task, one, max_loss=aim.max_loss, level=aim.level)
         for task, one in fitted.items()
-        if one.choice.rate > 0.5
-    ]
-    return "".join(lines)
+        if one.choice.rate > _MOST
+    )
+    return "".join(told)
+
+
+def _hint(task: str, one: Fitted, *, max_loss: float, level: float) -> str:
+    wanted = groups_to_prove(one.choice, max_loss=max_loss, num_groups=one.num_groups, rate=_USUAL)
+    rows = "more held-out rows"
+    if math.isfinite(wanted):
+        rows += f" (about {float(f'{wanted:.1e}'):,.0f} groups for {_USUAL:.0%},"
+        rows += " if both models are equally good)"
+    return (
+        f"{task}: {one.num_groups:,} held-out groups can't prove with {level:.0%} certainty that"
+        f" deferring less than {one.choice.rate:.0%} loses at most {max_loss:.2%};"
+        f" fix: {rows}, or --budget\n"
+    )
 
 
 if __name__ == "__main__":

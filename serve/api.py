@@ -1,4 +1,4 @@
-"""The HTTP interface: its routes, what stands before them, and the page."""
+"""The HTTP interface: its routes, and what stands before them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, Security
-from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
@@ -22,6 +20,7 @@ from serve.config import Settings
 from serve.failures import HANDLERS
 from serve.guard import BodyGuard, TokenGuard
 from serve.outcomes import OutcomeLog, Recorder
+from serve.pages import add_pages
 from serve.schemas import (
     ENDPOINTS,
     Answer,
@@ -42,7 +41,6 @@ __all__ = ["DEADLINE", "build_api"]
 T = TypeVar("T")
 
 DEADLINE = "x-deadline-ms"
-_PAGE = Path(__file__).with_name("page.html")
 _MIN_GZIP_BYTES = 1024
 _ABOUT = """A small model answers; what it doubts goes to a large one. Every answer says which
 models and versions gave it and why. `X-Deadline-Ms` says how long an answer is worth waiting for;
@@ -95,6 +93,7 @@ def build_api(
         summary="Recommendation, search ranking, ad click-through and order risk.",
         description=_ABOUT,
         version="1",
+        docs_url=None,
         redoc_url=None,
     )
     small = {name: one.small for name, one in answerers.items()}
@@ -102,6 +101,7 @@ def build_api(
         router = _endpoint(path, forms, settings=settings, answerers=answerers, check=check)
         api.include_router(router, **_secured(settings))
     _add_facts(api, settings, answerers, is_sound)
+    add_pages(api, answerers, settings.limits)
     for kind, handler in HANDLERS.items():
         api.add_exception_handler(kind, handler)
     limits = settings.limits
@@ -150,10 +150,15 @@ def _endpoint(
     # FastAPI reads the body's type from here.
     single.__annotations__["body"] = forms.single
     batch.__annotations__["body"] = forms.batch
-    router.post(f"/v1/{path}", response_model=Answer, operation_id=path)(single)
-    router.post(f"/v1/{path}/batch", response_model=BatchAnswer, operation_id=f"{path}_batch")(
-        batch
+    router.post(f"/v1/{path}", response_model=Answer, operation_id=path, summary="One request")(
+        single
     )
+    router.post(
+        f"/v1/{path}/batch",
+        response_model=BatchAnswer,
+        operation_id=f"{path}_batch",
+        summary="Several requests",
+    )(batch)
     return router
 
 
@@ -175,12 +180,6 @@ def _add_facts(
     answerers: Mapping[str, Answerer],
     is_sound: Callable[[], bool],
 ) -> None:
-    page = _PAGE.read_text(encoding="utf-8")
-
-    @api.get("/", include_in_schema=False)
-    async def shop() -> HTMLResponse:
-        return HTMLResponse(page)
-
     @api.get("/v1/models", tags=["models"], **_secured(settings))
     async def models() -> tuple[ModelFacts, ...]:
         return tuple(_facts(one, settings) for one in answerers.values())

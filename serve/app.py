@@ -1,6 +1,6 @@
 """The serving graph as an application, and the command that runs it on this machine.
 
-    python -m serve.app --config serve/settings.yaml --models.shop.small=runs/small/package
+    python -m serve.app                 # serve/settings.yaml; --models.shop.small=… is another
     serve run serve/config.yaml         # the same by Serve's own command
     serve deploy serve/config.yaml      # the same on a cluster
 
@@ -9,6 +9,7 @@ The settings are in docs/serving.md.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from typing import Any
@@ -19,7 +20,7 @@ from ray.serve import Application
 from jobs.cli import JobParser, run
 from rectrain import cluster
 from rectrain.config import help_text
-from rectrain.errors import ResourceError
+from rectrain.errors import ConfigError, ResourceError
 from serve.config import (
     APPLICATION,
     PROXY_LOCATION,
@@ -33,10 +34,11 @@ from serve.deployments import Ingress, Large
 from serve.metrics import metrics_urls
 from serve.pairs import open_pair
 
-__all__ = ["build", "main", "start"]
+__all__ = ["build", "check_cpus", "main", "start"]
 
 _SURGE_PERCENT = 100
 _RETRY_AFTER_S = 1
+_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 _STARTS = 3  # a broken package stays broken; a machine that was out of memory may recover
 
 
@@ -47,11 +49,11 @@ def build(args: dict[str, Any]) -> Application:
         args: `Settings` as a mapping; what `serve run` and `serve deploy` read from their YAML.
 
     Raises:
-        ConfigError: wrong settings.
+        ConfigError: wrong settings, or TLS where HAProxy stands in front: it would be left out.
         PackageError: a package that is foreign, incomplete or altered.
-        ResourceError: more threads than the cluster has CPUs.
     """
     settings = settings_of(args, name="the application's args").absolute()
+    _check_tls(settings)
     _check_packages(settings)
     large = {
         name: _deployment(Large, settings.large, settings, name=f"Large-{name}").bind(
@@ -64,6 +66,16 @@ def build(args: dict[str, Any]) -> Application:
     front = _deployment(ingress, settings.ingress, settings, name="Ingress")
     app: Application = front.bind(settings, large)
     return app
+
+
+def _check_tls(settings: Settings) -> None:
+    if settings.http.ssl_certfile and os.environ.get(_HAPROXY) == "1":
+        raise ConfigError(
+            what="http.ssl_certfile",
+            got=f"{_HAPROXY}=1 in the environment",
+            rule="Ray's HAProxy speaks plain HTTP only, whatever this says",
+            fix="unset one of them, or end TLS in front of HAProxy",
+        )
 
 
 def _check_packages(settings: Settings) -> None:
@@ -109,20 +121,18 @@ def main(argv: list[str]) -> int:
     parser.epilog = f"settings (in FILE, or --key=VALUE):\n{help_text(Settings)}"
     options, overrides = parser.parse_known_args(argv)
     settings = load_settings(options.config, overrides).absolute()
+    _check_tls(settings)
     _check_packages(settings)
-    _check_cpus(settings)
+    check_cpus(settings)
     if options.dry_run:
         print(f"serve: {', '.join(settings.models)} on {_address(settings)}")
         return 0
-    start(settings)
-    print(f"serve: {', '.join(settings.models)} on {_address(settings)}", flush=True)
-    print(f"serve: metrics at {', '.join(metrics_urls())}", flush=True)
-    if not settings.http.is_loopback and not settings.security.token_hashes:
-        print(
-            "serve: open to everyone who reaches this address (security.token_hashes)", flush=True
-        )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _connect(settings)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set one of its own
     try:
+        start(settings)
+        print(_welcome(settings), flush=True)
+        print(f"serve: metrics at {', '.join(metrics_urls())}", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         print("serve: finishing what was begun", flush=True)
@@ -131,36 +141,63 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def start(settings: Settings) -> None:
-    """Deploys the application on the cluster that RAY_ADDRESS names, or one started here.
+def _welcome(settings: Settings) -> str:
+    address = _address(settings)
+    lines = [
+        f"serve: {', '.join(settings.models)} on {address}, API on {address}/docs; Ctrl-C stops"
+    ]
+    if not settings.http.is_loopback and not settings.security.token_hashes:
+        lines.append("serve: open to everyone who reaches this address (security.token_hashes)")
+    return "\n".join(lines)
 
-    Where the application is for this machine alone, so is a cluster started for it.
-    """
-    if settings.http.is_loopback:
-        cluster.keep_to_loopback()
-    cluster.connect()
+
+def start(settings: Settings) -> None:
+    """Deploys the application on the cluster that RAY_ADDRESS names, or one started here."""
+    _connect(settings)
     serve.start(
         proxy_location=PROXY_LOCATION,
         http_options=settings.http_options(),
+        controller_options=settings.controller_options(),
         logging_config=settings.logging_config(),
     )
     app = build(settings.model_dump(mode="json"))
     serve.run(app, name=APPLICATION, route_prefix="/")
 
 
-def _check_cpus(settings: Settings) -> None:
-    """Refuses more computing threads than there are CPUs: Serve would wait for them for ever."""
-    num_large = sum(bool(pair.large) for pair in settings.models.values())
-    needed = settings.ingress.min_replicas * settings.ingress.threads
-    needed += num_large * settings.large.min_replicas * settings.large.threads
+def _connect(settings: Settings) -> None:
+    """Where the application is for this machine alone, so is a cluster started for it."""
+    if settings.http.is_loopback:
+        cluster.keep_to_loopback()
+    cluster.connect()
+
+
+def check_cpus(settings: Settings) -> None:
+    """Refuses more threads than there are CPUs, for Serve would wait for them for ever; only warns
+    where that is so at the most replicas, for a cluster may grow."""
+    least, most = _threads(settings)
     place, found = cluster.resources()
-    if needed > found.get("CPU", 0):
+    cpus = found.get("CPU", 0)
+    if least > cpus:
         raise ResourceError(
             what="CPUs of the serving graph",
-            got=f"{needed} threads of all replicas",
-            rule=f"the cluster ({place}) has {found.get('CPU', 0):g}",
+            got=f"{least} threads of all replicas",
+            rule=f"the cluster ({place}) has {cpus:g}",
             fix="lower ingress.min_replicas, large.min_replicas or threads, or add nodes",
         )
+    if most > cpus:
+        print(
+            f"serve: at max_replicas there are {most} threads, and the cluster ({place}) has"
+            f" {cpus:g} CPUs: unless it grows, they share them or never start",
+            flush=True,
+        )
+
+
+def _threads(settings: Settings) -> tuple[int, int]:
+    """Threads of all replicas, at the fewest and at the most."""
+    num_large = sum(bool(pair.large) for pair in settings.models.values())
+    sides = ((settings.ingress, 1), (settings.large, num_large))
+    least = sum(count * one.min_replicas * one.threads for one, count in sides)
+    return least, sum(count * one.max_replicas * one.threads for one, count in sides)
 
 
 def _address(settings: Settings) -> str:

@@ -26,6 +26,7 @@ from rectrain.errors import ConfigError
 
 __all__ = [
     "APPLICATION",
+    "PROXY_ENVIRONMENT",
     "PROXY_LOCATION",
     "SERVE_FILE",
     "SETTINGS_FILE",
@@ -56,6 +57,12 @@ _HEADER = (
     "#     serve deploy serve/config.yaml\n"
 )
 
+#: What Serve's controller needs in its environment; the proxies that it starts take it from there.
+PROXY_ENVIRONMENT = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy:middlewares",
+    # A dead proxy is replaced after three failed checks; Serve's own period is 10 s.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+}
 _GRACE_S = 5  # our own refusal comes first, with its reason
 _BYTES_A_TOKEN = 4  # at least, of texts in JSON
 
@@ -354,6 +361,10 @@ class Settings(Section):
         late_s = self._longest_s + _GRACE_S
         return {**self.http.model_dump(exclude_none=True), "request_timeout_s": late_s}
 
+    def controller_options(self) -> dict[str, Any]:
+        """What the environment of Serve's controller, and of the proxies it starts, must hold."""
+        return {"runtime_env": {"env_vars": PROXY_ENVIRONMENT}}
+
     def logging_config(self) -> dict[str, Any]:
         """Serve's logs. Our own line says more than its access log; two would be two outcomes."""
         return {"encoding": self.log_encoding, "enable_access_log": False}
@@ -437,6 +448,7 @@ def serve_yaml(settings: Settings) -> str:
     content = {
         "proxy_location": PROXY_LOCATION,
         "http_options": settings.http_options(),
+        "controller_options": settings.controller_options(),
         "logging_config": settings.logging_config(),
         "applications": [
             {

@@ -20,7 +20,9 @@ from serve.failures import failure
 __all__ = ["OPEN_PATHS", "BodyGuard", "TokenGuard", "is_known"]
 
 #: Need no token: they say nothing of a model, and load balancers and browsers bring none.
-OPEN_PATHS = ("/", "/healthz", "/readyz")
+OPEN_PATHS = (
+    "/", "/docs", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", "/healthz", "/readyz",
+)  # fmt: skip
 
 _GZIP = 16 + zlib.MAX_WBITS
 

@@ -28,7 +28,9 @@ T = TypeVar("T")
 Row: TypeAlias = Mapping[str, Any]
 Result: TypeAlias = NDArray[np.float64] | list[Recommended]
 
-_CHARS_A_TOKEN = 4  # roughly, of product texts; only the size of batches depends on it
+_CHARS_A_TOKEN = 4.0  # until texts have been read; only the size of batches depends on it
+_LEARNED = 0.05  # weight of the text that was read last
+_FEWEST, _MOST = 1.0, 8.0  # characters of a token that are believed: odd texts must not skew sizes
 _TOKENS_A_TEXT = 2  # [CLS] and [SEP]
 
 
@@ -78,6 +80,8 @@ class Engine:
     def __init__(self, batching: Batching, *, observe: Callable[[int, float, int], None]) -> None:
         self.models: dict[str, PackagedModel] = {}
         self.is_sound, self.is_suspect = True, False
+        self._chars_a_token: dict[str, float] = {}
+        self._num_batches = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="score")
         self._batcher: Batcher[Work, Result] = Batcher(
             self._run,
@@ -117,24 +121,62 @@ class Engine:
         """
         if not self.is_sound:
             raise ModelFault("withdrawn")
-        tokens = num_tokens(work, self.models[work.model])
+        tokens = num_tokens(
+            work,
+            self.models[work.model],
+            chars_a_token=self.chars_a_token(work.model),
+        )
         try:
             return await self._batcher.submit(work, tokens=tokens, deadline=deadline)
         except NoNumber:
             self.is_suspect = True  # golden requests will tell whether it was the model
             raise
 
+    def chars_a_token(self, model: str) -> float:
+        """Characters of a token, on average, of the texts that a model has read lately."""
+        return self._chars_a_token.get(model, _CHARS_A_TOKEN)
+
     async def _run(self, works: list[Work]) -> list[Result | Exception]:
-        return await self.call_async(lambda: score_works(self.models, works))
+        return await self.call_async(lambda: self._scored(works))
+
+    def _scored(self, works: list[Work]) -> list[Result | Exception]:
+        results = score_works(self.models, works)
+        self._read_one(works[self._num_batches % len(works)])
+        return results
+
+    def _read_one(self, work: Work) -> None:
+        """Learns from one text of a batch how many characters a token has."""
+        model = self.models[work.model]
+        assert model.predictor.rows is not None
+        texts = sorted(_texts(work, model))
+        self._num_batches += 1
+        if not texts:
+            return
+        text = texts[self._num_batches % len(texts)]
+        pieces = model.predictor.rows.tokenizer.tokenize(text)
+        if pieces:
+            known = self.chars_a_token(work.model)
+            seen = min(max(len(text) / len(pieces), _FEWEST), _MOST)
+            self._chars_a_token[work.model] = known + _LEARNED * (seen - known)
 
 
-def num_tokens(work: Work, model: PackagedModel) -> int:
+def num_tokens(work: Work, model: PackagedModel, *, chars_a_token: float) -> int:
     """About how many tokens work has, at least 1; each text is counted once, as it is encoded once.
 
     Args:
         work: of this model.
         model: whose limits cut the texts.
+        chars_a_token: on average.
     """
+    assert model.predictor.rows is not None
+    cut = model.predictor.rows.limits[work.task].max_length - _TOKENS_A_TEXT
+    texts = _texts(work, model)
+    chars = sum(min(len(text), cut * chars_a_token) for text in texts)
+    return 1 + _TOKENS_A_TEXT * len(texts) + round(chars / chars_a_token)
+
+
+def _texts(work: Work, model: PackagedModel) -> set[str]:
+    """The different texts of work that the model will read."""
     spec = model.predictor.spec(work.task)
     assert model.predictor.rows is not None
     limits = model.predictor.rows.limits[work.task]
@@ -146,8 +188,7 @@ def num_tokens(work: Work, model: PackagedModel) -> int:
                 texts.add(value)
             elif value:
                 texts.update(value[-limits.max_history :])
-    cut = limits.max_length - _TOKENS_A_TEXT
-    return 1 + sum(_TOKENS_A_TEXT + min(len(text) // _CHARS_A_TOKEN, cut) for text in texts)
+    return texts
 
 
 def score_works(

@@ -5,8 +5,9 @@ Shapes: Q units, R resamples, S steps of the deferral rate.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from rectrain.cascade.heldout import ALL, HeldOut
 from rectrain.metrics import Interval, metric, resample, summarise
 
-__all__ = ["Choice", "Curve", "choose", "defer_lowest", "risk_coverage"]
+__all__ = ["Choice", "Curve", "choose", "defer_lowest", "groups_to_prove", "risk_coverage"]
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -36,7 +37,7 @@ class Curve:
             share that small answers, is 1 - rates.
         metrics: of the cascade at each rate, with 95% intervals.
         losses: float64 [S], (large - cascade) / large; below 0 where the cascade is better.
-        bounds: float64 [S], upper confidence bounds of the losses.
+        bounds: float64 [S], upper confidence bounds of the losses, never below them.
         work: float64 [S], candidates that large scores, a unit.
     """
 
@@ -147,12 +148,13 @@ def choose(
 ) -> Choice:
     """The head and the deferral rate.
 
-    Under `max_loss`: for each head, the rates are tested from all down to none, and the last one
-    before the first whose bound is above `max_loss` stands (fixed-sequence testing, Angelopoulos
-    et al. 2021, Learn then Test: stopping at the first failure needs no correction for the number
-    of rates). For H heads the bounds are of level 1 - (1 - level) / H (Bonferroni). Of the heads,
-    the one whose cascade costs large the fewest candidates. All deferred as a whole loses nothing,
-    so there always is one.
+    Under `max_loss`: nothing is deferred where small alone passes, tested at 1 - (1 - level) / 2.
+    Else, for each head, the rates are tested from all down to none, and the last one before the
+    first whose bound is above `max_loss` stands (fixed-sequence testing from two starts,
+    Angelopoulos et al. 2021, Learn then Test: stopping at the first failure needs no correction for
+    the number of rates). For H heads these bounds are of level 1 - (1 - level) / 2 H (Bonferroni).
+    Of the heads, the one whose cascade costs large the fewest candidates. All deferred as a whole
+    loses nothing, so there always is one.
 
     Under `budget`: the head of the best metric at that rate; of those within 0.1% of it, the
     shortest.
@@ -165,21 +167,46 @@ def choose(
     """
     assert (max_loss is None) != (budget is None), "a bound or a budget"
     rates = _RATES if budget is None else tuple(sorted({*_RATES, budget}))
-    heads = heldout.heads
-    found = [
-        risk_coverage(
-            heldout, confidences, name, head=head, rates=rates,
-            level=1 - (1 - level) / len(heads), num_resamples=num_resamples, seed=seed,
-        )
-        for head in heads
-    ]  # fmt: skip
-    curves = tuple(curve for curve, _, _ in found)
+    heads, doubt = heldout.heads, (1 - level) / 2
+
+    def judged(head: int, rates: Sequence[float], level: float) -> tuple[Curve, Interval, Interval]:
+        return risk_coverage(
+            heldout, confidences, name, head=head, rates=rates, level=level,
+            num_resamples=num_resamples, seed=seed,
+        )  # fmt: skip
+
+    alone, small, large = judged(ALL, (0.0,), 1 - doubt)
+    curves = tuple(
+        replace(curve, bounds=np.concatenate([alone.bounds, curve.bounds[1:]]))
+        for curve, _, _ in (judged(head, rates, 1 - doubt / len(heads)) for head in heads)
+    )
     if max_loss is not None:
         curve, step = _within_loss(curves, max_loss)
     else:
         step = rates.index(budget)
         curve = _best_at(curves, step)
-    return Choice(curve.head, float(curve.rates[step]), curves, step, found[0][1], found[0][2])
+    return Choice(curve.head, float(curve.rates[step]), curves, step, small, large)
+
+
+def groups_to_prove(
+    choice: Choice, *, max_loss: float, num_groups: int, rate: float = 0.1
+) -> float:
+    """About how many held-out groups would prove a bound at a deferral rate, if the cascade were in
+    truth as good as large.
+
+    The bound lies above the estimate by a width that falls as 1 / √groups, whatever the metric
+    (docs/cascade.md), so G (width / max_loss)² groups bring it down to `max_loss`.
+
+    Args:
+        choice: its curve's width is taken.
+        max_loss: share of large's metric; infinitely many prove 0.
+        num_groups: G, of the choice.
+        rate: the deferral rate; the nearest of the curve's.
+    """
+    curve = choice.curve
+    step = int(np.argmin(np.abs(curve.rates - rate)))
+    width = float(curve.bounds[step] - curve.losses[step])
+    return num_groups * (width / max_loss) ** 2 if max_loss else math.inf
 
 
 def _within_loss(curves: Sequence[Curve], max_loss: float) -> tuple[Curve, int]:
@@ -188,7 +215,7 @@ def _within_loss(curves: Sequence[Curve], max_loss: float) -> tuple[Curve, int]:
         passes = curve.bounds <= max_loss
         passes[-1] |= curve.head == ALL
         failed = np.flatnonzero(~passes)
-        step = int(failed[-1]) + 1 if len(failed) else 0
+        step = int(failed[-1]) + 1 if len(failed) and not passes[0] else 0
         if step < len(passes):
             options.append((float(curve.work[step]), len(options), curve, step))
     _, _, curve, step = min(options)

@@ -43,7 +43,7 @@ _FORMAT, _KIND, _MANIFEST = 1, "rectrain package", "manifest.json"
 _NEEDED = {CARD, TASKS, HEADS, f"{ENCODER}config.json", f"{ENCODER}model.safetensors"}
 # The only files that a package may hold: whatever reads them runs no code that stands in them.
 _ALLOWED = re.compile(
-    r"README\.md|(tasks|policy|golden)\.json|heads\.safetensors|[\w-]+\.(png|svg)"
+    r"README\.md|(tasks|policy|golden)\.json|heads\.safetensors|[\w-]+\.png"
     r"|encoder/(README\.md|model\.safetensors|(1_Pooling/)?config\.json)"
     r"|encoder/(modules|sentence_bert_config)\.json"
     r"|(encoder|full_tokenizer)/(tokenizer|tokenizer_config|special_tokens_map|added_tokens)\.json"

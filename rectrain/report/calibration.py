@@ -11,7 +11,7 @@ import numpy as np
 
 from rectrain.cascade.fit import Fitted
 from rectrain.cascade.thresholds import Curve
-from rectrain.metrics import Interval
+from rectrain.metrics import Interval, metric
 
 __all__ = ["calibration_table", "draw_calibration"]
 
@@ -80,21 +80,27 @@ def draw_calibration(fitted: Mapping[str, Fitted]) -> bytes:
 
 
 def _draw_curve(axis: Any, task: str, one: Fitted) -> None:
+    """The cascade's metric, and what its bound leaves of it: nearer than the table's intervals, for
+    both models answered the same units."""
     choice, curve = one.choice, one.choice.curve
-    values = np.array(curve.metrics)
-    axis.fill_between(curve.rates, values[:, 1], values[:, 2], alpha=0.2, linewidth=0)
-    axis.plot(curve.rates, values[:, 0], label=f"cascade, head {choice.head or 'all'}")
-    axis.axhline(choice.large.value, color="black", linewidth=0.8, label="large alone")
+    values = np.array([interval.value for interval in curve.metrics])
+    large, sign = choice.large.value, -1 if metric(one.metric).higher_is_better is False else 1
+    sure = values + (curve.losses - curve.bounds) * large * sign
+    axis.plot(curve.rates, values, label=f"cascade, head {choice.head or 'all'}")
+    axis.fill_between(
+        curve.rates, sure, values, alpha=0.2, linewidth=0, label="what its bound leaves"
+    )
+    axis.axhline(large, color="black", linewidth=0.8, label="large alone")
     axis.axhline(
         choice.small.value, color="black", linewidth=0.8, linestyle=":", label="small alone"
     )
     axis.plot(
-        choice.rate, values[choice.step, 0], "o", color="tab:red",
+        choice.rate, values[choice.step], "o", color="black",
         label=f"chosen: {choice.rate:.1%} deferred",
     )  # fmt: skip
     axis.set_title(f"{task}: {one.num_units:,} held-out units", fontsize=10)
     axis.set_xlabel("share deferred to large (1 - coverage)")
-    axis.set_ylabel(f"{one.metric} with 95% interval")
+    axis.set_ylabel(one.metric)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
 
@@ -129,8 +135,10 @@ def _draw_work(axis: Any, one: Fitted) -> None:
     for curve in one.choice.curves:
         draw(curve)
     step, curve = one.choice.step, one.choice.curve
-    axis.plot(curve.work[step], 100 * curve.losses[step], "o", color="tab:red", label="chosen")
+    axis.plot(curve.work[step], 100 * curve.losses[step], "o", color="black", label="chosen")
     axis.axhline(0, color="black", linewidth=0.8)
+    axis.set_xscale("symlog", linthresh=1)  # from none to a whole catalogue
+    axis.set_xlim(left=0)
     axis.set_xlabel("candidates that large scores, a list")
     axis.set_ylabel(f"lost of large's {one.metric}, %")
     axis.grid(alpha=0.3)

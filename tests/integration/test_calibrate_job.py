@@ -89,6 +89,17 @@ def test_a_policy_is_written_into_the_small_package_and_serves(
     assert budget.state.credit < Budget(risk).state.credit
 
 
+def test_too_few_rows_for_the_bound_are_told(
+    packages: tuple[Path, Path], marketplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert calibrate.main(arguments(packages, marketplace, "--tasks", "risk")) == 0
+    printed = capsys.readouterr().out
+    assert "risk: 18 held-out groups can't prove with 95% certainty that deferring" in printed
+    assert " or --budget\n" in printed
+    assert calibrate.main(arguments(packages, marketplace, "--tasks=risk", "--budget=0.9")) == 0
+    assert "can't prove" not in capsys.readouterr().out
+
+
 def test_an_altered_policy_is_refused(packages: tuple[Path, Path], marketplace: Path) -> None:
     assert calibrate.main(arguments(packages, marketplace, "--tasks", "risk")) == 0
     path = packages[0] / "policy.json"

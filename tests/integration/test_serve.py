@@ -154,8 +154,8 @@ def test_a_batch_has_an_answer_a_request(served):
     assert [len(answer["items"]) for answer in answers] == [2, 3]
 
 
-def test_all_but_health_and_the_page_needs_a_token(served):
-    for path, status in (("/", 200), ("/healthz", 200), ("/readyz", 200), ("/docs", 401)):
+def test_all_but_health_and_the_pages_needs_a_token(served):
+    for path, status in (("/", 200), ("/healthz", 200), ("/readyz", 200), ("/samples", 401)):
         assert requests.get(f"{served.url}{path}", timeout=60).status_code == status
     refused = requests.post(f"{served.url}/v1/rank", json=search(), timeout=60)
     assert refused.status_code == 401

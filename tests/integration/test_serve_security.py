@@ -34,6 +34,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from served_toy import free_port, search, served_pair
 
 from serve.config import Settings
+from serve.guard import OPEN_PATHS
 from serve.metrics import metrics_urls
 
 TOKENS = ("first long random token", "second long random token")
@@ -210,7 +211,7 @@ def test_rays_http_ports_ask_for_its_token_but_for_metrics(target):
 def routes(target: Target) -> list[tuple[str, str]]:
     paths = target.ask("/openapi.json").json()["paths"]
     known = [(method.upper(), path) for path, methods in paths.items() for method in methods]
-    return [*known, ("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/nowhere")]
+    return [*known, ("GET", "/openapi.json"), ("GET", "/nowhere")]
 
 
 def test_all_but_health_and_the_page_needs_a_token(target):
@@ -221,7 +222,9 @@ def test_all_but_health_and_the_page_needs_a_token(target):
     free = {path for path, statuses in found.items() if statuses == [200]}
     assert free == {"/healthz", "/readyz"}
     assert all(statuses == [401] for path, statuses in found.items() if path not in free)
-    assert target.send(request(token=None, method="GET", path="/")) == [200]
+    assert [target.send(request(token=None, method="GET", path=path)) for path in OPEN_PATHS] == [
+        [200]
+    ] * len(OPEN_PATHS)
 
 
 def test_the_openapi_says_where_a_token_is_needed(target):
@@ -301,6 +304,8 @@ def chunks(*blocks: bytes) -> bytes:
         request(good(), b"X: a\rb"),
         request(good(), b"X Y: a"),
         request(good(), b": a"),
+        request(good(), b"X: " + b"y" * 200_000),
+        request(good(), *(b"X%d: y" % n for n in range(20_000))),
         request(good(), path="/v1/rank" + "x" * 200_000),
         request(good(), b"Content-Length: -1", length=False),
         request(good(), b"Content-Length: 1e3", length=False),
@@ -330,6 +335,16 @@ def test_hostile_headers_are_refused(target, data):
     assert target.send(request(good())) == [200]
 
 
+@pytest.mark.parametrize(
+    "header",
+    [b"X-Request-Timeout-Seconds: 0.000001", b"X-Request-Timeout-Seconds: \xff",
+     b"X-Request-Disconnect-Disabled: \xff", b"X-Session-Id: \xff", b"Traceparent: \xff",
+     b"Serve_Multiplexed_Model_Id: \xff", b"Serve-Multiplexed-Model-Id: none"],
+)  # fmt: skip
+def test_clients_give_no_orders_to_serve(target, header):
+    assert target.send(request(good(), header)) == [200]
+
+
 def test_one_request_never_becomes_two(target):
     # What one server takes for a body, another may take for a request: both lengths are refused.
     hidden = request(token=None, method="GET", path="/healthz")
@@ -339,7 +354,7 @@ def test_one_request_never_becomes_two(target):
     assert target.send(twice) in ([], [400])
 
 
-@pytest.mark.parametrize("request_id", [b"a" * 5000, b"a, b", b"\x1b[31m", b"%00"])
+@pytest.mark.parametrize("request_id", [b"a" * 5000, b"\xff\xfe", b"a, b", b"\x1b[31m", b"%00"])
 def test_an_odd_request_id_breaks_nothing(target, request_id):
     for data in (good(), b"{"):
         (status,) = target.send(request(data, b"X-Request-ID: " + request_id))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from serve.batcher import Batcher, DeadlinePassed, Overloaded
+from serve.batcher import Batcher, DeadlinePassed, Overloaded, Pace
 
 FAR = 1e9
 
@@ -200,5 +200,91 @@ def test_times_are_told():
         assert (await first).ran_s == pytest.approx(1.0)
         done = await second
         assert (done.waited_s, done.ran_s) == (pytest.approx(1.0), pytest.approx(0.5))
+
+    run(scenario)
+
+
+def test_a_pace_tells_what_is_fixed_from_what_each_token_costs():
+    pace = Pace()
+    assert pace.seconds(100) == 0
+    for tokens in (100, 400, 200, 1000, 50):
+        pace.feed(tokens, 0.5 + tokens / 100)
+    assert pace.seconds(300) == pytest.approx(3.5)
+    assert pace.seconds(300, batches=3) == pytest.approx(4.5)
+
+
+@pytest.mark.parametrize(
+    ("batches", "expected"),
+    [
+        ([(100, 2.0), (100, 2.0)], 4.0),  # of one size: all of it is the tokens'
+        ([(100, 1.0), (300, 4.0)], 10 / 4),  # no batch has less than nothing fixed
+        ([(100, 4.0), (300, 2.0)], 3.0),  # nor do tokens give time back
+    ],
+)
+def test_a_pace_makes_sense_of_odd_batches(batches, expected):
+    pace = Pace()
+    for tokens, seconds in batches:
+        pace.feed(tokens, seconds)
+    assert pace.seconds(200) == pytest.approx(expected)
+
+
+def test_an_idle_model_tries_what_a_bad_moment_says_is_too_slow():
+    async def scenario(model, batcher):
+        model.gate.set()
+        batcher._pace.feed(1, 1000.0)
+        assert await ask(batcher, 10, deadline=0.5) == 10
+
+    run(scenario)
+
+
+def test_a_batch_is_no_longer_than_the_first_deadline_in_it_allows():
+    async def scenario(model, batcher):
+        model.gate.set()
+        await ask(batcher, 100)  # 100 tokens a second
+        model.gate.clear()
+        running = ask(batcher, 10)
+        await settle()
+        soon = ask(batcher, 30, deadline=model.now + 0.55)
+        others = [ask(batcher, tokens) for tokens in (10, 20)]
+        await settle()
+        model.gate.set()
+        await asyncio.gather(running, soon, *others)
+        assert model.batches == [[100], [10], [30, 10], [20]]
+
+    run(scenario)
+
+
+def test_work_that_would_be_late_is_left_out_before_it_costs_anything():
+    async def scenario(model, batcher):
+        model.gate.set()
+        await ask(batcher, 100)
+        model.gate.clear()
+        running = ask(batcher, 10)
+        await settle()
+        hopeless = ask(batcher, 80, deadline=model.now + 1.0)
+        last = ask(batcher, 5)
+        await settle()
+        model.now += 0.5  # the running batch is late
+        model.gate.set()
+        with pytest.raises(DeadlinePassed):
+            await hopeless
+        assert await asyncio.gather(running, last) == [10, 5]
+        assert model.batches == [[100], [10], [5]]
+
+    run(scenario)
+
+
+def test_what_a_running_batch_has_done_already_is_not_waited_for_again():
+    async def scenario(model, batcher):
+        model.gate.set()
+        await ask(batcher, 100)
+        model.gate.clear()
+        running = ask(batcher, 100)
+        await settle()
+        assert batcher.expected_s(50) == pytest.approx(1.5)
+        model.now += 0.75
+        assert batcher.expected_s(50) == pytest.approx(0.75)
+        model.gate.set()
+        await running
 
     run(scenario)

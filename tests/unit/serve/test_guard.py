@@ -72,14 +72,15 @@ class Reader:
     ("path", "header", "status"),
     [
         ("/v1/rank", {}, 401),
-        ("/docs", {}, 401),
+        ("/docs", {}, 0),
+        ("/samples", {}, 401),
         ("/openapi.json", {}, 401),
         ("/v1/rank", {"authorization": "Bearer one"}, 0),
         ("/readyz", {}, 0),
         ("/", {}, 0),
     ],
 )
-def test_all_but_health_and_the_page_needs_a_token(path, header, status):
+def test_all_but_health_and_the_pages_needs_a_token(path, header, status):
     assert call(TokenGuard(Reader(), hashes=TOKENS), path, header, [b""])[0] == status
 
 

@@ -95,7 +95,7 @@ def test_a_model_that_says_the_opposite_keeps_its_ranking():
     assert (np.diff(found.logits(sigmoid(z))) > 0).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     scores=st.lists(st.floats(1e-6, 1 - 1e-6), min_size=2, max_size=80),
     seed=st.integers(0, 99),

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rectrain.cascade.doubt import (
@@ -140,7 +140,6 @@ def test_a_row_of_mean_doubt_has_confidence_one_over_e():
     assert doubt.confidences(np.array([-9.0, 9.0])) == pytest.approx(np.exp([-0.5, -1.5]))
 
 
-@settings(deadline=None)
 @given(count=st.integers(1, 40), seed=st.integers(0, 20))
 def test_any_rows_give_a_curve(count, seed):
     rng = np.random.default_rng(seed)

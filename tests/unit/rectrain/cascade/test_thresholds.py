@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rectrain.cascade import choose, risk_coverage
 from rectrain.cascade.heldout import ALL, HeldOutLists, HeldOutRows, head_ranks
-from rectrain.cascade.thresholds import defer_lowest
+from rectrain.cascade.thresholds import defer_lowest, groups_to_prove
 from rectrain.metrics import Examples, metric, rank_within_groups
 
 SECOND = 1 / math.log2(3)
@@ -65,7 +65,7 @@ def test_a_head_by_hand():
     assert head_ranks(places, large, one, head=ALL).tolist() == [4, 3, 2, 1]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     confidences=st.lists(st.floats(0, 1), min_size=1, max_size=50),
     rates=st.lists(st.floats(0, 1), min_size=2, max_size=2),
@@ -76,7 +76,7 @@ def test_more_deferral_defers_what_less_does_and_more(confidences, rates):
     assert less.sum() == round(min(rates) * len(confidences))
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1000))
 def test_all_deferred_is_large_and_nothing_deferred_is_small(seed):
     rng = np.random.default_rng(seed)
@@ -107,6 +107,55 @@ def test_where_both_models_agree_nothing_is_deferred():
 def test_what_can_not_be_shown_is_deferred():
     held, margin = drawn_lists(30, seed=0)
     assert choose(held, margin, "ndcg@10", max_loss=0.0, num_resamples=200).rate > 0.5
+
+
+def test_nothing_is_deferred_where_small_is_the_better_one():
+    """From all downwards the first step can't be shown to lose 0.1% at most; small alone can."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 800).astype(float)
+    small, large = labels + rng.normal(0, 0.6, 800), labels + rng.normal(0, 1.2, 800)
+    rows = HeldOutRows(small, large, labels, np.ones(800), np.arange(800))
+    chosen = choose(rows, rng.random(800), "auc", max_loss=0.001, num_resamples=100)
+    assert chosen.rate == 0 and chosen.curve.bounds[0] < 0
+    assert chosen.curve.bounds[-2] > 0.001
+
+
+def test_half_of_the_uncertainty_is_for_small_alone():
+    held, margin = drawn_lists(300, seed=1, heads=(ALL, 3))
+    chosen = choose(held, margin, "ndcg@10", max_loss=0.001, level=0.8, num_resamples=400)
+    for head, level, step in ((ALL, 0.9, 0), (3, 0.95, 5)):
+        curve = next(one for one in chosen.curves if one.head == head)
+        alone, _, _ = risk_coverage(
+            held, margin, "ndcg@10", head=head, rates=tuple(curve.rates), level=level,
+            num_resamples=400,
+        )  # fmt: skip
+        assert curve.bounds[step] == alone.bounds[step]
+
+
+def test_four_times_the_groups_prove_half_the_loss():
+    held, margin = drawn_lists(400, seed=2)
+    chosen = choose(held, margin, "ndcg@10", budget=0.1, num_resamples=200)
+    curve, step = chosen.curve, chosen.step
+    wanted = groups_to_prove(chosen, max_loss=0.02, num_groups=400)
+    assert wanted == pytest.approx(400 * ((curve.bounds[step] - curve.losses[step]) / 0.02) ** 2)
+    assert groups_to_prove(chosen, max_loss=0.01, num_groups=400) == pytest.approx(4 * wanted)
+    assert groups_to_prove(chosen, max_loss=0.0, num_groups=400) == math.inf
+
+
+def test_the_groups_that_are_named_do_prove_it():
+    """Both models are equally good; what 300 lists promise is what that many lists show."""
+
+    def width(count: int, seed: int) -> tuple[float, float]:
+        rng = np.random.default_rng(seed)
+        truth = rng.normal(0, 1.5, (count, 6))
+        large, small = (truth + rng.normal(0, 0.5, truth.shape) for _ in range(2))
+        held = lists_of(small, large, (truth == truth.max(axis=1, keepdims=True)))
+        chosen = choose(held, rng.random(count), "ndcg@10", budget=0.1, num_resamples=400)
+        wanted = groups_to_prove(chosen, max_loss=0.01, num_groups=count)
+        return wanted, float(chosen.curve.bounds[chosen.step] - chosen.curve.losses[chosen.step])
+
+    wanted, _ = width(300, 0)
+    assert width(round(wanted), 1)[1] == pytest.approx(0.01, rel=0.25)
 
 
 def test_a_wider_bound_defers_no_more():
