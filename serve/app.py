@@ -31,6 +31,7 @@ from serve.config import (
     settings_of,
 )
 from serve.deployments import Ingress, Large
+from serve.metrics import metrics_urls
 from serve.pairs import open_pair
 
 __all__ = ["build", "check_cpus", "main", "start"]
@@ -126,11 +127,12 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         print(f"serve: {', '.join(settings.models)} on {_address(settings)}")
         return 0
-    cluster.connect()
+    _connect(settings)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set one of its own
     try:
         start(settings)
         print(_welcome(settings), flush=True)
+        print(f"serve: metrics at {', '.join(metrics_urls())}", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         print("serve: finishing what was begun", flush=True)
@@ -150,13 +152,8 @@ def _welcome(settings: Settings) -> str:
 
 
 def start(settings: Settings) -> None:
-    """Deploys the application on the cluster that RAY_ADDRESS names, or one started here.
-
-    Where the application is for this machine alone, so is a cluster started for it.
-    """
-    if settings.http.is_loopback:
-        cluster.keep_to_loopback()
-    cluster.connect()
+    """Deploys the application on the cluster that RAY_ADDRESS names, or one started here."""
+    _connect(settings)
     serve.start(
         proxy_location=PROXY_LOCATION,
         http_options=settings.http_options(),
@@ -165,6 +162,13 @@ def start(settings: Settings) -> None:
     )
     app = build(settings.model_dump(mode="json"))
     serve.run(app, name=APPLICATION, route_prefix="/")
+
+
+def _connect(settings: Settings) -> None:
+    """Where the application is for this machine alone, so is a cluster started for it."""
+    if settings.http.is_loopback:
+        cluster.keep_to_loopback()
+    cluster.connect()
 
 
 def check_cpus(settings: Settings) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray.serve.metrics import Counter, Gauge, Histogram
 
 from serve.schemas import ENDPOINTS, Answer
 
-__all__ = ["Metrics", "path_label"]
+__all__ = ["Metrics", "metrics_urls", "path_label"]
 
 _MS = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4]
 _REQUESTS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
@@ -30,6 +31,15 @@ def _keys(*names: str) -> Any:
 def path_label(path: str) -> str:
     """A path if it is one of ours, else "other": who asks must not decide how many labels are."""
     return path if path in _PATHS else "other"
+
+
+def metrics_urls() -> list[str]:
+    """Where Prometheus reads the metrics of each node of the cluster that is joined."""
+    return [
+        f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
 
 
 class Metrics:

@@ -20,6 +20,8 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.headers import HeaderGuard
+
 __all__ = ["DEADLINE", "Resend", "middlewares"]
 
 DEADLINE = "x-deadline-ms"
@@ -39,7 +41,7 @@ def middlewares() -> list[Middleware]:
     resent = Counter(
         "rectrain_resent", description="requests sent once more, since their replica died"
     )
-    return [Middleware(Resend, resent=resent)]
+    return [Middleware(HeaderGuard), Middleware(Resend, resent=resent)]
 
 
 class Resend:

@@ -84,13 +84,13 @@ def offline(model: PackagedModel, task: str, body: Mapping[str, Any]) -> NDArray
 
 @contextmanager
 def served_pair(
-    folder: Path, *, ray_folder: Path | None = None, **settings: Any
+    folder: Path, *, cluster_options: Mapping[str, Any] | None = None, **settings: Any
 ) -> Iterator[Settings]:
     """The graph on Ray Serve in a cluster of its own, with a pair `shop` that defers everything.
 
     Args:
         folder: for the packages `small` and `large`.
-        ray_folder: where Ray puts its files, in the place of its own default.
+        cluster_options: further ones of `ray.init`.
         settings: further ones; a port is chosen where none is given.
     """
     packages = write_pair(folder)
@@ -102,13 +102,8 @@ def served_pair(
     )
     if chosen.http.is_loopback:
         cluster.keep_to_loopback()  # as `start` does for a cluster of its own
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        **({"_temp_dir": str(ray_folder)} if ray_folder else {}),
-    )
+    options = {"include_dashboard": False, "log_to_driver": False, **(cluster_options or {})}
+    ray.init(address="local", num_cpus=2, **options)
     try:
         start(chosen)
         yield chosen

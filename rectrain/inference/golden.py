@@ -57,7 +57,7 @@ __all__ = [
 
 GOLDEN = "golden.json"
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-_MOST_BYTES, _MOST_ROWS, _MOST_CASES = 1_000_000, 100, 20  # of a file; ours has a tenth of that
+_MOST_BYTES, _MOST_ROWS, _MOST_CASES = 1_000_000, 100, 20  # of a file; ours has 20 kB
 _ROWS = 6  # a task
 _MACHINES = 4.0  # times a graph's distance from float32; the module's docstring says why
 _TORCH = "torch"
@@ -139,7 +139,7 @@ class Golden:
                 raise Deviation(
                     what=f"golden requests of {case.task} in {model.package.path}",
                     got=f"scores that differ by {worst:.2g} with {backend}",
-                    rule=f"they may differ by {allowed:.2g} from those of the publication",
+                    rule=f"they may differ by {allowed:.2g} from the stored ones",
                     fix="load the model again, on another machine if it stays so",
                 )
 
