@@ -66,7 +66,7 @@ def ask(
         "type": "http",
         "method": "POST",
         "path": "/v1/rank",
-        "headers": [(k.encode(), v.encode()) for k, v in (headers or {}).items()],
+        "headers": [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()],
     }
 
     async def receive() -> Any:
