@@ -21,6 +21,7 @@ from serve.config import Settings
 from serve.failures import HANDLERS
 from serve.guard import BodyGuard, TokenGuard
 from serve.outcomes import OutcomeLog, Recorder
+from serve.proxy import DEADLINE, on_the_way_s
 from serve.schemas import (
     ENDPOINTS,
     Answer,
@@ -36,11 +37,10 @@ from serve.schemas import (
 )
 from serve.scoring import ModelFault
 
-__all__ = ["DEADLINE", "build_api"]
+__all__ = ["build_api"]
 
 T = TypeVar("T")
 
-DEADLINE = "x-deadline-ms"
 _PAGE = Path(__file__).with_name("page.html")
 _MIN_GZIP_BYTES = 1024
 _ABOUT = """A small model answers; what it doubts goes to a large one. Every answer says which
@@ -209,4 +209,4 @@ def _deadline(request: Request, settings: Settings) -> float:
         left_ms = math.nan
     if not 0 < left_ms <= limits.max_ms:
         raise HTTPException(422, f"{DEADLINE} must be above 0 and at most {limits.max_ms:g}")
-    return time.monotonic() + left_ms / 1000
+    return time.monotonic() + left_ms / 1000 - on_the_way_s(request.headers)
