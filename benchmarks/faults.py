@@ -45,6 +45,7 @@ BOUNDS = {
     "R1/unlogged": (0, 0),
     "R1/goodput": (0.8, float("inf")),
     "R2/proxy_s": (0, 10),
+    "R2/proxy_excess": (0, 0),
     "R2/proxy_wrong": (0, 0),
     "R2/controller_failed": (0, 0),
     "R2/head_failed": (0, 0),
@@ -56,18 +57,18 @@ BOUNDS = {
 _OUTPUT = Path("runs/bench")
 _ROUNDS = ("R1", "R2", "R3")
 _QUICK = Size(
-    num_requests=300, kill_s=4.0, measure_s=2.0, connections=8, deadline_ms=10_000.0,
+    num_requests=300, overload=0.5, kill_s=8.0, measure_s=2.0, connections=8, deadline_ms=20_000.0,
     num_updates=1, num_broken=1, steady_s=1.0,
 )  # fmt: skip
 _LIGHT = 0.3  # of the capacity: the load under an update, which needs cores of its own
-_LARGE_TASKS = 0.2  # share of deferred requests
+_DEFERRED = 0.2  # share of deferred requests
 
 
 def main(argv: Sequence[str]) -> int:
     """Does the faults, prints the table, writes it as JSON."""
     options = _parse(argv)
     folder = Path(options.output) / "faults"
-    packages = prepare(folder, small=options.small, large=options.large, deferred=_LARGE_TASKS)
+    packages = prepare(folder, small=options.small, large=options.large, deferred=_DEFERRED)
     figures = list(_figures(options, packages, folder))
     print_table(figures)
     write_figures(Path(options.output) / "faults.json", figures)
@@ -148,13 +149,14 @@ def _rounds(
         bench.graph.update(given.model_copy(update={"ingress": ingress}))
         capacity[count] = bench.capacity()
     print(f"ingress replicas -> good answers a second: {capacity}", flush=True)
+    light = _LIGHT * capacity[2]
     if "R1" in options.only:
         yield from replicas_killed(bench, capacity=capacity)
     if "R2" in options.only:
         yield from controller_killed(bench)
-        yield from proxy_killed(bench)
+        yield from proxy_killed(bench, rate=light)
     if "R3" in options.only:
-        yield from updates(bench, packages, folder=folder, rate=_LIGHT * capacity[2])
+        yield from updates(bench, packages, folder=folder, rate=light)
 
 
 def settings_of(packages: Packages, backends: tuple[str, str], *, port: int) -> Settings:

@@ -18,7 +18,7 @@ from serve.config import APPLICATION, Settings
 
 __all__ = ["Graph", "Watch", "processes", "running", "wait_for"]
 
-_PERIOD_S = 0.25
+_PERIOD_S = 0.5
 
 
 @dataclass
@@ -45,12 +45,12 @@ class Graph:
         return processes(self.raylet, title)
 
     def kill(self, title: str) -> int:
-        """Ends the newest process of a title, without warning.
+        """Ends the oldest process of a title, which surely serves, without warning.
 
         Returns:
             Its id.
         """
-        pid = self.pids(title)[-1]
+        pid = self.pids(title)[0]
         os.kill(pid, signal.SIGKILL)
         return pid
 

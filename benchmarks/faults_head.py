@@ -35,11 +35,18 @@ start(Settings.model_validate_json(sys.argv[1]))
 import ray
 print(ray._private.worker._global_node.get_session_dir_path())
 """
-_STATUS = """
+_JOIN = """
 import ray, time
+while not ray.is_initialized():
+    try:
+        ray.init(address="auto", log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError):  # it is not up yet
+        time.sleep(0.2)
+"""
+_STATUS = f"""
+{_JOIN}
 from ray import serve
 from serve.config import APPLICATION
-ray.init(address="auto", log_to_driver=False)
 while True:
     found = serve.status().applications.get(APPLICATION)
     if found is not None and found.status == "RUNNING":
@@ -105,7 +112,7 @@ def _head(env: Mapping[str, str], port: int) -> Iterator[subprocess.Popen[bytes]
     ]
     environment = {name: value for name, value in env.items() if name != "RAY_ADDRESS"}
     with _process(_ray(command), env=environment) as process:
-        _python("import ray; ray.init(address='auto', log_to_driver=False)", env=env)
+        _python(_JOIN, env=env)
         yield process
 
 

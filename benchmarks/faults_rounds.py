@@ -37,6 +37,7 @@ _SETTLED_S = 60.0
 _PART_S = 3.0
 _PROXY_S = 10.0  # the bound of R2
 _LOG_S = 2.0  # until the last lines are written
+_PROXY, _NOBODY = "ProxyActor", "ClientConnectorError"
 _names = count()
 
 
@@ -123,13 +124,12 @@ def replicas_killed(bench: Bench, *, capacity: dict[int, float]) -> list[Figure]
     load = bench.load(
         rate=rate, num_requests=size.num_requests, duration_s=2 * duration_s, timeout_s=60
     )
-    kills, titles = 0, cycle((_INGRESS, _LARGE))
+    kills = max(1, round(duration_s / size.kill_s))
     with Watch(bench.graph) as watch, bench.under(load) as outcomes:
         begun = time.monotonic()
-        while (left_s := begun + duration_s - time.monotonic()) > size.kill_s / 2:
-            time.sleep(min(size.kill_s, left_s) if kills else size.kill_s / 2)
-            bench.graph.kill(next(titles))
-            kills += 1
+        for number, title in zip(range(kills), cycle((_INGRESS, _LARGE)), strict=False):
+            time.sleep(max(0.0, begun + (number + 0.5) * size.kill_s - time.monotonic()))
+            bench.graph.kill(title)
     lasted = watch.seconds(_INGRESS, begin=begun, end=begun + duration_s)
     possible = sum(capacity.get(n, 0.0) * seconds for n, seconds in lasted.items())
     good = summarise(outcomes, within_s=size.deadline_ms / 1000).num_good
@@ -150,27 +150,33 @@ def _rounded(lasted: dict[int, float]) -> dict[int, float]:
     return {number: round(seconds, 1) for number, seconds in sorted(lasted.items())}
 
 
-def proxy_killed(bench: Bench) -> list[Figure]:
-    """R2: the HTTP proxy is killed. While there is none, nobody can connect: those attempts are
-    no requests that were lost, and are counted apart."""
-    load = bench.load(connections=8, duration_s=2 * bench.size.steady_s + _PROXY_S)
+def proxy_killed(bench: Bench, *, rate: float) -> list[Figure]:
+    """R2: the HTTP proxy is killed. While there is none nobody can connect; such an attempt is no
+    request that was lost, and is counted apart.
+
+    Args:
+        bench: its graph has one proxy.
+        rate: requests a second meanwhile.
+    """
+    load = bench.load(rate=rate, duration_s=2 * bench.size.steady_s + _PROXY_S)
     with bench.under(load) as outcomes:
         time.sleep(bench.size.steady_s)
         killed = time.monotonic()
-        bench.graph.kill("ProxyActor")
-    failed = [one for one in outcomes if one.status == 0 or one.status >= 500]
-    lost = [one for one in failed if one.sent_s < killed]
+        bench.graph.kill(_PROXY)
+    refused = [one for one in outcomes if _NOBODY in one.error]
+    reached = [one for one in outcomes if _NOBODY not in one.error]
+    lost = sum(one.status == 0 for one in reached)
+    in_flight = sum(one.sent_s <= killed <= one.done_s for one in outcomes)
     later = [one.done_s for one in outcomes if one.is_ok and one.sent_s > killed]
     back_s = min(later, default=float("inf")) - killed
-    in_flight = sum(one.sent_s < killed <= one.done_s for one in outcomes)
-    other = [one for one in failed if one.sent_s >= killed and one.status]
-    verdict = bench.judge(load.prefix, [one for one in outcomes if one not in failed])
-    print(f"R2 proxy killed, back after {back_s:.1f} s; of the others {verdict}", flush=True)
+    verdict = bench.judge(load.prefix, [one for one in reached if one.status])
+    print(f"R2 proxy killed, back after {back_s:.1f} s; of what it answered: {verdict}", flush=True)
     return [
-        figure("R2/proxy_s", back_s, "s", "until a request was answered again; at most 10"),
-        _number("R2/proxy_lost", len(lost) + len(other), f"at most the {in_flight} in flight"),
-        _number("R2/proxy_refused", len(failed) - len(lost) - len(other), "attempts to connect"),
-        _number("R2/proxy_wrong", len(verdict.wrong) + len(verdict.lost), "of the others"),
+        figure("R2/proxy_s", back_s, "s", "until a request was answered again"),
+        _number("R2/proxy_errors", lost, f"{in_flight} were in flight"),
+        _number("R2/proxy_excess", max(0, lost - in_flight), "errors beyond those in flight"),
+        _number("R2/proxy_refused", len(refused), "attempts to connect while there was none"),
+        _number("R2/proxy_wrong", len(verdict.wrong) + len(verdict.lost), "of what it answered"),
     ]
 
 

@@ -21,6 +21,7 @@ from serve.failures import HANDLERS
 from serve.guard import BodyGuard, TokenGuard
 from serve.outcomes import OutcomeLog, Recorder
 from serve.pages import add_pages
+from serve.proxy import DEADLINE, on_the_way_s
 from serve.schemas import (
     ENDPOINTS,
     Answer,
@@ -36,11 +37,10 @@ from serve.schemas import (
 )
 from serve.scoring import ModelFault, NoNumber
 
-__all__ = ["DEADLINE", "build_api"]
+__all__ = ["build_api"]
 
 T = TypeVar("T")
 
-DEADLINE = "x-deadline-ms"
 _MIN_GZIP_BYTES = 1024
 _ABOUT = """A small model answers; what it doubts goes to a large one. Every answer says which
 models and versions gave it and why. `X-Deadline-Ms` says how long an answer is worth waiting for;
@@ -233,4 +233,4 @@ def _deadline(request: Request, settings: Settings) -> float:
         left_ms = math.nan
     if not 0 < left_ms <= limits.max_ms:
         raise HTTPException(422, f"{DEADLINE} must be above 0 and at most {limits.max_ms:g}")
-    return time.monotonic() + left_ms / 1000
+    return time.monotonic() + left_ms / 1000 - on_the_way_s(request.headers)

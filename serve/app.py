@@ -57,15 +57,34 @@ def build(args: dict[str, Any]) -> Application:
     _check_packages(settings)
     large = {
         name: _deployment(Large, settings.large, settings, name=f"Large-{name}").bind(
-            settings, name
+            _read_by_large(settings, name), name
         )
         for name, pair in settings.models.items()
         if pair.large
     }
     ingress = serve.ingress()(Ingress)
     front = _deployment(ingress, settings.ingress, settings, name="Ingress")
-    app: Application = front.bind(settings, large)
+    app: Application = front.bind(_read_by_ingress(settings), large)
     return app
+
+
+# Serve replaces the replicas of a deployment whose arguments change, so each gets what it reads and
+# no more: another small model leaves the large one alone, another number of replicas all of them.
+def _read_by_large(settings: Settings, name: str) -> Settings:
+    pair = settings.models[name]
+    assert pair.large is not None
+    return Settings(
+        models={name: pair.model_copy(update={"small": pair.large, "small_backend": "auto"})},
+        large=Replicas(threads=settings.large.threads),
+        batching=settings.batching,
+        cache=settings.cache,
+        golden=settings.golden,
+    )
+
+
+def _read_by_ingress(settings: Settings) -> Settings:
+    ingress = Replicas(threads=settings.ingress.threads)
+    return settings.model_copy(update={"ingress": ingress, "large": Replicas()})
 
 
 def _check_tls(settings: Settings) -> None:

@@ -53,18 +53,24 @@ class OutcomeLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun, status = time.monotonic(), 0
+        begun, status, has_left = time.monotonic(), 0, False
         answers: list[Answer] = []
         scope.setdefault("state", {})["answers"] = answers
+
+        async def heard() -> Message:
+            nonlocal has_left
+            message = await receive()
+            has_left = has_left or (message["type"] == "http.disconnect" and not status)
+            return message
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = 0 if has_left else message["status"]  # nobody gets what is said now
             await send(message)
 
         try:
-            await self._app(scope, receive, watched)
+            await self._app(scope, heard, watched)
         except Exception:
             status = status or 500  # what stands outside of us makes of it
             raise

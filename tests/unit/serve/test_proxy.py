@@ -7,9 +7,9 @@ import json
 from typing import Any
 
 import pytest
+from starlette.datastructures import Headers
 
-from serve import api
-from serve.proxy import DEADLINE, Resend
+from serve.proxy import DEADLINE, SENT, Front, Limit, on_the_way_s
 from serve.schemas import Failure
 
 BODY = [
@@ -59,14 +59,17 @@ class Proxy:
 
 
 def ask(
-    proxy: Proxy, messages: list[Any] = BODY, headers: dict[str, str] | None = None
+    proxy: Proxy,
+    messages: list[Any] = BODY,
+    headers: dict[str, str] | None = None,
+    limit: Limit | None = None,
 ) -> tuple[list[Any], Count]:
     given, sent, resent = iter(messages), [], Count()
     scope = {
         "type": "http",
         "method": "POST",
         "path": "/v1/rank",
-        "headers": [(k.encode(), v.encode()) for k, v in (headers or {}).items()],
+        "headers": [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()],
     }
 
     async def receive() -> Any:
@@ -79,7 +82,7 @@ def ask(
         sent.append(message)
 
     async def main() -> None:
-        await Resend(proxy, resent=resent)(scope, receive, send)
+        await Front(proxy, resent=resent.inc, limit=limit or Limit())(scope, receive, send)
 
     asyncio.run(main())
     return sent, resent
@@ -152,5 +155,81 @@ def test_a_deadline_that_is_none_is_left_to_the_application(text):
     assert ask(Proxy(answer(422)), headers={DEADLINE: text})[0] == answer(422)
 
 
-def test_the_header_is_the_applications():
-    assert DEADLINE == api.DEADLINE
+def test_replicas_know_how_long_a_request_was_on_the_way(monkeypatch):
+    proxy = Proxy(answer())
+    ask(proxy)
+    (given,) = proxy.headers
+    on_the_way = on_the_way_s(Headers({SENT: given[SENT.encode()].decode()}))
+    assert 0 <= on_the_way < 60
+    assert on_the_way_s(Headers({SENT: "elsewhere 1.0"})) == 0
+    assert on_the_way_s(Headers({})) == 0
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def through(limit: Limit, count: int, *, is_late: bool) -> None:
+    """So many requests at once."""
+    begun = [limit.begin() for _ in range(count)]
+    for one in begun:
+        assert one is not None
+        limit.end(one, is_late=is_late)
+
+
+def test_late_answers_lower_the_limit_once_for_all_that_were_under_way():
+    clock = Clock()
+    limit = Limit(clock=clock)
+    clock.now = 1.0
+    through(limit, 60, is_late=True)
+    assert limit.limit == pytest.approx(0.8 * 64)
+    clock.now = 2.0
+    through(limit, 40, is_late=True)
+    assert limit.limit == pytest.approx(0.64 * 64)
+
+
+def test_answers_in_good_time_raise_the_limit_by_one_a_round_if_it_is_used():
+    limit = Limit(clock=Clock())
+    through(limit, 20, is_late=False)
+    assert limit.limit == 64
+    through(limit, 64, is_late=False)
+    assert 64.4 < limit.limit < 64.6  # until half of them are left
+
+
+def test_the_limit_never_shuts_everyone_out():
+    clock = Clock()
+    limit = Limit(clock=clock)
+    for clock.now in range(1, 99):
+        through(limit, 1, is_late=True)
+    assert limit.limit == 8
+
+
+def test_what_there_is_no_room_for_is_refused_before_it_is_read():
+    limit = Limit()
+    while limit.begin() is not None:
+        pass
+    proxy = Proxy()
+    sent, _ = ask(proxy, limit=limit)
+    assert sent[0]["status"] == 503
+    assert b"retry-after" in dict(sent[0]["headers"])
+    assert proxy.headers == []
+
+
+@pytest.mark.parametrize(
+    ("ends", "deadline_ms", "lowered"),
+    [
+        ([answer()], "2000", False),
+        ([answer(503)], "2000", True),
+        ([answer(503)], "200", False),
+        ([answer(503, "text/plain")], "2000", True),
+    ],
+    ids=["answered", "refused", "refused to a client in a hurry", "refused by Serve"],
+)
+def test_a_refusal_lowers_the_limit_unless_the_client_was_in_a_hurry(ends, deadline_ms, lowered):
+    limit = Limit()
+    ask(Proxy(*ends), headers={DEADLINE: deadline_ms}, limit=limit)
+    assert (limit.limit < 64) == lowered
+    assert limit.under_way == 0
