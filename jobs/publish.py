@@ -86,6 +86,13 @@ def _parser() -> JobParser:
 def _publish(options: argparse.Namespace, output: Path) -> int:
     if options.checkpoint is None:
         raise _missing("--checkpoint", rule="a package is made of a trained model", fix="RUN")
+    if options.no_index and options.data:
+        raise ConfigError(
+            what="--data",
+            got="given with --no-index",
+            rule="the data's catalogue is what the index is made of",
+            fix="leave one of them out",
+        )
     folder = find_checkpoint(Store.open(options.checkpoint))
     loaded = load_model(folder)
     parts = ModelParts.of(loaded)

@@ -34,7 +34,7 @@ from rectrain.errors import DataError, without_credentials
 from rectrain.inference.backends import choose, open_onnx, open_openvino
 from rectrain.inference.golden import GOLDEN, publish_golden
 from rectrain.inference.packaged import item_indexes
-from rectrain.inference.predictor import Predictor, open_prepared
+from rectrain.inference.predictor import Predictor, check_threads, open_prepared
 from rectrain.inference.text_encoder import TextEncoder
 from rectrain.model.refit import refit
 from rectrain.model.shape import preset_shape
@@ -45,6 +45,7 @@ from rectrain.train import preflight
 from rectrain.train.build import load_model, new_model
 from rectrain.train.checkpoint import manifest_sha256
 from rectrain.train.config import RunConfig
+from rectrain.train.export import encoder_files
 from rectrain.train.frozen import training_texts
 from rectrain.train.provenance import check_origin
 from rectrain.train.run_plan import plan_run
@@ -117,6 +118,7 @@ class Pipeline:
         self._train_run = train or partial(train_run, say=say)
         self.space = Workspace(config)
         check_engines()
+        check_threads(config.threads)
         self.teacher = load_model(config.teacher)
         self.shape = preset_shape(config.preset, self.teacher.model.encoder.config)
         trained_on = self.teacher.checkpoint.meta["config"]["data"]["paths"]
@@ -208,8 +210,11 @@ class Pipeline:
         student = cut(large, shape=self.shape, importance=importance)
         refit(student, large, shape=self.shape, importance=importance, texts=packed)
         folder = self.space.fresh("cut")
-        student.save_pretrained(folder)
         shutil.copytree(self.teacher.tokenizer_path, folder, dirs_exist_ok=True)
+        # Not by save_pretrained, which shows a bar and wakes DeepSpeed in this process.
+        files = encoder_files(student, tokenizer={}, max_length=0, card="")
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_bytes(files[name])
         self.space.finish("cut", {"shape": asdict(self.shape), "texts": digest(texts)})
 
     def _train(self, name: Run) -> None:
