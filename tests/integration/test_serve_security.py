@@ -204,9 +204,10 @@ def test_rays_http_ports_ask_for_its_token_but_for_metrics(target):
                 found.setdefault(kind, set()).add(answer.status_code)
             except requests.ConnectionError:  # it speaks gRPC
                 continue
-        return found if set(found) == set(paths) else {}  # the agent is there a little later
+        return found if {"dashboard.py", "RuntimeEnvAgent"} <= set(found) else {}
 
-    assert wait_for(statuses) == {kind: {401} for kind in paths}
+    found = wait_for(statuses)  # not all of a node's agents have a port of their own
+    assert found and set.union(*found.values()) == {401}, found
 
 
 # --- tokens ----------------------------------------------------------------------------------
