@@ -71,6 +71,10 @@ class Tally:
                 kept.append(command)
 
 
+#: 413: too long a list may also be too long a body.
+_REFUSALS = ["400", "401", "405", "408", "413", "415", "422", "431", "5xx"]
+
+
 def config(*, seed: int, headers: dict[str, str], examples: int) -> Any:
     """Schemathesis's settings: all ways of generation and all checks.
 
@@ -90,7 +94,10 @@ def config(*, seed: int, headers: dict[str, str], examples: int) -> Any:
             "generation": {"max-examples": examples, "no-shrink": True, "database": "none"},
             "phases": {"coverage": {"unexpected-methods": _METHODS}},
             # 503 with Retry-After is meant; `_problems` knows it from a fault.
-            "checks": {"not_a_server_error": {"enabled": False}},
+            "checks": {
+                "not_a_server_error": {"enabled": False},
+                "negative_data_rejection": {"expected-statuses": _REFUSALS},
+            },
         }
     )
 

@@ -67,7 +67,7 @@ class _Process:
             stderr=log.open("wb"),
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
             preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-            start_new_session=True,
+            process_group=0,
             text=True,
         )
 
@@ -210,7 +210,10 @@ def bentoml(venv: Path, given: dict[str, Any], *, core: int, log: Path) -> Peer:
         *(str(venv / "bin/python"), "-m", "bentoml", "serve", "benchmarks.serve_bentoml:Rank"),
         *("--host", "127.0.0.1", "--port", str(given["port"]), "--working-dir", str(Path.cwd())),
     ]
-    own = {"SERVE_BENCHMARK": json.dumps(given), "BENTOML_DO_NOT_TRACK": "True"}
+    own = {
+        "SERVE_BENCHMARK": json.dumps(given), "BENTOML_DO_NOT_TRACK": "True",
+        "BENTOML_HOME": str(venv / "home"),
+    }  # fmt: skip
     return Peer(
         command, port=given["port"], ready="/readyz", core=core, environment=own, log=log
     )  # fmt: skip

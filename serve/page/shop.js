@@ -64,6 +64,7 @@ async function readProducts(file) {
     if (!rows.length || !rows.every(row => typeof row.item_text === "string" && row.item_text && row.item_id !== undefined)) throw new SyntaxError("each product needs item_id and item_text");
     stock(rows.map(row => ({ ...row, item_id: String(row.item_id) })), false);
     say("");
+    $("file-note").textContent = `${rows.length.toLocaleString("en")} products of ${file.name}`;
   } catch (error) {
     if (!(error instanceof SyntaxError)) throw error;
     return say(`${file.name}: ${error.message}`);
@@ -139,7 +140,11 @@ $("buy").addEventListener("submit", ready(() => {
   drawShopper();
   ask("recommend", "ctr");
 }));
-$("file").addEventListener("change", ready(event => event.target.files.length && readProducts(event.target.files[0])));
+$("file").addEventListener("change", ready(({ target }) => {
+  const [file] = target.files;
+  target.value = "";  // the same file, mended, may be picked again
+  if (file) readProducts(file);
+}));
 $("token-form").addEventListener("submit", event => {
   event.preventDefault();
   sessionStorage.setItem("token", $("token").value);

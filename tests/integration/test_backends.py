@@ -65,7 +65,7 @@ class _Exported:
         return open_one(self.graphs / f"{graph}{suffix}", threads=threads)
 
 
-@pytest.fixture(scope="module", params=["tiny", "minilm"])
+@pytest.fixture(scope="module", params=["tiny", pytest.param("minilm", marks=pytest.mark.slow)])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> _Exported:
     if not _HAS_MINILM:
         pytest.skip("the demo extra with the pretrained encoder is not installed")

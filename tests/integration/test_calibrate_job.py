@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -94,8 +95,7 @@ def test_too_few_rows_for_the_bound_are_told(
 ) -> None:
     assert calibrate.main(arguments(packages, marketplace, "--tasks", "risk")) == 0
     printed = capsys.readouterr().out
-    assert "risk: 18 held-out groups can't prove with 95% certainty that deferring" in printed
-    assert " or --budget\n" in printed
+    assert re.search(r"^risk: \d+ held-out groups can't prove .* or --budget$", printed, re.M)
     assert calibrate.main(arguments(packages, marketplace, "--tasks=risk", "--budget=0.9")) == 0
     assert "can't prove" not in capsys.readouterr().out
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -232,9 +231,10 @@ def test_products_of_ones_own_take_the_place_of_the_samples(tab, tmp_path):
         '{"item_id": "i1", "item_text": "alpha lamp", "price": 3}\n'
         '{"item_id": "i2", "item_text": "beta lamp"}\n'
     )
-    tab.page.set_input_files("#file", Path(mine))
+    tab.page.set_input_files("#file", mine)
+    tab.page.wait_for_selector("text=2 products of mine.jsonl")
     tab.settle()
     assert sorted(tab.texts("#rank .products b")) == ["alpha lamp", "beta lamp"]
     mine.write_text('{"name": "a lamp"}')
-    tab.page.set_input_files("#file", Path(mine))
+    tab.page.set_input_files("#file", mine)
     tab.page.wait_for_selector("#notice >> text=item_id")

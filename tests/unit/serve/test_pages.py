@@ -84,7 +84,8 @@ def test_every_sample_is_a_request_that_the_server_takes(graph):
         rows = [known("rank", by_id[item]) for item in search["item_ids"]]
         assert len(rows) == len(search["gains"])
         body = {"query": search["query"], "candidates": rows}
-        assert served.post("/v1/rank", body).status_code == 200
+        answer = served.post("/v1/rank", body)
+        assert answer.status_code == 200, answer.text
     for shopper in given["shoppers"]:
         body = {"history": shopper["history"], **known("recommend", shopper)}
         assert served.post("/v1/recommend", body).status_code == 200

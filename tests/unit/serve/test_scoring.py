@@ -22,7 +22,8 @@ def engine(packages: dict[str, Package]):
 
 
 def search(*texts: str) -> Work:
-    rows = tuple({"query_id": "-", "query": "alpha", "item_text": text} for text in texts)
+    row = {"query_id": "-", "query": "alpha", "item_id": "a"}
+    rows = tuple({**row, "item_text": text} for text in texts)
     return Work("shop", TASKS[1], rows)
 
 
