@@ -24,7 +24,7 @@ _ORDERS = (
     b"traceparent",
     b"tracestate",
 )
-_ROUTER = b"x-serve-"
+_INSIDE = (b"x-serve-", b"x-rectrain-")  # what its own processes tell one another
 
 
 class HeaderGuard:
@@ -52,6 +52,6 @@ class HeaderGuard:
 
 def _is_taken(name: bytes, value: bytes) -> bool:
     plain = name.lower().replace(b"_", b"-")
-    if not name.isascii() or plain in _ORDERS or plain.startswith(_ROUTER):
+    if not name.isascii() or plain in _ORDERS or plain.startswith(_INSIDE):
         return False
     return plain != b"x-request-id" or _REQUEST_ID.fullmatch(value) is not None

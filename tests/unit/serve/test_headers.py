@@ -41,6 +41,7 @@ KEPT = (b"authorization", b"Bearer a")
         (b"serve-multiplexed-model-id", b"a"),
         (b"x-session-id", b"a"),
         (b"x-serve-router-a", b"a"),
+        (b"X-Rectrain-Sent", b"a 1"),
         (b"traceparent", b"\xff"),
         (b"x-request-id", b"\xff"),
         (b"x-request-id", b"a b"),
