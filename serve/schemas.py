@@ -262,14 +262,9 @@ def _union(tables: list[FieldTable]) -> dict[str, RowField]:
 
 def _options(names: Iterable[str]) -> type[Options]:
     """How to answer, by one of these models."""
-    return create_model(
-        "Options",
-        __base__=Options,
-        model=(
-            Literal[tuple(names)] | None,
-            Field(default=None, description="default: the application's first"),
-        ),
-    )
+    name: Any = Literal[tuple(names)] | None
+    default = Field(default=None, description="default: the application's first")
+    return create_model("Options", __base__=Options, model=(name, default))
 
 
 def _score_model(
