@@ -11,6 +11,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -65,8 +66,10 @@ def head_killed(make: Callable[..., Bench], settings: Settings) -> list[Figure]:
     port = settings.http.port
     with ExitStack() as stack:
         stack.enter_context(_process(_redis_command(port)))
+        # Each head gets a folder: one that finds another node's there thinks itself running.
+        first, second = (stack.enter_context(_folder()) for _ in range(2))
         env = _environment(port)
-        head = stack.enter_context(_head(env, port))
+        head = stack.enter_context(_head(env, port, first))
         other = stack.enter_context(_process(_node_command(port), env=env))
         found = _python(_START, settings.model_dump_json(), env=env)
         served = settings.model_copy(
@@ -80,7 +83,7 @@ def head_killed(make: Callable[..., Bench], settings: Settings) -> list[Figure]:
             time.sleep(bench.size.steady_s)
             killed = time.monotonic()
             _end(head.pid)
-            stack.enter_context(_head(env, port))
+            stack.enter_context(_head(env, port, second))
             _python(_STATUS, env=env)
             back_s = time.monotonic() - killed
         verdict = bench.judge(load.prefix, outcomes)
@@ -98,6 +101,7 @@ def _environment(port: int) -> dict[str, str]:
         "RAY_REDIS_ADDRESS": f"127.0.0.1:{port + 2}",
         "RAY_external_storage_namespace": f"faults-{os.getpid()}",
         "RAY_ADDRESS": f"127.0.0.1:{port + 3}",
+        "RAY_SERVE_WORKER_PROXY_HTTP_PORT": str(port + 1),  # both nodes are one machine
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "PYTHONPATH": str(Path.cwd()),
@@ -105,15 +109,21 @@ def _environment(port: int) -> dict[str, str]:
 
 
 @contextmanager
-def _head(env: Mapping[str, str], port: int) -> Iterator[subprocess.Popen[bytes]]:
+def _head(env: Mapping[str, str], port: int, folder: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [
         *("--head", f"--port={port + 3}", "--num-cpus=0", "--include-dashboard=false"),
+        f"--temp-dir={folder}",
         *(f"--ray-client-server-port={port + 4}", f"--dashboard-agent-listen-port={port + 5}"),
     ]
     environment = {name: value for name, value in env.items() if name != "RAY_ADDRESS"}
     with _process(_ray(command), env=environment) as process:
         _python(_JOIN, env=env)
         yield process
+
+
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    # Short: the paths of Unix sockets below it may have 107 bytes.
+    return tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True)
 
 
 def _redis_command(port: int) -> list[str]:
