@@ -167,7 +167,7 @@ def choose(
     """
     assert (max_loss is None) != (budget is None), "a bound or a budget"
     rates = _RATES if budget is None else tuple(sorted({*_RATES, budget}))
-    heads, doubt = heldout.heads, (1 - level) / 2
+    heads, doubt = heldout.heads, (1 - level) / (2 if budget is None else 1)  # tests to share it
 
     def judged(head: int, rates: Sequence[float], level: float) -> tuple[Curve, Interval, Interval]:
         return risk_coverage(
