@@ -68,9 +68,9 @@ _UNUSED = ("label", "weight", "split", "oracle", "timestamp")
 
 # A text has more than white space: Arrow's, which is Unicode's and four separators.
 _NOT_BLANK = r"[^\s\x1c-\x1f]"
-# What a model computes with; a vector's elements are squared and added up there.
+# What a model computes with; products of several of a vector's elements are added up there.
 _LARGEST = float(np.finfo(np.float32).max)
-_LARGEST_IN_VECTOR = 1e15
+_LARGEST_IN_VECTOR = 1e6
 
 
 class _Model(BaseModel):
