@@ -1,11 +1,13 @@
 # make setup      the environment alone (.venv)
-# make demo       prepare the embedded data, train, evaluate, make a small model of the large one;
-#                 ends in runs/demo/summary.json (PRESET=tiny: a small one in 4 minutes)
+# make demo       prepare the embedded data, train, evaluate, make a small model of the large one,
+#                 serve both; ends in runs/demo/summary.json (PRESET=tiny: a small one in 5 minutes)
+# make serve      the demo's models on 127.0.0.1:8000: a page at /, API docs at /docs (a tiny one,
+#                 made now, where there was no demo; ARGS=--http.port=9000 changes settings)
 # make test       what CI runs: lint, then every test but the slow ones
 # make test-full  the slow ones too
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: setup demo test test-full lint format clean
+.PHONY: setup demo serve test test-full lint format clean
 
 PYTHON ?= python3.11
 PRESET ?= demo
@@ -22,12 +24,20 @@ $(STAMP):
 	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; set PYTHON=…" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	@echo 'installing pinned packages into $(VENV) (about 2.5 GB, some minutes)'
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,tracking,report,balancing,peft,inference,bench,dev]' --constraint constraints.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,tracking,report,balancing,peft,inference,serve,bench,dev]' --constraint constraints.txt
 	rm -f $(VENV)/.installed-*
 	touch $@
 
 demo: setup
 	python -m jobs.demo --preset $(PRESET)
+
+# What the demo made of PRESET; where that is nothing, of a tiny one, which takes 5 minutes to make.
+serve: setup
+	@set -e; preset=$(PRESET); \
+	if [ ! -e runs/$$preset-small/package/policy.json ]; then \
+	  echo "runs/$$preset-small has no package to serve (make demo); taking a tiny one"; preset=tiny; fi; \
+	if [ ! -e runs/$$preset-small/package/policy.json ]; then python -m jobs.demo --preset tiny; fi; \
+	exec python -m serve.app --models.shop.small=runs/$$preset-small/package --models.shop.large=runs/$$preset/package $(ARGS)
 
 # Integration tests run Ray clusters and take all cores by themselves.
 test: lint
@@ -41,7 +51,7 @@ test-full: lint
 lint: setup
 	ruff check .
 	ruff format --check .
-	mypy rectrain jobs
+	mypy rectrain jobs serve
 
 format: setup
 	ruff check --fix .

@@ -2,6 +2,7 @@
 
     python -m jobs.publish --checkpoint runs/demo --output runs/demo/package
     python -m jobs.publish --refresh-index --output runs/demo/package --data data/demo
+    python -m jobs.publish --refresh-golden --output runs/demo/package
 
 The folder holds the encoder as transformers and sentence-transformers read it, the heads, the
 tokenizer, the tasks' fields, a model card, and the SHA-256 of every file (docs/package.md). Three
@@ -16,7 +17,8 @@ A model that recommends gets the vectors of its catalogue's items, so that
     model.recommend(rows, k=10)
 
 needs no candidates. --refresh-index encodes the items of newly prepared data with the package's
-model; the data's features must be encoded as the training data's were.
+model; the data's features must be encoded as the training data's were. --refresh-golden makes the
+golden requests anew, with this machine's answers (a package of before there were any has none).
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from jobs.cli import JobParser, output_folder, run, run_folder
 from rectrain.data.loader import open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.errors import ConfigError, DataError
+from rectrain.inference.golden import publish_golden, read_golden
 from rectrain.inference.packaged import item_indexes, publish_index
 from rectrain.metrics import Interval
 from rectrain.model.spec import TaskSpec
@@ -53,6 +56,8 @@ def main(argv: list[str]) -> int:
     """Run the job; see the module's docstring."""
     options = _parser().parse_args(argv)
     output = output_folder(options.output, checkpoint="")
+    if options.refresh_golden:
+        return _refresh_golden(options, output)
     return _refresh(options, output) if options.refresh_index else _publish(options, output)
 
 
@@ -69,6 +74,10 @@ def _parser() -> JobParser:
     parser.add_argument(
         "--refresh-index", action="store_true", help="only build the item index of --output anew"
     )
+    parser.add_argument(
+        "--refresh-golden", action="store_true",
+        help="only make the golden requests of --output anew, answered by this machine",
+    )  # fmt: skip
     parser.add_argument("--no-index", action="store_true", help="publish without an item index")
     parser.add_argument("--overwrite", action="store_true", help="replace the package of --output")
     return parser
@@ -77,6 +86,13 @@ def _parser() -> JobParser:
 def _publish(options: argparse.Namespace, output: Path) -> int:
     if options.checkpoint is None:
         raise _missing("--checkpoint", rule="a package is made of a trained model", fix="RUN")
+    if options.no_index and options.data:
+        raise ConfigError(
+            what="--data",
+            got="given with --no-index",
+            rule="the data's catalogue is what the index is made of",
+            fix="leave one of them out",
+        )
     folder = find_checkpoint(Store.open(options.checkpoint))
     loaded = load_model(folder)
     parts = ModelParts.of(loaded)
@@ -105,20 +121,40 @@ def _publish(options: argparse.Namespace, output: Path) -> int:
         indexes=partial(item_indexes, parts, data),
         overwrite=options.overwrite,
     )
+    package = publish_golden(package)
     size = sum(facts["bytes"] for facts in package.files.values())
     print(f"package: {output}, {size / 1e6:,.1f} MB, version {package.version[:12]}")
     return 0
 
 
-def _refresh(options: argparse.Namespace, output: Path) -> int:
-    for name in ("checkpoint", "evaluation", "no_index", "overwrite"):
+def _refresh_golden(options: argparse.Namespace, output: Path) -> int:
+    _alone(options, "--refresh-golden", but=("data", "refresh_index"))
+    package = open_package(output)
+    print(f"publish: golden requests of {', '.join(package.tasks)} in {output}")
+    if options.dry_run:
+        return 0
+    refreshed = publish_golden(package, anew=True)
+    golden = read_golden(refreshed)
+    assert golden is not None
+    same = refreshed.files == package.files
+    print(f"golden: {', '.join(golden.backends)} {'as before' if same else 'answered'}")
+    return 0
+
+
+def _alone(options: argparse.Namespace, flag: str, *, but: tuple[str, ...] = ()) -> None:
+    """Refuses what has no meaning beside a flag that refreshes one file."""
+    for name in ("checkpoint", "evaluation", "no_index", "overwrite", *but):
         if getattr(options, name):
             raise ConfigError(
                 what=f"--{name.replace('_', '-')}",
-                got="given with --refresh-index",
-                rule="that builds the item index of a package that is there, and nothing else",
+                got=f"given with {flag}",
+                rule="that refreshes one part of a package that is there, and nothing else",
                 fix="leave one of them out",
             )
+
+
+def _refresh(options: argparse.Namespace, output: Path) -> int:
+    _alone(options, "--refresh-index")
     if not options.data:
         raise _missing("--data", rule="an index is of a catalogue", fix="PREPARED")
     package = open_package(output)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from rectrain.errors import ResourceError, without_credentials
 
-__all__ = ["connect", "resources"]
+__all__ = ["connect", "keep_to_loopback", "resources"]
 
 _ADDRESS = "RAY_ADDRESS"
 
@@ -40,6 +40,18 @@ def connect() -> None:
             rule="must be the address of a Ray cluster that runs",
             fix="start the cluster, correct the address, or unset it to start one here",
         ) from error
+
+
+def keep_to_loopback() -> None:
+    """Makes a cluster that this process starts listen on this machine's loopback address alone.
+
+    Ray does so by itself on macOS and Windows, where it is always a cluster of one machine; on
+    Linux its ports are open on all interfaces, for other nodes and for whoever reads metrics. The
+    switch is read from the environment once, when ray is imported, so it is set where it is kept.
+    """
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def resources() -> tuple[str, Mapping[str, float]]:

@@ -1,4 +1,4 @@
-"""What every test shares: no network, no foreign cluster, markers, and the shared real data."""
+"""What every test shares: no network, no foreign cluster, no time limits, the real data."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before transformers or ray is imported: they read these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.pop("RAY_ADDRESS", None)  # tests never join a cluster that happens to run
+
+settings.register_profile("any machine", deadline=None)  # of an example; tests never judge speed
+settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -24,6 +24,7 @@ MAX_LENGTH = 12
 FEATURES = {
     "recommendation": FeatureEncoder(numeric={"price": (0.0, 5.0, 9.0)}),
     "search_ranking": FeatureEncoder(),
+    "ad_ctr": FeatureEncoder(numeric={"position": (0.0, 1.0, 9.0)}),
     "risk": FeatureEncoder(
         numeric={"price": (0.0, 1.0, 50.0)},
         categorical={"country": ("DE", "FR")},
@@ -33,7 +34,10 @@ FEATURES = {
 
 
 def toy_parts(
-    folder: Path, *, seed: int = 0, tasks: tuple[str, ...] = tuple(FEATURES)
+    folder: Path,
+    *,
+    seed: int = 0,
+    tasks: tuple[str, ...] = ("recommendation", "search_ranking", "risk"),
 ) -> ModelParts:
     """A model whose weights all count: none is zero, as some of fresh heads are.
 

@@ -32,8 +32,9 @@ from rectrain.data.shards import Prepared
 from rectrain.data.tokenize import load_tokenizer
 from rectrain.errors import DataError, without_credentials
 from rectrain.inference.backends import choose, open_onnx, open_openvino
+from rectrain.inference.golden import GOLDEN, publish_golden
 from rectrain.inference.packaged import item_indexes
-from rectrain.inference.predictor import Predictor, open_prepared
+from rectrain.inference.predictor import Predictor, check_threads, open_prepared
 from rectrain.inference.text_encoder import TextEncoder
 from rectrain.model.refit import refit
 from rectrain.model.shape import preset_shape
@@ -44,6 +45,7 @@ from rectrain.train import preflight
 from rectrain.train.build import load_model, new_model
 from rectrain.train.checkpoint import manifest_sha256
 from rectrain.train.config import RunConfig
+from rectrain.train.export import encoder_files
 from rectrain.train.frozen import training_texts
 from rectrain.train.provenance import check_origin
 from rectrain.train.run_plan import plan_run
@@ -116,6 +118,7 @@ class Pipeline:
         self._train_run = train or partial(train_run, say=say)
         self.space = Workspace(config)
         check_engines()
+        check_threads(config.threads)
         self.teacher = load_model(config.teacher)
         self.shape = preset_shape(config.preset, self.teacher.model.encoder.config)
         trained_on = self.teacher.checkpoint.meta["config"]["data"]["paths"]
@@ -197,7 +200,7 @@ class Pipeline:
         return _Step(folder, text, partial(self.space.is_done, folder), run, row or folder)
 
     def _is_packaged(self) -> bool:
-        return (self.space.root / "package" / "manifest.json").exists()
+        return (self.space.root / "package" / GOLDEN).exists()  # what is written last
 
     def _cut(self) -> None:
         large = self.teacher.model.encoder
@@ -207,8 +210,11 @@ class Pipeline:
         student = cut(large, shape=self.shape, importance=importance)
         refit(student, large, shape=self.shape, importance=importance, texts=packed)
         folder = self.space.fresh("cut")
-        student.save_pretrained(folder)
         shutil.copytree(self.teacher.tokenizer_path, folder, dirs_exist_ok=True)
+        # Not by save_pretrained, which shows a bar and wakes DeepSpeed in this process.
+        files = encoder_files(student, tokenizer={}, max_length=0, card="")
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_bytes(files[name])
         self.space.finish("cut", {"shape": asdict(self.shape), "texts": digest(texts)})
 
     def _train(self, name: Run) -> None:
@@ -276,13 +282,15 @@ class Pipeline:
         parts, small = self._small(), self.measured(SMALL, self._measure_small)
         facts = {"vocabulary": self.space.facts("trimmed"), **self.space.facts("graphs")}
         files = (name for graph in self._graphs().values() for name in graph["files"])
-        write_package(
+        package = write_package(
             self.space.root / "package",
             parts,
             card=self._card(parts, facts=facts, measured=small),
             graphs=[self.space.root / "graphs" / name for name in files],
             indexes=partial(item_indexes, parts, self._catalogues()),
+            overwrite=True,  # a kill may have come before its golden requests
         )
+        publish_golden(package)
 
     # --- measuring -------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from rectrain.compress.config import CompressConfig
 from rectrain.config import dump_config, yaml_mapping
-from rectrain.errors import ConfigError, without_credentials
+from rectrain.errors import ConfigError, StorageError, without_credentials
 from rectrain.train.storage import LOCK, Store
 
 __all__ = ["Workspace"]
@@ -28,6 +29,7 @@ class Workspace:
 
     Raises:
         ConfigError: the folder is of other settings, or holds something else.
+        StorageError: no folder can be made there.
     """
 
     def __init__(self, config: CompressConfig) -> None:
@@ -44,6 +46,7 @@ class Workspace:
                 rule="only a folder of jobs.compress is written",
                 fix="give another --output",
             )
+        _check_writable(self.root)
 
     def _check_same(self, stored: bytes) -> None:
         old, new = (
@@ -72,6 +75,9 @@ class Workspace:
         """
         self._store.make()
         with self._store.locked():
+            for name in self._store.folders():
+                if name.startswith(".package."):  # what a kill left: the package is made anew
+                    self.remove(name)
             self.write(_CONFIG, self._settings)
             yield
 
@@ -112,6 +118,18 @@ class Workspace:
         """Replaces a file at once, and lastingly."""
         folder, _, file = name.rpartition("/")
         self._store.sub(folder).replace(file, text.encode())
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuses a place where no folder can be made; makes none."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise StorageError(
+            what="output",
+            got=f"{folder}, where {there} is {'closed to us' if there.is_dir() else 'a file'}",
+            rule="must be a folder that this process can write",
+            fix="give another --output, or mend its permissions",
+        )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

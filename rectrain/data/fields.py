@@ -178,11 +178,16 @@ class FieldTable:
         """Check that the columns are there and of a type that fits.
 
         Raises:
-            DataError: a required column is missing, or a column has a wrong or unsafe type.
+            DataError: a required column is missing, stands twice, or has a wrong or unsafe type.
         """
         check_schema(schema, what=f"{self.task} rows")
         for field in self.fields:
-            if field.name not in schema.names:
+            if (times := schema.names.count(field.name)) > 1:
+                raise DataError(
+                    what=f"column {field.name} of {self.task}", got=f"{times} columns of this name",
+                    rule="a field has one column", fix="drop or rename the others",
+                )  # fmt: skip
+            if not times:
                 if field.required:
                     raise DataError(
                         what=f"column {field.name} of {self.task}",
@@ -194,7 +199,7 @@ class FieldTable:
                     what=f"column {field.name} of {self.task}",
                     got=schema.field(field.name).type,
                     rule=f"a {field.kind} column holds {_ACCEPTED[field.kind]}",
-                    fix="cast the column before preparing",
+                    fix="cast the column",
                 )  # fmt: skip
 
     def check(self, table: pa.Table, *, part: int = 0) -> tuple[pa.Table, pa.Table]:
@@ -337,7 +342,7 @@ def _cast(field: Field, column: pa.ChunkedArray) -> pa.Array:
     except pa.ArrowInvalid as error:
         raise DataError(
             what=f"column {field.name}", got=error, rule=f"must cast to {_ARROW[field.kind]}",
-            fix="mend or cast the column before preparing",
+            fix="mend or cast the column",
         ) from error  # fmt: skip
     if field.kind in _STRINGS:  # an empty text is a missing one
         values = pc.if_else(pc.equal(pc.utf8_trim_whitespace(values), ""), None, values)

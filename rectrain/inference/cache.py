@@ -64,8 +64,10 @@ class VectorCache:
 
     def _keep(self, keys: list[bytes], vectors: Tensor) -> None:
         capacity = len(self._vectors)
-        for key, vector in zip(keys[-capacity:], vectors[-capacity:], strict=True):
-            if key in self._place:  # another thread was first
+        sound = vectors.isfinite().all(1).tolist()  # a fault that passes must not stay here
+        newest = zip(keys[-capacity:], vectors[-capacity:], sound[-capacity:], strict=True)
+        for key, vector, is_sound in newest:
+            if key in self._place or not is_sound:  # in it: another thread was first
                 continue
             full = len(self._place) == capacity
             place = self._place.popitem(last=False)[1] if full else len(self._place)

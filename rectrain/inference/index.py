@@ -5,7 +5,7 @@
         ids           uint8, all ids in UTF-8, end to end
         id_offsets    int64 [I + 1], where each id begins
         metadata      format, task, model (the version of the package whose vectors these are),
-                      catalogue (SHA-256 of the prepared items)
+                      catalogue (SHA-256 of the prepared items), engine (what ran the encoder)
 
 Shapes: U queries, I items, C candidates of a query, k length of a list, D hidden size.
 """
@@ -58,6 +58,7 @@ class ItemIndex:
         task: the two-tower task.
         model: version of the package that the vectors come from; empty where it is none.
         catalogue: SHA-256 of the prepared items.
+        engine: what ran the encoder: the name of a backend.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class ItemIndex:
         task: str,
         model: str = "",
         catalogue: str = "",
+        engine: str = "torch",
     ) -> None:
         assert vectors.shape[0] == len(ids), "one vector an item"
         self.ids = list(ids)
@@ -75,6 +77,7 @@ class ItemIndex:
         self.task = task
         self.model = model
         self.catalogue = catalogue
+        self.engine = engine
 
     @classmethod
     def build(
@@ -105,7 +108,8 @@ class ItemIndex:
                     rule="an id names one item", fix="prepare the data again",
                 )  # fmt: skip
         vectors = predictor.embed(task, items)[1]
-        return cls(ids, vectors, task=task, model=model, catalogue=catalogue)
+        facts = {"model": model, "catalogue": catalogue, "engine": predictor.engine}
+        return cls(ids, vectors, task=task, **facts)
 
     # --- as a file ---------------------------------------------------------------------------
 
@@ -118,7 +122,12 @@ class ItemIndex:
             "ids": np.frombuffer(b"".join(encoded), dtype=np.uint8),
             "id_offsets": offsets,
         }
-        facts = {"task": self.task, "model": self.model, "catalogue": self.catalogue}
+        facts = {
+            "task": self.task,
+            "model": self.model,
+            "catalogue": self.catalogue,
+            "engine": self.engine,
+        }
         data: bytes = to_safetensors(tensors, metadata={"format": _FORMAT, **facts})
         return data
 
@@ -164,9 +173,8 @@ class ItemIndex:
             raise _refused(
                 path, f"{vectors.dtype} {vectors.shape}", rule=f"must be float32 [{len(names)}, D]"
             )
-        return cls(
-            names.to_pylist(), vectors, task=task, model=model, catalogue=facts.get("catalogue", "")
-        )
+        known = {key: facts[key] for key in ("catalogue", "engine") if key in facts}
+        return cls(names.to_pylist(), vectors, task=task, model=model, **known)
 
     # --- search ------------------------------------------------------------------------------
 
@@ -227,6 +235,7 @@ class ItemIndex:
     def _hidden(self, out_of_stock: Collection[str] | NDArray[np.bool_]) -> Ints:
         """Rows of the items that no query gets."""
         if not isinstance(out_of_stock, np.ndarray):
+            _check_ids(out_of_stock)
             rows = [self.place[item] for item in out_of_stock if item in self.place]
             return np.array(rows, dtype=np.int64)
         if (out_of_stock.dtype, out_of_stock.shape) != (np.dtype(bool), (len(self.ids),)):
@@ -238,12 +247,26 @@ class ItemIndex:
 
 
 def _check(k: int, diversity: float) -> None:
+    is_whole = isinstance(k, int | np.integer) and not isinstance(k, bool)
+    is_share = isinstance(diversity, int | float | np.number) and 0 <= diversity <= 1
     for what, got, is_right, rule in (
-        ("k", k, isinstance(k, int | np.integer) and k >= 1, "a whole number of at least 1"),
-        ("diversity", diversity, 0 <= diversity <= 1, "0 (by score alone) to 1"),
+        ("k", k, is_whole and k >= 1, "a whole number of at least 1"),
+        ("diversity", diversity, is_share, "0 (by score alone) to 1"),
     ):
         if not is_right:
             raise ConfigError(what=what, got=got, rule=f"must be {rule}", fix="correct it")
+
+
+def _check_ids(given: Collection[str]) -> None:
+    """Refuses what would else hide no item: a single id, whose letters are none, or numbers."""
+    is_many = isinstance(given, Collection) and not isinstance(given, str | bytes)
+    for one in given if is_many else [given]:
+        if not (is_many and isinstance(one, str)):
+            raise ConfigError(
+                what="out_of_stock", got=f"{type(one).__name__} {one!r}",
+                rule="must be a list of ids, which are strings, or a numpy array of bools",
+                fix="give a list of strings",
+            )  # fmt: skip
 
 
 def first_items(scores: NDArray[np.floating[Any]], *, k: int) -> Best:

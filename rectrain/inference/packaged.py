@@ -17,7 +17,7 @@ from rectrain.data.shards import Prepared
 from rectrain.errors import ConfigError, DataError, PackageError
 from rectrain.inference.engine import Engine, open_engine
 from rectrain.inference.index import ItemIndex
-from rectrain.inference.predictor import Predictor, check_features, pick_device
+from rectrain.inference.predictor import Predictor, check_features, check_threads, pick_device
 from rectrain.inference.rows import EXCLUDE, EncodedRows
 from rectrain.package import ModelParts, Package, open_package, update_package
 from rectrain.package.folder import ITEMS
@@ -103,7 +103,7 @@ class PackagedModel:
                 rule="its rows are users, for whom a whole catalogue is ranked",
                 fix="call recommend(rows, k=10)",
             )
-        if not len(rows):
+        if not _count(rows, task=task):
             return np.empty(0, dtype=np.float64)
         return self.predictor.score(task, self._encode(task, rows).prepared)
 
@@ -133,7 +133,7 @@ class PackagedModel:
         """
         task = task or self._catalogue_task()
         index = self.index(task)
-        if not len(rows):
+        if not _count(rows, task=task):
             return []
         encoded = self._encode(task, rows)
         items, scores = index.search(
@@ -215,19 +215,22 @@ def load(
 
     Raises:
         PackageError: see `open_package`, `Package.read` and `PackagedModel`.
-        ConfigError: no such backend, its engine is not installed, or a count out of its range.
+        ConfigError: no such backend or device, its engine is not installed, or a count out of its
+            range.
         EncoderError: a graph that its engine can't open.
         ResourceError: no such device.
     """
-    for what, count, least in (("threads", threads, 1), ("cached_texts", cached_texts, 0)):
-        if count is not None and count < least:
-            raise ConfigError(
-                what=what, got=count, rule=f"must be at least {least}", fix="correct it"
-            )
+    if threads is not None:
+        check_threads(threads)
+    if cached_texts < 0:
+        raise ConfigError(
+            what="cached_texts", got=cached_texts, rule="must be at least 0", fix="correct it"
+        )
+    device = pick_device(device)
     package = open_package(path)
     if threads is not None:
         torch.set_num_threads(threads)
-    parts, device = package.read(), pick_device(device)
+    parts = package.read()
     engine = open_engine(
         package,
         parts.model.encoder,
@@ -312,14 +315,9 @@ def _table(rows: Rows, *, fields: FieldTable) -> pa.Table:
     """Rows as a table of those of the task's fields that any row has."""
     if isinstance(rows, pa.Table):
         return rows
-    wrong = next((row for row in rows if not isinstance(row, Mapping)), None)
-    if wrong is not None:
-        raise DataError(
-            what=f"rows of {fields.task}",
-            got=type(wrong).__name__,
-            rule="must be a list of dictionaries, or a pyarrow Table",
-            fix="give one dictionary a row",
-        )
+    for row in rows:
+        if not isinstance(row, Mapping):
+            raise _no_rows(row, task=fields.task, fix="give one dictionary a row")
     names = [name for name in fields.names() if any(name in row for row in rows)]
     if not names:
         raise DataError(
@@ -330,6 +328,23 @@ def _table(rows: Rows, *, fields: FieldTable) -> pa.Table:
         )
     return pa.table(
         {name: _column([row.get(name) for row in rows], name, fields) for name in names}
+    )
+
+
+def _count(rows: Rows, *, task: str) -> int:
+    """Number of rows; refuses what holds none of their forms."""
+    if not isinstance(rows, pa.Table | Sequence) or isinstance(rows, str | bytes):
+        fix = "list(rows), rows.to_dict('records') or pa.Table.from_pandas(rows) make one"
+        raise _no_rows(rows, task=task, fix=fix)
+    return len(rows)
+
+
+def _no_rows(got: object, *, task: str, fix: str) -> DataError:
+    return DataError(
+        what=f"rows of {task}",
+        got=type(got).__name__,
+        rule="must be a list of dictionaries, or a pyarrow Table",
+        fix=fix,
     )
 
 

@@ -9,6 +9,7 @@ Shapes: n rows, U texts or users, I items, D the encoder's hidden size.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from rectrain.data.fields import FieldTable
 from rectrain.data.loader import empty_tables, open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.data.tokenize import tokenizer_hash
-from rectrain.errors import DataError, EncoderError, ResourceError
+from rectrain.errors import ConfigError, DataError, EncoderError, ResourceError
 from rectrain.inference.backends import open_torch
 from rectrain.inference.cache import VectorCache
 from rectrain.inference.rows import EncodedRows, RowEncoder
@@ -35,7 +36,14 @@ from rectrain.package import ModelParts
 from rectrain.train.build import load_model
 from rectrain.train.checkpoint import Checkpoint
 
-__all__ = ["Predictor", "check_features", "check_tokenizer", "open_prepared", "pick_device"]
+__all__ = [
+    "Predictor",
+    "check_features",
+    "check_threads",
+    "check_tokenizer",
+    "open_prepared",
+    "pick_device",
+]
 
 Floats = NDArray[np.float32]
 
@@ -140,6 +148,11 @@ class Predictor:
         """Names of the tasks that the model was trained on."""
         return self.model.task_names
 
+    @property
+    def engine(self) -> str:
+        """Name of the backend that runs the encoder."""
+        return self._encoder.name
+
     def spec(self, task: str) -> TaskSpec:
         """What the task is.
 
@@ -240,14 +253,35 @@ def pick_device(name: str) -> str:
     """The device of a name: "auto" is a GPU where there is one.
 
     Raises:
+        ConfigError: another name than "cpu", "cuda" and "auto".
         ResourceError: "cuda" without a GPU.
     """
+    if name not in (names := ("cpu", "cuda", "auto")):
+        raise ConfigError(
+            what="device", got=name, rule=f"must be one of {', '.join(names)}", fix="correct it"
+        )
     found = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" != found:
         raise ResourceError(
             what="device", got=name, rule="torch finds no GPU here", fix="use auto or cpu"
         )
     return found if name == "auto" else name
+
+
+def check_threads(threads: int) -> None:
+    """Refuses a number of threads that this machine has no cores for.
+
+    Raises:
+        ConfigError: see above, or no whole number.
+    """
+    most = os.cpu_count() or 1
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most:
+        raise ConfigError(
+            what="threads",
+            got=repr(threads),
+            rule=f"must be a whole number from 1 to {most}, the cores of this machine",
+            fix="correct it",
+        )
 
 
 def open_prepared(

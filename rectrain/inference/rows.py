@@ -6,8 +6,9 @@ Shapes: n rows given, m rows that keep their task's rules.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,19 @@ class EncodedRows:
     rejects: pa.Table
 
 
+class _Counts:
+    """Texts read, and those of them with a dropped piece; threads may read at once."""
+
+    def __init__(self) -> None:
+        self.found = (0, 0)  # replaced as a whole: who reads it needs no lock
+        self._lock = threading.Lock()
+
+    def add(self, num_texts: int, num_fallbacks: int) -> None:
+        with self._lock:
+            texts, fallbacks = self.found
+            self.found = (texts + num_texts, fallbacks + num_fallbacks)
+
+
 @dataclass(frozen=True)
 class RowEncoder:
     """Checks, encodes and tokenises rows of any task of a model.
@@ -63,6 +77,7 @@ class RowEncoder:
     tokenizer: PreTrainedTokenizerFast
     limits: Mapping[str, TextLimits]
     full_tokenizer: PreTrainedTokenizerFast | None = None
+    _counts: _Counts = field(default_factory=_Counts, init=False, repr=False, compare=False)
 
     def fields(self, spec: TaskSpec) -> FieldTable:
         """What a row must have to be scored: the model's features, but no label, weight, split or
@@ -99,13 +114,14 @@ class RowEncoder:
     def fallback_share(self) -> float:
         """Share of the texts read so far that have a dropped piece, 0 to 1; NaN before the first,
         and where the vocabulary is whole."""
-        num_texts, num_fallbacks = self._counts
+        num_texts, num_fallbacks = self.num_read
         return num_fallbacks / num_texts if num_texts else math.nan
 
-    @cached_property
-    def _counts(self) -> list[int]:
-        """Texts read, and those of them with a dropped piece."""
-        return [0, 0]
+    @property
+    def num_read(self) -> tuple[int, int]:
+        """Texts read so far, and those of them with a dropped piece; (0, 0) where the vocabulary is
+        whole."""
+        return self._counts.found
 
     @cached_property
     def _readers(self) -> dict[int, Read]:
@@ -117,8 +133,7 @@ class RowEncoder:
 
         def read(texts: Sequence[str], length: int) -> pa.ListArray:
             ids, fell_back = fallback.tokenize(texts, max_length=length)
-            self._counts[0] += len(texts)
-            self._counts[1] += int(fell_back.sum())
+            self._counts.add(len(texts), int(fell_back.sum()))
             return ids
 
         return {length: partial(read, length=length) for length in lengths}
@@ -141,6 +156,7 @@ class RowEncoder:
         numbered = replace(fields, fields=(*fields.fields, Field(_ROW, "id")))
         if _ROW in rows.column_names:  # the user's own
             rows = rows.drop_columns([_ROW])
+        fields.check_columns(rows.schema)  # before a column that the user has not given
         places = pa.array(np.arange(first, first + rows.num_rows))
         good, bad = numbered.check(rows.append_column(_ROW, places))
         if spec.has_catalogue:  # a user: no item

@@ -10,6 +10,8 @@
         tasks.json                  each task's fields, features and text limits; the heads' sizes
         graphs/                     optional: the encoder for other engines (OpenVINO, ONNX)
         items/<task>.safetensors    optional: the item index (rectrain/inference/index.py)
+        golden.json                 optional: requests with their answers (inference/golden.py)
+        policy.json                 optional: when a large model is asked (rectrain/cascade)
 
 A package's `version` is the SHA-256 of what decides its vectors and scores: encoder, tokenizer,
 heads and tasks. An item index names the version that its vectors come from. A package is written

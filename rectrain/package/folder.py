@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
 from safetensors import SafetensorError
 
@@ -43,7 +45,7 @@ _FORMAT, _KIND, _MANIFEST = 1, "rectrain package", "manifest.json"
 _NEEDED = {CARD, TASKS, HEADS, f"{ENCODER}config.json", f"{ENCODER}model.safetensors"}
 # The only files that a package may hold: whatever reads them runs no code that stands in them.
 _ALLOWED = re.compile(
-    r"README\.md|tasks\.json|heads\.safetensors|[\w-]+\.png"
+    r"README\.md|(tasks|policy|golden)\.json|heads\.safetensors|[\w-]+\.png"
     r"|encoder/(README\.md|model\.safetensors|(1_Pooling/)?config\.json)"
     r"|encoder/(modules|sentence_bert_config)\.json"
     r"|(encoder|full_tokenizer)/(tokenizer|tokenizer_config|special_tokens_map|added_tokens)\.json"
@@ -172,7 +174,7 @@ def check_free(root: Path, *, overwrite: bool) -> None:
 def _is_package(root: Path) -> bool:
     try:
         return bool(json.loads((root / _MANIFEST).read_bytes())["kind"] == _KIND)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
@@ -195,11 +197,13 @@ def write_folder(root: Path, facts: Mapping[str, Any], files: Mapping[str, bytes
     listed = dict(sorted(facts["files"].items()))
     assert not _check_names(listed, {*listed, _MANIFEST}), "no files of a package"
     manifest = {"format": _FORMAT, "kind": _KIND, "written_by": _own_version(), **facts}
-    parent, name = Store.open(str(root.parent)), f".{root.name}.draft-{os.getpid()}"
+    parent, drafts = Store.open(str(root.parent)), f".{root.name}.draft-{socket.gethostname()}-"
+    name = f"{drafts}{os.getpid()}"
     draft = parent.sub(name)
     try:
         parent.make()
-        parent.remove(name)
+        for left in _abandoned(parent, drafts):
+            parent.remove(left)
         for file in listed:
             data = files[file] if file in files else (root / file).read_bytes()
             if entry(data) != listed[file]:
@@ -224,6 +228,17 @@ def write_folder(root: Path, facts: Mapping[str, Any], files: Mapping[str, bytes
     finally:
         parent.remove(name)
     return open_package(root)
+
+
+def _abandoned(parent: Store, drafts: str) -> list[str]:
+    """Drafts that no process of this machine writes any more: it was killed, or is this one."""
+    found = [name for name in parent.folders() if re.fullmatch(rf"{re.escape(drafts)}\d+", name)]
+    writers = {name: int(name.removeprefix(drafts)) for name in found}
+    return [
+        name
+        for name, process in writers.items()
+        if process == os.getpid() or not psutil.pid_exists(process)
+    ]
 
 
 def _replace(parent: Store, *, draft: str, name: str) -> None:
@@ -294,7 +309,7 @@ def _read_manifest(root: Path) -> dict[str, Any]:
     data = (root / _MANIFEST).read_bytes()
     try:
         manifest = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _refused(root, f"altered {_MANIFEST}", rule="must be JSON") from error
     if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
         raise _refused(root, f"another {_MANIFEST}", rule=rule, fix=_PUBLISHED)

@@ -123,13 +123,20 @@ def write_evaluation(results: Results, directory: Path, **facts: object) -> None
     _write(directory / "evaluation.md", details(results, title=title))
 
 
-def write_summary(directory: Path, *, wall_s: float, peak_rss_bytes: int) -> Path:
+def write_summary(
+    directory: Path,
+    *,
+    wall_s: float,
+    peak_rss_bytes: int,
+    served: Mapping[str, object] | None = None,
+) -> Path:
     """Writes a run's summary.json from its evaluation.json: the primary metric of each task.
 
     Args:
         directory: of the run; holds evaluation.json with the facts `checkpoint` and `config`.
         wall_s: seconds of the whole run, over all calls that it took.
         peak_rss_bytes: largest resident memory of all its processes together.
+        served: what the served models answered, in JSON's types; None where nothing was served.
 
     Returns:
         The path of summary.json.
@@ -149,6 +156,7 @@ def write_summary(directory: Path, *, wall_s: float, peak_rss_bytes: int) -> Pat
         "tasks": tasks,
         "wall_s": wall_s,
         "peak_rss_bytes": peak_rss_bytes,
+        **({} if served is None else {"served": served}),
         "checkpoint": evaluation["checkpoint"],
         "config": evaluation["config"],
     }

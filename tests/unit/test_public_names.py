@@ -13,10 +13,11 @@ import pytest
 
 import jobs
 import rectrain
+import serve
 
 MODULES = sorted(
     info.name
-    for package in (rectrain, jobs)
+    for package in (rectrain, jobs, serve)
     for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
 )
 

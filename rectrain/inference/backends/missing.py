@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 from rectrain.errors import ConfigError, EncoderError
 
 __all__ = ["needs_extra", "readable"]
+
+# OpenVINO says first where in its source an error arose, and below why.
+_PLACE = re.compile(r"Exception from \S+:$|Check '.*' failed at \S+:$")
 
 
 @contextmanager
@@ -41,7 +45,12 @@ def readable(graph: Path) -> Iterator[None]:
     except Exception as error:
         raise EncoderError(
             what=f"graph {graph}",
-            got=(str(error).strip() or type(error).__name__).splitlines()[0],
+            got=_reason(error),
             rule="its engine must be able to open it",
             fix="publish it again, or use the torch backend",
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not _PLACE.match(line)), type(error).__name__)

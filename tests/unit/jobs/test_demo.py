@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from jobs import demo
-from rectrain.errors import ResourceError
+from jobs.ask import Asked
+from rectrain.errors import PackageError, ResourceError
 from rectrain.train.storage import Store
+
+#: Of the small model's.
+ANSWER = {
+    "items": [{"index": None, "item_id": "i0000001", "score": 1.5, "probability": 0.25}],
+    "model": "shop",
+    "versions": {"small": "a", "large": None},
+    "deferred": False,
+    "reason": "confident",
+    "confidence": 0.9,
+}
 
 
 class FakeJobs:
@@ -19,7 +32,7 @@ class FakeJobs:
 
     def __init__(self) -> None:
         self.now_s, self.number = 0.0, 0
-        self.interrupted_by = ""
+        self.asked, self.interrupted_by = 0, ""
 
     def work(self, name: str, folder: Path, *files: str) -> None:
         self.now_s += 10.0
@@ -50,6 +63,23 @@ class FakeJobs:
         self.work("small", small, "compress.yaml")
         (small / "summary.md").write_text("# large and small")
 
+    def publish(self, argv: list[str]) -> None:
+        self.work("publish", given(argv, "--output"), "golden.json")
+
+    def calibrate(self, argv: list[str]) -> None:
+        assert given(argv, "--large").name == "package"
+        self.work("calibrate", given(argv, "--small"), "policy.json")
+
+    @contextmanager
+    def served(self, *, small: Path, large: Path, log: Path) -> Iterator[str]:
+        assert (small / "policy.json").exists() and (large / "golden.json").exists()
+        self.work("serve", log.with_name("served"))
+        yield "http://nowhere"
+
+    def ask(self, address: str, requests: dict[str, Any]) -> list[Asked]:
+        self.asked += 1
+        return [Asked(path, body, ANSWER, 5.0) for path, body in requests.items()]
+
 
 def given(argv: list[str], key: str) -> Path:
     return Path(next(text for text in argv if text.startswith(f"{key}=")).partition("=")[2])
@@ -58,8 +88,14 @@ def given(argv: list[str], key: str) -> Path:
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> FakeJobs:
     fake = FakeJobs()
-    for name in ("prepare", "train", "evaluate", "compress"):
+    for name in ("prepare", "train", "evaluate", "compress", "publish", "calibrate"):
         monkeypatch.setattr(demo, name, SimpleNamespace(main=getattr(fake, name)))
+    for name in ("served", "ask"):
+        monkeypatch.setattr(demo, name, getattr(fake, name))
+    monkeypatch.setattr(demo, "open_package", lambda path: path)
+    monkeypatch.setattr(
+        demo, "read_policy", lambda small, large: (small / "policy.json").exists() or None
+    )
     monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: fake.now_s))
     return fake
 
@@ -85,9 +121,9 @@ def test_the_summary_counts_all_calls_that_the_demo_took(
         call()  # prepare, joint, and 10 s of heads
     jobs.interrupted_by = ""
     jobs.now_s += 1000.0  # nobody works
-    assert call() == 0  # joint is looked at again, heads, evaluate, small
+    assert call() == 0  # joint is looked at again, heads, evaluate, small, and three that serve
     summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
-    assert summary["wall_s"] == 30.0 + 40.0
+    assert summary["wall_s"] == 30.0 + 70.0
     assert summary["peak_rss_bytes"] > 0
     made = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert made == ["tiny", "tiny-joint", "tiny-small"]
@@ -105,7 +141,50 @@ def test_a_kill_loses_no_time_that_was_counted(jobs: FakeJobs, tmp_path: Path) -
     assert spent.peak_rss_bytes >= killed.peak_rss_bytes > 0
 
 
-@pytest.mark.parametrize("part", ["prepare", "joint", "heads", "small"])
+@pytest.mark.parametrize("part", ["publish", "calibrate", "serve"])
+def test_what_is_served_is_made_once_and_asked_once(
+    part: str, jobs: FakeJobs, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs.interrupted_by = part
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    jobs.interrupted_by = ""
+    assert call() == 0 and jobs.asked == 1
+    summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
+    assert list(summary["served"]) == ["recommend", "rank", "ctr", "risk"]
+    assert summary["served"]["risk"]["reason"] == "confident"
+    capsys.readouterr()
+    assert call() == 0 and jobs.asked == 1
+    assert "small model (confident), 5 ms" in capsys.readouterr().out
+
+
+def test_packages_that_are_there_are_not_made_again(
+    jobs: FakeJobs, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs.interrupted_by = "serve"
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    jobs.interrupted_by = ""
+    for name in ("publish", "calibrate"):
+        monkeypatch.setattr(demo, name, None)
+    assert call() == 0
+
+
+def test_a_policy_of_other_packages_is_made_anew(
+    jobs: FakeJobs, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(small: Path, large: Path) -> bool:
+        raise PackageError(what="policy", got="another", rule="a rule", fix="a fix")
+
+    small = tmp_path / "runs" / "tiny-small" / "package"
+    small.mkdir(parents=True)
+    (small / "policy.json").write_text("of an older model")
+    monkeypatch.setattr(demo, "read_policy", refuse)
+    assert call() == 0
+    assert (small / "policy.json").read_text() == "0"
+
+
+@pytest.mark.parametrize("part", ["prepare", "joint", "heads", "small", "publish", "calibrate"])
 def test_overwriting_that_was_interrupted_goes_on_with_nothing_old(
     part: str, jobs: FakeJobs, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

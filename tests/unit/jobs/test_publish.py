@@ -90,6 +90,8 @@ def test_mistakes_are_one_line_and_status_2(
         ([checkpoint, f"--output={tmp_path}/mine", "--overwrite"], "only packages are replaced"),
         ([checkpoint, "--output=s3://bucket/package"], "a folder of this machine"),
         ([f"--checkpoint={tmp_path}/none", f"--output={tmp_path}/a"], "train first"),
+        ([f"--checkpoint={package}", f"--output={tmp_path}/a"], "which is a package"),
+        ([checkpoint, f"--output={tmp_path}/a", "--no-index", "--data=x"], "with --no-index"),
         ([checkpoint, f"--output={tmp_path}/a", f"--evaluation={other}"], "of another model"),
         ([checkpoint, f"--output={tmp_path}/a", f"--evaluation={empty}"], "an evaluation.json of"),
         (["--refresh-index", f"--output={package}"], "--data: got nothing"),

@@ -43,7 +43,7 @@ def weighted_rows(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return label, score, generator.integers(1, 4, size).astype(float)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(weighted_rows())
 def test_curves_and_losses_equal_scikit_learn_with_ties_and_weights(rows):
     label, score, weight = rows
@@ -63,7 +63,7 @@ def test_curves_and_losses_equal_scikit_learn_with_ties_and_weights(rows):
         assert values[name] == pytest.approx(value, abs=1e-9), name
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(weighted_rows())
 def test_a_weight_of_two_is_the_row_written_twice(rows):
     label, score, weight = rows
@@ -291,7 +291,7 @@ def test_pairwise_accuracy_by_hand():
     assert metric("pairwise_accuracy").higher_is_better
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(weighted_rows())
 def test_pairwise_accuracy_of_one_group_of_two_classes_is_its_auc(rows):
     label, score, _ = rows

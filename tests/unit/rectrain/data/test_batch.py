@@ -64,7 +64,7 @@ def unpack(batch: MicroBatch, lists: TextLists) -> Texts:
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TEXTS, TEXTS, st.integers(0, 5))
 def test_every_text_is_read_back_and_kept_once(first: Texts, second: Texts, skip: int) -> None:
     tables = {

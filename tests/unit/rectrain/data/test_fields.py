@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rectrain.data.fields import Field, FieldTable
@@ -136,9 +136,11 @@ def test_a_missing_required_column_and_an_empty_table_are_refused() -> None:
         RISK.check(risk_rows().drop_columns(["label"]))
     with pytest.raises(DataError, match="empty table"):
         RISK.check(risk_rows().slice(0, 0))
+    twice = risk_rows().append_column("label", risk_rows()["label"])
+    with pytest.raises(DataError, match="column label of risk: got 2 columns of this name"):
+        RISK.check(twice)
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(st.none(), st.floats()), min_size=1, max_size=20))
 def test_every_row_is_either_good_or_rejected(prices: list[float | None]) -> None:
     n = len(prices)

@@ -43,7 +43,7 @@ def run_slots(a_plan: Plan, task: str, first: int, last: int) -> list[list[int]]
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TASK_UNITS, TASK_UNITS, st.integers(1, 4), st.integers(1, 2000), st.integers(0, 2**31))
 def test_each_epoch_holds_every_row_once_in_slots_that_are_never_empty(
     first: list[tuple[int, int]],
@@ -69,7 +69,7 @@ def test_each_epoch_holds_every_row_once_in_slots_that_are_never_empty(
             )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(TASK_UNITS, TASK_UNITS, st.integers(1, 2000))
 def test_a_slot_stays_within_its_share_of_the_budget_and_one_unit(
     first: list[tuple[int, int]], second: list[tuple[int, int]], budget: int
@@ -85,7 +85,7 @@ def test_a_slot_stays_within_its_share_of_the_budget_and_one_unit(
             assert sum(in_slot) < bound or len(in_slot) == 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(TASK_UNITS, TASK_UNITS, st.integers(1, 2000))
 def test_no_micro_batch_holds_more_than_it_says(
     first: list[tuple[int, int]], second: list[tuple[int, int]], budget: int
@@ -104,7 +104,7 @@ def test_no_micro_batch_holds_more_than_it_says(
         assert held <= made.most_tokens() + 1e-6
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(0, 25))
 def test_drawn_negatives_count_among_the_tokens_of_a_micro_batch(
     item_tokens: list[int], num_negatives: int
@@ -119,7 +119,7 @@ def test_drawn_negatives_count_among_the_tokens_of_a_micro_batch(
         assert with_items == made.most_tokens() + tokens.sum()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(TASK_UNITS, st.integers(1, 2000))
 def test_the_most_rows_are_those_of_the_first_epochs_largest_slot(
     pairs: list[tuple[int, int]], budget: int

@@ -106,7 +106,7 @@ def test_purchases_by_hand() -> None:
     assert found.bought.to_pylist()[7] == [1, 2, 0, 3] and found.bought.to_pylist()[4] is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(*[st.integers(0, n) for n in (3, 6, 5)]), min_size=1, max_size=60))
 def test_purchases_never_see_their_own_future(log: list[tuple[int, int, int]]) -> None:
     users, items, times = (np.array(column) for column in zip(*log, strict=True))
@@ -144,7 +144,6 @@ def test_what_one_task_holds_out_no_other_trains_on() -> None:
     assert only_a["b"].tolist() == [TRAIN, HELD_OUT, HELD_OUT, TRAIN]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 4), max_size=60), st.integers(1, 7))
 def test_lists_hold_one_group_and_are_even(groups: list[int], size: int) -> None:
     numbers = int32(np.unique(groups, return_inverse=True)[1].tolist() if groups else [])

@@ -55,3 +55,17 @@ def test_no_capacity_keeps_nothing_and_no_text_is_no_vector() -> None:
     empty = PackedTexts(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
     assert VectorCache(3, width=2).of(empty, encode=encoder).shape == (0, 2)
     assert encoder.asked() == []
+
+
+def test_a_vector_that_is_no_number_is_not_kept() -> None:
+    encoder, cache = Encoder(), VectorCache(3, width=2)
+
+    def broken(texts: PackedTexts) -> torch.Tensor:
+        vectors = encoder(texts)
+        vectors[0, 1] = torch.nan
+        return vectors
+
+    assert cache.of(packed([1], [2]), encode=broken)[1].tolist() == [2, 1]
+    assert encoder.asked() == [[1], [2]]
+    assert cache.of(packed([1], [2]), encode=encoder).tolist() == [[1, 1], [2, 1]]
+    assert encoder.asked() == [[1]]

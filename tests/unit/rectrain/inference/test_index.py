@@ -112,11 +112,12 @@ def test_diverse_lists_start_with_the_best_item_and_are_less_alike(
 
 def test_the_file_gives_back_ids_and_vectors(index: ItemIndex, tmp_path: Path) -> None:
     ids = ["", "Größe 38", "鞋", *index.ids[3:]]
-    written = ItemIndex(ids, index.vectors, task="recommendation", model="m", catalogue="c")
+    facts = {"task": "recommendation", "model": "m", "catalogue": "c", "engine": "onnx-int8"}
+    written = ItemIndex(ids, index.vectors, **facts)
     (tmp_path / "index.safetensors").write_bytes(written.to_bytes())
     found = ItemIndex.open(tmp_path / "index.safetensors", task="recommendation", model="m")
     assert found.ids == ids and np.array_equal(found.vectors, index.vectors)
-    assert (found.task, found.model, found.catalogue) == ("recommendation", "m", "c")
+    assert {key: getattr(found, key) for key in facts} == facts
 
 
 def test_another_models_index_is_refused(index: ItemIndex, tmp_path: Path) -> None:
@@ -144,11 +145,20 @@ def test_ids_that_do_not_fit_are_refused(tmp_path: Path, offsets: list[int], ids
 
 
 def test_arguments_out_of_range_are_mistakes(index: ItemIndex, queries: np.ndarray) -> None:
-    for k in (0, 2.5, "3"):
+    for k in (0, 2.5, "3", True):
         with pytest.raises(ConfigError, match=f"k: got {k}"):
             index.search(queries, k=k)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"diversity: got 1\.5"):
-        index.search(queries, k=1, diversity=1.5)
+    for diversity in (1.5, "0.3", None, float("nan")):
+        with pytest.raises(ConfigError, match=rf"diversity: got {diversity}"):
+            index.search(queries, k=1, diversity=diversity)  # type: ignore[arg-type]
+    for stock, got in (
+        ("item-3", "str 'item-3'"),  # else a collection of letters
+        (["item-3", 4], "int 4"),
+        ([True, False], "bool True"),
+        (None, "NoneType None"),
+    ):
+        with pytest.raises(ConfigError, match=f"out_of_stock: got {got}; must be a list of ids"):
+            index.search(queries, k=1, out_of_stock=stock)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"out_of_stock: got bool \[2\]"):
         index.search(queries, k=1, out_of_stock=np.zeros(2, bool))
 

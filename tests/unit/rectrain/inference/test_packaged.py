@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +23,11 @@ from rectrain.inference import engine
 from rectrain.inference.backends import Choice
 from rectrain.inference.packaged import PackagedModel, publish_index
 from rectrain.inference.predictor import Predictor
+from rectrain.inference.rows import RowEncoder
 from rectrain.model.encoder import encode
 from rectrain.model.vocabulary import trim
 from rectrain.package import Card, ModelParts, open_package, update_package, write_package
+from rectrain.tasks import TASKS
 
 CARD = Card(source="c" * 64, made=["Trained."])
 USERS = [
@@ -104,16 +109,25 @@ def test_other_mistakes_are_named(model: PackagedModel, path: Path) -> None:
         model.predict("ad_ctr", [])
     with pytest.raises(DataError, match="call recommend"):
         model.predict("recommendation", USERS)
-    with pytest.raises(DataError, match="column item_text of risk"):
+    with pytest.raises(DataError, match="column item_text of risk: got only user_id; this column"):
         model.predict("risk", [{"user_id": "a"}])
     with pytest.raises(DataError, match="none of its fields in prize"):
         model.predict("risk", [{"prize": 3}])
-    with pytest.raises(DataError, match="got str; must be a list of dictionaries"):
-        model.predict("risk", ["red mug"])  # type: ignore[list-item]
+    good = orders(1).to_pylist()[0]
+    for name, rows in {
+        "str": ["red mug"], "NoneType": [good, None], "generator": (row for row in [good]),
+        "dict": good, "int": 3, "RecordBatch": pa.RecordBatch.from_pylist([good]),
+    }.items():  # fmt: skip
+        with pytest.raises(DataError, match=f"risk: got {name}; must be a list of dictionaries"):
+            model.predict("risk", rows)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="backend: got tensorflow; this package has torch on cpu"):
         rectrain.load(path, backend="tensorflow")
-    with pytest.raises(ConfigError, match="threads: got 0; must be at least 1"):
-        rectrain.load(path, threads=0)
+    cores = os.cpu_count() or 1
+    for threads in (0, cores + 1, 1.5, "1", True):
+        with pytest.raises(ConfigError, match=f"threads: got .*; must be .* 1 to {cores}, the cor"):
+            rectrain.load(path, threads=threads)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="device: got tpu; must be one of cpu, cuda, auto"):
+        rectrain.load(path, device="tpu")
     with pytest.raises(DataError, match=r"ad_ctr.*trained on recommendation, search_ranking, risk"):
         model.recommend(USERS, task="ad_ctr")
     with pytest.raises(DataError, match=r"task risk: got recommend; .*call predict"):
@@ -156,6 +170,7 @@ def test_items_are_tokenised_by_the_packages_own_tokenizer(
     assert tokens["item"].to_pylist() == items["item"].to_pylist()
     assert tokens["num_tokens"].to_pylist() == items["num_tokens"].to_pylist()
     assert predictor.embed("recommendation", tokens)[1] == pytest.approx(index.vectors, abs=1e-6)
+    assert index.engine == predictor.engine == "torch"
 
 
 def test_an_index_is_built_anew_only_for_another_catalogue(
@@ -209,6 +224,31 @@ def test_texts_that_the_trimmed_vocabulary_lacks_are_counted(
     assert loaded.fallback_share == 0
     loaded.predict("risk", [{"user_id": "u", "item_text": "blue lamp"}])
     assert loaded.fallback_share == 0.25
+
+
+def test_texts_are_counted_by_all_threads(parts: ModelParts) -> None:
+    """A server reads requests in threads; a text that one of them loses is a wrong share."""
+    keep = np.array([n for piece, n in parts.tokenizer.get_vocab().items() if piece != "lamp"])
+    trimmed = trim(parts.tokenizer, parts.model.encoder, keep)
+    rows = RowEncoder(parts.features, trimmed.tokenizer, parts.limits, parts.tokenizer)
+    table = pa.table({"user_id": ["a", "b"], "item_text": ["red mug", "blue lamp"]})
+
+    def read() -> None:
+        for _ in range(200):
+            rows.encode(TASKS["risk"], table)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=read) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert rows.num_read == (8 * 200 * 2, 8 * 200)
+    assert rows.fallback_share == 0.5
 
 
 class Counting:

@@ -104,7 +104,7 @@ def test_pairwise_equals_a_hand_computed_value() -> None:
     assert found.item() == pytest.approx(2 * math.log(1 + math.e) + math.log(2), rel=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 10**6))
 def test_pairwise_equals_a_naive_loop(sizes: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -132,7 +132,7 @@ def test_in_batch_equals_a_hand_computed_value() -> None:
     assert found.item() == pytest.approx(2 * math.log(3) + math.log(2), rel=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 10**6))
 def test_listwise_equals_a_naive_loop(sizes: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -145,7 +145,7 @@ def test_listwise_equals_a_naive_loop(sizes: list[int], seed: int) -> None:
     assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 8), st.integers(0, 6), st.integers(0, 10**6))
 def test_in_batch_equals_a_naive_loop(rows: int, negatives: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +191,12 @@ def test_a_manifest_that_was_made_up_is_one_line(
         open_package(package)
 
 
+def test_a_manifest_too_deep_to_read_is_one_line(package: Path) -> None:
+    (package / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(PackageError, match=r"altered manifest\.json; must be JSON"):
+        open_package(package)
+
+
 @pytest.mark.parametrize("name", ["encoder/adapter_config.json", "picture.svg", "graphs/x.py"])
 def test_only_known_files_are_packaged(package: Path, name: str) -> None:
     """transformers would read the first, and a browser run what stands in the second."""
@@ -260,6 +270,23 @@ def test_a_write_that_fails_leaves_the_old_package(
             write_package(package, parts, card=CARD, overwrite=True)
     assert open_package(package).manifest == before.manifest
     assert [path.name for path in tmp_path.iterdir()] == ["package"]
+
+
+def test_a_draft_of_a_killed_process_goes_with_the_next_write(
+    package: Path, tmp_path: Path, parts: ModelParts
+) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    living = os.getppid()
+    names = [f".package.draft-{socket.gethostname()}-{process}" for process in (ended.pid, living)]
+    for name in (*names, ".package.draft-elsewhere-1"):  # another machine's is not known to be left
+        (tmp_path / name / "encoder").mkdir(parents=True)
+    write_package(package, parts, card=CARD, overwrite=True)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "package",
+        names[1],
+        ".package.draft-elsewhere-1",
+    }
 
 
 def test_an_update_keeps_the_version_and_the_other_files(package: Path) -> None:

@@ -1,0 +1,360 @@
+"""Rounds of the serving benchmark: every server in turn, each on the same core."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from benchmarks.load import Generator, Load, Outcome, Request, Summary, summarise
+from benchmarks.serve_goodput import BOUND_S, find_goodput
+from benchmarks.serve_models import INT8, Models
+from benchmarks.serve_requests import PATH, Workload
+from benchmarks.serve_scorer import TASK
+from benchmarks.serve_servers import FLAGS, PEERS, Cluster, Loop, bentoml, litserve, make_venv
+from benchmarks.table import Figure, paired_ratio
+
+__all__ = ["Bench", "measure_batching", "measure_servers"]
+
+_CONNECTIONS = 16
+_TOGETHER = (1, 2, 4, 8)  # requests in one call of the loop; the best of them counts
+_PORTS_APART = 10
+# What a client says that waits 100 ms: five of them are for the way there and back.
+_IMPATIENT = {"X-Deadline-Ms": "95"}
+_PATIENT = {"X-Deadline-Ms": "30000"}
+# What a peer gathers, in closed and in open loop: requests at most, and seconds. LitServe waits so
+# long for them; BentoML, which waits by its own measure, refuses what would take longer.
+_PEER_BATCHES = {
+    "litserve": {"closed": (8, 0.002), "open": (8, 0.002)},
+    "bentoml": {"closed": (8, 30.0), "open": (8, BOUND_S)},
+}
+_TOLERANCE = 1e-4
+
+Samples = dict[str, list["_Sample"]]
+Turn = Callable[[], dict[str, "_Sample"]]
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One measurement: a rate, and the outcomes that it comes of, where there are any."""
+
+    rate: float
+    summary: Summary | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all measurements share.
+
+    Attributes:
+        models: that are served.
+        generator: sends loads, on its own core.
+        core: of the servers.
+        port: HTTP; so are the next two, for HAProxy.
+        folder: of logs and the peers' environments.
+        rounds: of each comparison.
+        seconds: of each load.
+        halvings: of each search for the goodput.
+        fixed, ragged: requests of 50 candidates of 24 tokens, and of 10 ragged ones.
+    """
+
+    models: Models
+    generator: Generator
+    core: int
+    port: int
+    folder: Path
+    rounds: int
+    seconds: float
+    halvings: int
+    fixed: Workload = field(repr=False)
+    ragged: Workload = field(repr=False)
+
+    def log(self, name: str) -> Path:
+        """What a server prints."""
+        return self.folder / f"{name}.log"
+
+    @cached_property
+    def expected(self) -> Mapping[str, list[float]]:
+        """Model -> its scores of the first fixed request, without any server."""
+        return {
+            name: self.models.open(name).predict(TASK, self.fixed.rows[0]).tolist()
+            for name in ("small", "large")
+        }
+
+    @cached_property
+    def capacity(self) -> float:
+        """Ragged requests a second that the small model alone can do in a loop."""
+        with self.loop("small") as loop:
+            return max(
+                loop.measure(self.ragged, together=n, seconds=self.seconds / 2) for n in _TOGETHER
+            )
+
+    def loop(self, model: str) -> Loop:
+        """A model in a loop."""
+        path = str(getattr(self.models, model))
+        return Loop(path, backend=INT8, core=self.core, log=self.log("loop"))
+
+    def cluster(self, flags: str) -> Cluster:
+        """Ray Serve."""
+        return Cluster(port=self.port, flags=flags, core=self.core, log=self.log(f"serve-{flags}"))
+
+    def settings(self, model: str) -> dict[str, Any]:
+        """Settings of the graph with one model alone, and nothing kept of earlier requests."""
+        return {
+            "models": {"shop": {"small": str(getattr(self.models, model)), "small_backend": INT8}},
+            "cache": {"answers": 0, "texts": 0},
+            "http": {"port": self.port},
+        }
+
+    def closed(self, url: str, requests: Sequence[Request], *, seconds: float = 0) -> Summary:
+        """A closed loop, warmed up; every request must succeed."""
+        load = Load(url, connections=_CONNECTIONS, duration_s=seconds or self.seconds)
+        self.generator.run(replace(load, duration_s=load.duration_s / 4), requests)
+        outcomes = self.generator.run(load, requests)
+        _all_ok(outcomes)
+        return summarise(outcomes)
+
+    def open(self, url: str, requests: Sequence[Request]) -> _Sample:
+        """The goodput of ragged requests, and how it was at the best rate."""
+        load = Load(url, rate=1.0, duration_s=self.seconds)
+        found = find_goodput(
+            self.generator, load, requests, capacity=self.capacity, halvings=self.halvings
+        )
+        return _Sample(found.answered, found.best.summary)
+
+    def check(self, url: str, request: Request, model: str) -> None:
+        """Refuses a server whose scores are not the model's."""
+        (one,) = self.generator.run(
+            Load(url, connections=1, num_requests=1, keep_answers=1), [request]
+        )
+        _all_ok([one])
+        assert one.answer is not None
+        found = _scores(json.loads(one.answer))
+        if not np.allclose(found, self.expected[model], atol=_TOLERANCE):
+            raise RuntimeError(f"{url} gives other scores than the model")
+
+
+def _all_ok(outcomes: Sequence[Outcome]) -> None:
+    bad = [one for one in outcomes if not one.is_ok]
+    if bad:
+        raise RuntimeError(f"{len(bad)} of {len(outcomes)} requests failed, such as {bad[0]}")
+
+
+def _scores(answer: Any) -> list[float]:
+    """Scores in the order of the candidates, from any server's answer."""
+    if isinstance(answer, list):  # BentoML: one of a batch
+        return list(answer[0])
+    if "scores" in answer:
+        return list(answer["scores"])
+    return [item["score"] for item in sorted(answer["items"], key=lambda item: item["index"])]
+
+
+# --- S2, S3, S5 --------------------------------------------------------------------------------
+
+
+def measure_servers(bench: Bench, parts: Collection[str]) -> list[Figure]:
+    """S2, S3 and S5, as far as they are among the parts."""
+    turns: dict[str, Turn] = {
+        flags: partial(_serve, bench, flags, parts)
+        for flags in FLAGS
+        if flags == "fast" or {"S2", "S3"} & set(parts)
+    }
+    if "S2" in parts:
+        turns["loop"] = partial(_loops, bench)
+    if "S5" in parts:
+        for name, requirement in PEERS.items():
+            venv = make_venv(bench.folder / name, requirement)
+            turns[name] = partial(_peer, bench, name, venv)
+    samples = _in_turn(turns, rounds=bench.rounds)
+    figures = []
+    if "S2" in parts:
+        figures += _served(samples)
+    if "S3" in parts:
+        figures += [
+            _compare("S3" if flags == "default" else f"S3/{flags}", samples,
+                     f"{flags}/noop", f"{flags}/bare", "requests/s", "bare deployment")
+            for flags in FLAGS
+        ]  # fmt: skip
+    if "S5" in parts:
+        for name in PEERS:
+            closed = "requests/s, closed loop, 50 candidates"
+            goodput = f"answers/s in {1000 * BOUND_S:g} ms, open loop, ragged"
+            figures += [
+                _compare(f"S5/{name}", samples, "fast/small", name, closed, name),
+                _compare(f"S5/{name}/open", samples, "fast/open", f"{name}/open", goodput, name),
+            ]
+    return figures
+
+
+def _in_turn(turns: Mapping[str, Turn], *, rounds: int) -> Samples:
+    samples: Samples = {}
+    for number in range(rounds):
+        for name in list(turns) if number % 2 == 0 else list(turns)[::-1]:
+            for key, sample in turns[name]().items():
+                samples.setdefault(key, []).append(sample)
+                print(f"{number + 1}/{rounds} {key}: {sample.rate:,.1f}", flush=True)
+    return samples
+
+
+def _serve(bench: Bench, flags: str, parts: Collection[str]) -> dict[str, _Sample]:
+    """Our graph, and beside it a bare deployment."""
+    found = {}
+    fixed = [replace(one, headers=_PATIENT) for one in bench.fixed.requests]
+    with bench.cluster(flags) as cluster:
+        ours = cluster.deploy("ours", settings=bench.settings("small"))
+        bench.check(ours, fixed[0], "small")
+        found[f"{flags}/small"] = _sample(bench.closed(ours, fixed))
+        if "S3" in parts:
+            bare = cluster.deploy("bare")
+            for name, url in (("noop", ours), ("bare", bare)):
+                found[f"{flags}/{name}"] = _sample(bench.closed(*_split(url, "/healthz")))
+        if "S5" in parts and flags == "fast":
+            hurried = [replace(one, headers=_IMPATIENT) for one in bench.ragged.requests]
+            found[f"{flags}/open"] = bench.open(ours, hurried)
+        if "S2" in parts:
+            url, requests = _split(
+                cluster.deploy("large", settings=bench.settings("large")), *fixed
+            )
+            bench.check(url, requests[0], "large")
+            seconds = 2 * bench.seconds  # some ten requests a second
+            found[f"{flags}/large"] = _sample(bench.closed(url, requests, seconds=seconds))
+    return found
+
+
+def _split(url: str, *requests: Request | str) -> tuple[str, list[Request]]:
+    """An address below a host as the host and requests below the address."""
+    host, _, prefix = url.removeprefix("http://").partition("/")
+    below = f"/{prefix}" if prefix else ""
+    asked = [Request(one) if isinstance(one, str) else one for one in requests]
+    return f"http://{host}", [replace(one, path=below + one.path) for one in asked]
+
+
+def _sample(summary: Summary) -> _Sample:
+    return _Sample(summary.ok_per_s, summary)
+
+
+def _loops(bench: Bench) -> dict[str, _Sample]:
+    found = {}
+    for model in ("small", "large"):
+        with bench.loop(model) as loop:
+            rates = [
+                loop.measure(bench.fixed, together=n, seconds=bench.seconds / 2) for n in _TOGETHER
+            ]
+            found[f"loop/{model}"] = _Sample(max(rates))
+    return found
+
+
+def _peer(bench: Bench, name: str, venv: Path) -> dict[str, _Sample]:
+    """A peer, started anew for the open loop where its best settings for that are others."""
+    start = {"litserve": litserve, "bentoml": bentoml}[name]
+    fixed, ragged = (
+        [_wrapped(one) if name == "bentoml" else one for one in workload.requests]
+        for workload in (bench.fixed, bench.ragged)
+    )
+    batches, found = _PEER_BATCHES[name], {}
+    for size, wait_s in dict.fromkeys(batches.values()):
+        given = {
+            "model": str(bench.models.small), "backend": INT8, "size": size, "wait_s": wait_s,
+            "port": bench.port + _PORTS_APART,
+        }  # fmt: skip
+        with start(venv, given, core=bench.core, log=bench.log(name)) as server:
+            bench.check(server.url, fixed[0], "small")
+            if batches["closed"] == (size, wait_s):
+                found[name] = _sample(bench.closed(server.url, fixed))
+            if batches["open"] == (size, wait_s):
+                found[f"{name}/open"] = bench.open(server.url, ragged)
+    return found
+
+
+def _wrapped(request: Request) -> Request:
+    """BentoML names its argument, and batches lists."""
+    assert request.body is not None
+    return Request(PATH, b'{"bodies": [' + request.body + b"]}")
+
+
+def _served(samples: Samples) -> list[Figure]:
+    """S2: served over what the loop does, in requests, which have equal tokens."""
+    return [
+        _compare(
+            f"S2/{model}" + ("" if flags == "default" else f"/{flags}"), samples,
+            f"{flags}/{model}", f"loop/{model}", "requests of 50 × 24 tokens a second",
+            "the model in a loop on the same core",
+        )
+        for model in ("small", "large")
+        for flags in FLAGS
+    ]  # fmt: skip
+
+
+# --- S4 ----------------------------------------------------------------------------------------
+
+
+def measure_batching(bench: Bench, grid: Sequence[tuple[int, float]]) -> list[Figure]:
+    """S4: goodput beside the best of a grid of @serve.batch sizes and waits, in one cluster."""
+    with ExitStack() as stack:
+        cluster = stack.enter_context(bench.cluster("default"))
+        ours = cluster.deploy("ours", settings=bench.settings("small"))
+        hurried = [replace(one, headers=_IMPATIENT) for one in bench.ragged.requests]
+
+        def batched(size: int, wait_s: float) -> Turn:
+            url, requests = _split(
+                cluster.deploy(
+                    "batched", model=str(bench.models.small), backend=INT8, size=size, wait_s=wait_s
+                ),
+                *bench.ragged.requests,
+            )
+            check = _split(url, bench.fixed.requests[0])[1][0]
+            bench.check(url, replace(check, path=requests[0].path), "small")
+            return lambda: {"batched": bench.open(url, requests)}
+
+        tried = {}
+        for size, wait_s in grid:
+            tried[size, wait_s] = batched(size, wait_s)()["batched"].rate
+            print(f"@serve.batch {size}, {1000 * wait_s:g} ms: {tried[size, wait_s]:,.1f}")
+        best = max(tried, key=lambda one: tried[one])
+        turns: dict[str, Turn] = {
+            "ours": lambda: {"ours": bench.open(ours, hurried)},
+            "batched": batched(*best),
+        }
+        samples = _in_turn(turns, rounds=bench.rounds)
+    peer = f"best of {len(grid)} @serve.batch: {best[0]} requests, {1000 * best[1]:g} ms"
+    unit = f"answers/s in {1000 * BOUND_S:g} ms"
+    return [_compare("S4", samples, "ours", "batched", unit, peer)]
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+
+def _compare(
+    title: str, samples: Samples, ours: str, peer: str, unit: str, peer_name: str
+) -> Figure:
+    """Ours over the peer's, round by round; a peer that never answered in time counts as one
+    answer in a round."""
+    found = paired_ratio(
+        title,
+        ours=[one.rate for one in samples[ours]],
+        peer=[max(one.rate, 1.0) for one in samples[peer]],
+        unit=unit,
+        peer_name=peer_name,
+    )
+    return replace(
+        found, unit=found.unit + _latency(samples[ours]), peer=found.peer + _latency(samples[peer])
+    )
+
+
+def _latency(samples: Sequence[_Sample]) -> str:
+    """p50 and p99 as medians of the rounds, and the longest of all."""
+    known = [one.summary for one in samples if one.summary is not None]
+    if not known:
+        return ""
+    p50, p99 = (
+        median(getattr(one, name) for one in known) for name in ("p50_ms", "p99_ms")
+    )  # fmt: skip
+    longest = max(one.max_ms for one in known)
+    return f"; p50 {p50:,.0f}, p99 {p99:,.0f}, max {longest:,.0f} ms"

@@ -1,0 +1,270 @@
+"""From a request to its answer: the small model first, the large one where it pays.
+
+What runs the models is passed in, so this knows neither HTTP nor Ray. A place is a candidate's
+number in the small model's result, from 0.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from rectrain.cascade import Budget, Policy, TaskPolicy, decide
+from rectrain.inference.packaged import PackagedModel, Recommended
+from serve.caches import AnswerCache
+from serve.schemas import ENDPOINTS, Answer, Item, Options, Reason, Timings, Versions, rows_of
+from serve.scoring import Engine, Result, Work
+
+__all__ = ["Answerer", "AskLarge", "LargeReply"]
+
+Floats: TypeAlias = NDArray[np.float64]
+
+# Answers that another request would get just so; the others hang on the load of the moment.
+_KEPT = ("confident", "doubtful", "no_large", "no_policy", "asked", "not_asked")
+
+
+class LargeReply(NamedTuple):
+    """What the large model said: its result, or why there is none."""
+
+    result: Result | None
+    refused: Literal["overload", "deadline", "unavailable"] | None = None
+
+
+AskLarge: TypeAlias = Callable[[Work, float], Awaitable[LargeReply]]
+"""The large model's reply to work, within so many seconds."""
+
+
+class _Choice(NamedTuple):
+    """The places that go to the large model (none: it is not asked), why, and how sure the small
+    one was."""
+
+    places: tuple[int, ...]
+    reason: Reason
+    confidence: float | None = None
+
+
+class _Seen(NamedTuple):
+    """The small model's result: float64 [n], and item ids where it found the items itself."""
+
+    scores: Floats
+    ids: tuple[str, ...] | None
+
+
+class Answerer:
+    """Answers requests by one pair of models.
+
+    Args:
+        name: the pair's.
+        engine: runs the small model, which is loaded there under this name.
+        policy: when the large model is asked; None: only where a request asks for it.
+        ask_large: None where there is no large model.
+        large_version: SHA-256 of the large model.
+        large_s: with less time left than this, the large model is not asked.
+        cache: of answers; shared by pairs.
+        clock: as of the engine's batcher; deadlines are in its time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        engine: Engine,
+        policy: Policy | None = None,
+        ask_large: AskLarge | None = None,
+        large_version: str | None = None,
+        large_s: float = 0.0,
+        cache: AnswerCache | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.policy = policy
+        self.large_version = large_version
+        self._engine = engine
+        self._ask_large = ask_large
+        self._large_s = large_s
+        self._cache = AnswerCache(0, ttl_s=0) if cache is None else cache
+        self._clock = clock
+        tasks = policy.tasks if policy else {}
+        self.budgets = {task: Budget(one) for task, one in tasks.items()}
+
+    @property
+    def small(self) -> PackagedModel:
+        """The small model."""
+        return self._engine.models[self.name]
+
+    async def answer(self, path: str, request: BaseModel, *, deadline: float) -> Answer:
+        """The answer to a request, with timings whether asked for or not.
+
+        Args:
+            path: of its endpoint, see `schemas.ENDPOINTS`.
+            request: of this endpoint.
+            deadline: by the clock.
+
+        Raises:
+            Overloaded, DeadlinePassed: the small model can't do it in time.
+            DataError: the model lacks the task, or a row breaks a rule.
+            PackageError: the model lacks the item index.
+            ModelFault: the model gives no numbers, or has been withdrawn.
+        """
+        begun = self._clock()
+        options: Options = request.options  # type: ignore[attr-defined]
+        key = self._cache.key(self._versions(large=True), path, request)
+        known = self._cache.get(key)
+        if known is None:
+            known = await self._computed(path, request, options, deadline)
+            if known.reason in _KEPT:
+                kept = {"cached": True, "timings": Timings()}
+                self._cache.put(key, known.model_copy(update=kept))
+        assert known.timings is not None
+        total = {"total_ms": 1000 * (self._clock() - begun)}
+        return known.model_copy(update={"timings": known.timings.model_copy(update=total)})
+
+    async def _computed(
+        self, path: str, request: BaseModel, options: Options, deadline: float
+    ) -> Answer:
+        task = ENDPOINTS[path]
+        policy = self._policy(task, request)
+        work = self._work(task, request, policy)
+        done = await self._engine.submit(work, deadline=deadline)
+        seen, begun = _seen(done.result), self._clock()
+        choice = self._choose(seen.scores, options, policy, deadline - begun)
+        large: Result | None = None
+        large_s = 0.0
+        if choice.places:
+            assert self._ask_large is not None
+            is_whole = choice.reason == "asked" or not (policy and policy.head)
+            deferred = _deferred(work, seen, choice.places, is_whole=is_whole)
+            large, refused = await self._ask_large(deferred, deadline - begun)
+            large_s = self._clock() - begun
+            if large is None:
+                choice = choice._replace(places=(), reason=refused or "unavailable")
+        return Answer(
+            items=self._items(work, request, seen, choice.places, large),
+            model=self.name,
+            versions=self._versions(large=large is not None),
+            deferred=large is not None,
+            reason=choice.reason,
+            confidence=choice.confidence,
+            timings=Timings(
+                queue_ms=1000 * done.waited_s, small_ms=1000 * done.ran_s, large_ms=1000 * large_s
+            ),
+        )
+
+    def _policy(self, task: str, request: BaseModel) -> TaskPolicy | None:
+        """The task's; none for a diverse list: doubt is of lists that are in the scores' order."""
+        is_diverse = getattr(request, "diversity", 0) > 0
+        return None if self.policy is None or is_diverse else self.policy.tasks.get(task)
+
+    def _versions(self, *, large: bool) -> Versions:
+        return Versions(small=self.small.version, large=self.large_version if large else None)
+
+    def _work(self, task: str, request: BaseModel, policy: TaskPolicy | None) -> Work:
+        work = Work(self.name, task, rows_of(request))
+        if not self.small.predictor.spec(task).has_catalogue:
+            return work
+        self.small.index(task)
+        depth = policy.doubt.depth if policy and policy.doubt.kind == "margin" else 0
+        return replace(
+            work,
+            k=max(request.k, policy.head if policy else 0, depth),  # type: ignore[attr-defined]
+            diversity=request.diversity,  # type: ignore[attr-defined]
+            candidates=request.candidates,  # type: ignore[attr-defined]
+        )
+
+    def _choose(
+        self, scores: Floats, options: Options, policy: TaskPolicy | None, left_s: float
+    ) -> _Choice:
+        if options.route == "small":
+            return _Choice((), "not_asked")
+        if self._ask_large is None:
+            return _Choice((), "no_large")
+        if options.route == "large":
+            every = tuple(range(len(scores)))
+            return _Choice(every, "asked") if left_s > self._large_s else _Choice((), "deadline")
+        if policy is None:
+            return _Choice((), "no_policy")
+        budget = self.budgets[policy.task]
+        decision = decide(policy, scores, budget=budget.state)
+        if decision.defer and left_s <= self._large_s:
+            decision = decision.withheld("deadline")
+        # Before the large model is awaited: others decide meanwhile, and must see what is spent.
+        budget.feed(decision.confidences, deferred=decision.num_deferred)
+        return _Choice(decision.candidates, decision.reason, decision.confidence)
+
+    def _items(
+        self,
+        work: Work,
+        request: BaseModel,
+        seen: _Seen,
+        places: tuple[int, ...],
+        large: Result | None,
+    ) -> tuple[Item, ...]:
+        """Of 0/1 tasks in the request's order; else what the large model ordered, then the rest."""
+        if seen.ids is not None:
+            found = large if isinstance(large, list) else []
+            return _recommended(seen, found)[: request.k]  # type: ignore[attr-defined]
+        by_large = (
+            {} if large is None else dict(zip(places, _seen(large).scores.tolist(), strict=True))
+        )
+        items = [
+            Item(
+                index=place,
+                item_id=row.get("item_id"),
+                score=by_large.get(place, score),
+                by="large" if place in by_large else "small",
+            )
+            for place, (row, score) in enumerate(zip(work.rows, seen.scores.tolist(), strict=True))
+        ]
+        if self.small.predictor.spec(work.task).has_probabilities:
+            return self._with_probabilities(work.task, items)
+        return tuple(sorted(items, key=lambda item: (item.by != "large", -item.score)))
+
+    def _with_probabilities(self, task: str, items: list[Item]) -> tuple[Item, ...]:
+        """The same with calibrated probabilities, each by the model that gave the score."""
+        chances = scores = np.array([item.score for item in items])
+        policy = self.policy.tasks.get(task) if self.policy else None
+        if policy is not None and policy.calibration is not None:
+            small, large = policy.calibration.small, policy.calibration.large
+            by_large = np.array([item.by == "large" for item in items])
+            chances = np.where(by_large, large.probability(scores), small.probability(scores))
+        return tuple(
+            item.model_copy(update={"probability": chance})
+            for item, chance in zip(items, chances.tolist(), strict=True)
+        )
+
+
+def _seen(result: Result) -> _Seen:
+    if isinstance(result, list):
+        scores = np.array([item.score for item in result], dtype=np.float64)
+        return _Seen(scores, tuple(item.item_id for item in result))
+    return _Seen(result, None)
+
+
+def _deferred(work: Work, seen: _Seen, places: tuple[int, ...], *, is_whole: bool) -> Work:
+    """What the large model is asked: to score some rows, or to order what the small one found;
+    where it orders the whole list, it finds the items itself."""
+    if seen.ids is None:
+        return replace(work, rows=tuple(work.rows[place] for place in places))
+    if is_whole:
+        return work
+    ids = tuple(seen.ids[place] for place in places)
+    return replace(work, k=len(ids), candidates=ids)
+
+
+def _recommended(seen: _Seen, large: list[Recommended]) -> tuple[Item, ...]:
+    """What the large model found, then what else the small one did."""
+    assert seen.ids is not None
+    found = {item.item_id for item in large}
+    items = [Item(item_id=item, score=score, by="large") for item, score in large]
+    items += [
+        Item(item_id=item, score=score, by="small")
+        for item, score in zip(seen.ids, seen.scores.tolist(), strict=True)
+        if item not in found
+    ]
+    return tuple(items)

@@ -1,0 +1,228 @@
+"""The serving graph as an application, and the command that runs it on this machine.
+
+    python -m serve.app                 # serve/settings.yaml; --models.shop.small=… is another
+    serve run serve/config.yaml         # the same by Serve's own command
+    serve deploy serve/config.yaml      # the same on a cluster
+
+The settings are in docs/serving.md.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from jobs.cli import JobParser, run
+from rectrain import cluster
+from rectrain.config import help_text
+from rectrain.errors import ConfigError, ResourceError
+from serve.config import (
+    APPLICATION,
+    PROXY_LOCATION,
+    SETTINGS_FILE,
+    Replicas,
+    Settings,
+    load_settings,
+    settings_of,
+)
+from serve.deployments import Ingress, Large
+from serve.metrics import metrics_urls
+from serve.pairs import open_pair
+
+__all__ = ["build", "check_cpus", "main", "start"]
+
+_SURGE_PERCENT = 100
+_RETRY_AFTER_S = 1
+_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+_STARTS = 3  # a broken package stays broken; a machine that was out of memory may recover
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application of settings, checked completely before anything is deployed.
+
+    Args:
+        args: `Settings` as a mapping; what `serve run` and `serve deploy` read from their YAML.
+
+    Raises:
+        ConfigError: wrong settings, or TLS where HAProxy stands in front: it would be left out.
+        PackageError: a package that is foreign, incomplete or altered.
+    """
+    settings = settings_of(args, name="the application's args").absolute()
+    _check_tls(settings)
+    _check_packages(settings)
+    large = {
+        name: _deployment(Large, settings.large, settings, name=f"Large-{name}").bind(
+            _read_by_large(settings, name), name
+        )
+        for name, pair in settings.models.items()
+        if pair.large
+    }
+    ingress = serve.ingress()(Ingress)
+    front = _deployment(ingress, settings.ingress, settings, name="Ingress")
+    app: Application = front.bind(_read_by_ingress(settings), large)
+    return app
+
+
+# Serve replaces the replicas of a deployment whose arguments change, so each gets what it reads and
+# no more: another small model leaves the large one alone, another number of replicas all of them.
+def _read_by_large(settings: Settings, name: str) -> Settings:
+    pair = settings.models[name]
+    assert pair.large is not None
+    return Settings(
+        models={name: pair.model_copy(update={"small": pair.large, "small_backend": "auto"})},
+        large=Replicas(threads=settings.large.threads),
+        batching=settings.batching,
+        cache=settings.cache,
+        golden=settings.golden,
+    )
+
+
+def _read_by_ingress(settings: Settings) -> Settings:
+    ingress = Replicas(threads=settings.ingress.threads)
+    return settings.model_copy(update={"ingress": ingress, "large": Replicas()})
+
+
+def _check_tls(settings: Settings) -> None:
+    if settings.http.ssl_certfile and os.environ.get(_HAPROXY) == "1":
+        raise ConfigError(
+            what="http.ssl_certfile",
+            got=f"{_HAPROXY}=1 in the environment",
+            rule="Ray's HAProxy speaks plain HTTP only, whatever this says",
+            fix="unset one of them, or end TLS in front of HAProxy",
+        )
+
+
+def _check_packages(settings: Settings) -> None:
+    settings.http.check_files()
+    for pair in settings.models.values():
+        open_pair(pair)
+
+
+def _deployment(cls: type, replicas: Replicas, settings: Settings, *, name: str) -> Any:
+    """A class as a deployment."""
+    count: dict[str, Any] = {"num_replicas": replicas.min_replicas}
+    if replicas.max_replicas > replicas.min_replicas:
+        count = {
+            "autoscaling_config": {
+                "min_replicas": replicas.min_replicas,
+                "max_replicas": replicas.max_replicas,
+                "target_ongoing_requests": replicas.target_ongoing_requests,
+                "upscale_delay_s": replicas.upscale_delay_s,
+                "downscale_delay_s": replicas.downscale_delay_s,
+            }
+        }
+    return serve.deployment(
+        name=name,
+        **count,
+        max_ongoing_requests=replicas.max_ongoing_requests,
+        max_queued_requests=replicas.max_queued_requests,
+        backpressure_config={"status_code": 503, "retry_after_s": _RETRY_AFTER_S},
+        graceful_shutdown_timeout_s=settings.drain_s,
+        graceful_shutdown_wait_loop_s=0.5,
+        health_check_period_s=settings.golden.health_check_s,
+        max_surge_percent=_SURGE_PERCENT,
+        max_constructor_retry_count=_STARTS,
+        logging_config=settings.logging_config(),
+        # Half of what a replica computes with: an update runs the old and the new side by side.
+        ray_actor_options={"num_cpus": replicas.threads / (1 + _SURGE_PERCENT / 100)},
+    )(cls)
+
+
+def main(argv: list[str]) -> int:
+    """Runs the application here until Ctrl-C."""
+    parser = JobParser(__doc__)
+    parser.add_argument("--config", default=str(SETTINGS_FILE), metavar="FILE", help="settings")
+    parser.epilog = f"settings (in FILE, or --key=VALUE):\n{help_text(Settings)}"
+    options, overrides = parser.parse_known_args(argv)
+    settings = load_settings(options.config, overrides).absolute()
+    _check_tls(settings)
+    _check_packages(settings)
+    check_cpus(settings)
+    if options.dry_run:
+        print(f"serve: {', '.join(settings.models)} on {_address(settings)}")
+        return 0
+    _connect(settings)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set one of its own
+    try:
+        start(settings)
+        print(_welcome(settings), flush=True)
+        print(f"serve: metrics at {', '.join(metrics_urls())}", flush=True)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("serve: finishing what was begun", flush=True)
+    finally:
+        serve.shutdown()  # type: ignore[no-untyped-call]
+    return 0
+
+
+def _welcome(settings: Settings) -> str:
+    address = _address(settings)
+    lines = [
+        f"serve: {', '.join(settings.models)} on {address}, API on {address}/docs; Ctrl-C stops"
+    ]
+    if not settings.http.is_loopback and not settings.security.token_hashes:
+        lines.append("serve: open to everyone who reaches this address (security.token_hashes)")
+    return "\n".join(lines)
+
+
+def start(settings: Settings) -> None:
+    """Deploys the application on the cluster that RAY_ADDRESS names, or one started here."""
+    _connect(settings)
+    serve.start(
+        proxy_location=PROXY_LOCATION,
+        http_options=settings.http_options(),
+        controller_options=settings.controller_options(),
+        logging_config=settings.logging_config(),
+    )
+    app = build(settings.model_dump(mode="json"))
+    serve.run(app, name=APPLICATION, route_prefix="/")
+
+
+def _connect(settings: Settings) -> None:
+    """Where the application is for this machine alone, so is a cluster started for it."""
+    if settings.http.is_loopback:
+        cluster.keep_to_loopback()
+    cluster.connect()
+
+
+def check_cpus(settings: Settings) -> None:
+    """Refuses more threads than there are CPUs, for Serve would wait for them for ever; only warns
+    where that is so at the most replicas, for a cluster may grow."""
+    least, most = _threads(settings)
+    place, found = cluster.resources()
+    cpus = found.get("CPU", 0)
+    if least > cpus:
+        raise ResourceError(
+            what="CPUs of the serving graph",
+            got=f"{least} threads of all replicas",
+            rule=f"the cluster ({place}) has {cpus:g}",
+            fix="lower ingress.min_replicas, large.min_replicas or threads, or add nodes",
+        )
+    if most > cpus:
+        print(
+            f"serve: at max_replicas there are {most} threads, and the cluster ({place}) has"
+            f" {cpus:g} CPUs: unless it grows, they share them or never start",
+            flush=True,
+        )
+
+
+def _threads(settings: Settings) -> tuple[int, int]:
+    """Threads of all replicas, at the fewest and at the most."""
+    num_large = sum(bool(pair.large) for pair in settings.models.values())
+    sides = ((settings.ingress, 1), (settings.large, num_large))
+    least = sum(count * one.min_replicas * one.threads for one, count in sides)
+    return least, sum(count * one.max_replicas * one.threads for one, count in sides)
+
+
+def _address(settings: Settings) -> str:
+    scheme = "https" if settings.http.ssl_certfile else "http"
+    return f"{scheme}://{settings.http.host}:{settings.http.port}"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,489 @@
+"""Settings of the serving graph, and the Serve YAML that is made from them.
+
+    python -m serve.config --write      # serve/settings.yaml -> serve/config.yaml
+
+`serve/settings.yaml` is what people edit: unknown keys are refused, everything is checked before
+anything is deployed. `serve/config.yaml` is what `serve deploy` takes: made from it, never edited.
+`python -m serve.app` takes either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import socket
+import ssl
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from jobs.cli import run
+from rectrain.config import Section, load_config, parse_yaml, yaml_mapping
+from rectrain.errors import ConfigError
+
+__all__ = [
+    "APPLICATION",
+    "PROXY_ENVIRONMENT",
+    "PROXY_LOCATION",
+    "SERVE_FILE",
+    "SETTINGS_FILE",
+    "Batching",
+    "Cache",
+    "Deadlines",
+    "Golden",
+    "Http",
+    "Limits",
+    "ModelPair",
+    "Replicas",
+    "Security",
+    "Settings",
+    "load_settings",
+    "main",
+    "serve_yaml",
+    "settings_of",
+]
+
+FOLDER = Path(__file__).parent
+SETTINGS_FILE = FOLDER / "settings.yaml"
+SERVE_FILE = FOLDER / "config.yaml"
+IMPORT_PATH = "serve.app:build"
+APPLICATION = "rectrain"
+PROXY_LOCATION = "EveryNode"
+_HEADER = (
+    "# Made by `python -m serve.config --write` from serve/settings.yaml: edit that, not this.\n"
+    "#     serve deploy serve/config.yaml\n"
+)
+
+#: What Serve's controller needs in its environment; the proxies that it starts take it from there.
+PROXY_ENVIRONMENT = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy:middlewares",
+    # A dead proxy is replaced after three failed checks; Serve's own period is 10 s.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+}
+_GRACE_S = 5  # our own refusal comes first, with its reason
+_BYTES_A_TOKEN = 4  # at least, of texts in JSON
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+def _in_order(section: Section, *pairs: tuple[str, str]) -> None:
+    """Refuses a section whose first value of a pair exceeds the second."""
+    for low, high in pairs:
+        if getattr(section, low) > getattr(section, high):
+            raise ConfigError(
+                what=low,
+                got=getattr(section, low),
+                rule=f"must not exceed {high} ({getattr(section, high)})",
+                fix=f"lower {low} or raise {high}",
+            )
+
+
+class Http(Section):
+    """Where requests come in. Serve reads this once, when it starts on a cluster."""
+
+    host: str = Field(
+        default="127.0.0.1",
+        description="address to listen on; 0.0.0.0 opens it to all who get here",
+    )
+    port: int = Field(default=8000, ge=1, le=65_535, description="TCP port")
+    ssl_certfile: str | None = Field(
+        default=None, description="PEM certificate: HTTPS instead of HTTP"
+    )
+    ssl_keyfile: str | None = Field(default=None, description="its key")
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Http:
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise ConfigError(
+                what="http.ssl_certfile and http.ssl_keyfile",
+                got="one without the other",
+                rule="TLS needs both",
+                fix="give both, or neither",
+            )
+        return self
+
+    @field_validator("host")
+    @classmethod
+    def _resolves(cls, host: str) -> str:
+        try:
+            socket.getaddrinfo(host, None)
+        except (OSError, UnicodeError):
+            raise ValueError("must be an address of this machine, or its name") from None
+        return host
+
+    def check_files(self) -> None:
+        """Refuses a certificate that can't be used with its key on this machine.
+
+        Raises:
+            ConfigError: a file that is missing, is no PEM, or does not fit the other.
+        """
+        if self.ssl_certfile is None or self.ssl_keyfile is None:
+            return
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+                self.ssl_certfile, self.ssl_keyfile, password=""
+            )
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigError(
+                what="http.ssl_certfile and http.ssl_keyfile",
+                got=f"{self.ssl_certfile} and {self.ssl_keyfile} ({error})",
+                rule="must be a certificate in PEM and its key, without a password",
+                fix="give the paths of both files on every node",
+            ) from error
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+class ModelPair(Section):
+    """A small model, and the large one that takes what the small one doubts."""
+
+    small: str = Field(description="folder of the small model's package; its policy.json decides")
+    large: str | None = Field(default=None, description="folder of the large model's package")
+    small_backend: str = Field(
+        default="auto", description="what runs the small encoder; see rectrain.load"
+    )
+    large_backend: str = Field(default="auto", description="what runs the large encoder")
+
+
+class Replicas(Section):
+    """Processes of one deployment. The number follows the load between the two limits."""
+
+    min_replicas: Count = Field(default=1, description="processes that always run")
+    max_replicas: Count = Field(default=1, description="processes at most")
+    threads: Count = Field(default=1, description="threads of a process's computations")
+    max_ongoing_requests: Count = Field(
+        default=64, description="requests in a process at a time, and so in a batch, at most"
+    )
+    max_queued_requests: Count = Field(
+        default=256,
+        description="requests that wait at each caller; beyond, 503 or no deferral",
+    )
+    target_ongoing_requests: float = Field(
+        default=16, gt=0, description="requests in a process that scaling aims at"
+    )
+    upscale_delay_s: Seconds = Field(
+        default=10, description="load must last so long before a start"
+    )
+    downscale_delay_s: Seconds = Field(
+        default=120, description="quiet must last so long before a stop"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Replicas:
+        _in_order(
+            self,
+            ("min_replicas", "max_replicas"),
+            ("target_ongoing_requests", "max_ongoing_requests"),
+        )
+        return self
+
+
+class Limits(Section):
+    """What a request may be; beyond, it is refused with 413 or 422."""
+
+    body_bytes: Count = Field(default=262_144, description="bytes of a body, inflated")
+    body_s: Seconds = Field(default=10, description="seconds in which a whole body must have come")
+    requests: Count = Field(default=64, description="requests in a batch")
+    candidates: Count = Field(default=500, description="candidates of a request")
+    text_chars: Count = Field(default=4_000, description="characters of a text")
+    list_texts: Count = Field(
+        default=200, description="texts of a list, as a history or an exclusion"
+    )
+    k: Count = Field(default=100, description="recommended items")
+
+
+class Deadlines(Section):
+    """How long an answer may take. A client shortens it with the header X-Deadline-Ms."""
+
+    default_ms: float = Field(default=5_000, gt=0, description="where the client says nothing")
+    max_ms: float = Field(default=30_000, gt=0, description="the most that a client may ask for")
+    large_ms: float = Field(
+        default=20, ge=0, description="with less time left, the large model is not asked"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Deadlines:
+        _in_order(self, ("default_ms", "max_ms"), ("large_ms", "default_ms"))
+        return self
+
+
+class Batching(Section):
+    """Requests that wait are scored together, as many as fit into a budget of tokens."""
+
+    max_tokens: Count = Field(default=4_096, description="tokens scored in one go")
+    max_queued_tokens: Count = Field(
+        default=65_536, description="tokens that wait at most; beyond, 503"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Batching:
+        _in_order(self, ("max_tokens", "max_queued_tokens"))
+        return self
+
+
+class Cache(Section):
+    """Whole answers, kept by model version. (Vectors of texts are kept by the models.)"""
+
+    answers: int = Field(default=4_096, ge=0, description="answers kept in a process; 0 keeps none")
+    ttl_s: Seconds = Field(default=60, description="for so long")
+    texts: int = Field(
+        default=16_384, ge=0, description="texts whose vectors a model keeps; 0 keeps none"
+    )
+
+
+class Golden(Section):
+    """Requests with known answers: run before a process takes traffic, and again and again."""
+
+    required: bool = Field(default=False, description="refuse a package that brings none")
+    period_s: Seconds = Field(default=30, description="how often they are run again")
+    health_check_s: Seconds = Field(
+        default=2, description="how often Serve asks a process how it is"
+    )
+    tolerance: float = Field(
+        default=1e-4,
+        gt=0,
+        lt=1,
+        description="largest difference of a float32 score from the stored one, as its share above"
+        " 1; of int8 more, see docs/serving.md",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Golden:
+        _in_order(self, ("health_check_s", "period_s"))
+        return self
+
+
+class Security(Section):
+    """Who may ask."""
+
+    token_hashes: tuple[str, ...] = Field(
+        default=(),
+        description="SHA-256 of each bearer token (`printf %s TOKEN | sha256sum`)",
+    )
+
+    @field_validator("token_hashes")
+    @classmethod
+    def _hex(cls, hashes: tuple[str, ...]) -> tuple[str, ...]:
+        if any(len(one) != 64 or set(one) - set("0123456789abcdef") for one in hashes):
+            raise ValueError("each must be 64 hexadecimal digits in lower case, never the token")
+        return hashes
+
+
+class Settings(Section):
+    """All of the serving graph."""
+
+    models: dict[str, ModelPair] = Field(description="name -> packages; requests name one of them")
+    default_model: str | None = Field(
+        default=None, description="for requests that name none (default: the first)"
+    )
+    http: Http = Http()
+    ingress: Replicas = Replicas()
+    large: Replicas = Replicas()
+    batching: Batching = Batching()
+    deadlines: Deadlines = Deadlines()
+    limits: Limits = Limits()
+    cache: Cache = Cache()
+    golden: Golden = Golden()
+    security: Security = Security()
+    drain_s: Seconds = Field(
+        default=40, description="a process that stops has so long for its requests"
+    )
+    log_encoding: Literal["TEXT", "JSON"] = Field(default="JSON", description="form of log lines")
+
+    @model_validator(mode="after")
+    def _names(self) -> Settings:
+        for name in self.models:
+            if not name.replace("-", "_").isidentifier() or not name.isascii():
+                raise ConfigError(
+                    what="models",
+                    got=name,
+                    rule="a model's name is letters, digits, - and _",
+                    fix="rename it",
+                )
+        if not self.models:
+            raise ConfigError(
+                what="models", got="none", rule="at least one is served",
+                fix="--models.shop.small=PACKAGE",
+            )  # fmt: skip
+        if self.default_model is not None and self.default_model not in self.models:
+            raise ConfigError(
+                what="default_model",
+                got=self.default_model,
+                rule=f"must be one of {', '.join(self.models)}",
+                fix="name one of them",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fit(self) -> Settings:
+        if self.limits.body_bytes > _BYTES_A_TOKEN * self.batching.max_queued_tokens:
+            raise ConfigError(
+                what="limits.body_bytes",
+                got=self.limits.body_bytes,
+                rule=f"texts of one body may be {_BYTES_A_TOKEN} bytes a token, and must fit into"
+                f" an empty queue (batching.max_queued_tokens, {self.batching.max_queued_tokens})",
+                fix="lower limits.body_bytes or raise batching.max_queued_tokens",
+            )
+        if self.drain_s < self._longest_s:
+            raise ConfigError(
+                what="drain_s",
+                got=self.drain_s,
+                rule="a request may take limits.body_s and deadlines.max_ms, together"
+                f" {self._longest_s:g} s",
+                fix="raise drain_s, or lower the others",
+            )
+        return self
+
+    @property
+    def _longest_s(self) -> float:
+        """Seconds that a request may take: its body to come, and its answer."""
+        return self.limits.body_s + self.deadlines.max_ms / 1000
+
+    @property
+    def default(self) -> str:
+        """Name of the model for requests that name none."""
+        return self.default_model or next(iter(self.models))
+
+    def http_options(self) -> dict[str, Any]:
+        """What Serve's proxies must know."""
+        late_s = self._longest_s + _GRACE_S
+        return {**self.http.model_dump(exclude_none=True), "request_timeout_s": late_s}
+
+    def controller_options(self) -> dict[str, Any]:
+        """What the environment of Serve's controller, and of the proxies it starts, must hold."""
+        return {"runtime_env": {"env_vars": PROXY_ENVIRONMENT}}
+
+    def logging_config(self) -> dict[str, Any]:
+        """Serve's logs. Our own line says more than its access log; two would be two outcomes."""
+        return {"encoding": self.log_encoding, "enable_access_log": False}
+
+    def absolute(self) -> Settings:
+        """The same with absolute paths: a process's working directory is not the user's."""
+        models = {
+            name: pair.model_copy(
+                update={
+                    "small": _absolute(pair.small),
+                    "large": _absolute(pair.large) if pair.large else None,
+                }
+            )
+            for name, pair in self.models.items()
+        }
+        return self.model_copy(update={"models": models})
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def load_settings(file: str, overrides: Sequence[str] = ()) -> Settings:
+    """Reads settings, from their own file or out of the Serve YAML that was made from them.
+
+    Args:
+        file: YAML.
+        overrides: dotted settings, as of `rectrain.config.load_config`.
+
+    Raises:
+        ConfigError: as of `load_config`; overrides of a Serve YAML.
+    """
+    path = Path(file)
+    content = yaml_mapping(path.read_bytes(), name=file) if path.is_file() else {}
+    if "applications" not in content:
+        return load_config(Settings, file=file, overrides=overrides)
+    if overrides:
+        raise ConfigError(
+            what=f"settings beside {file}",
+            got=overrides[0],
+            rule="a Serve YAML is made from settings and can't be overridden",
+            fix="give --config serve/settings.yaml, or edit that and write it anew",
+        )
+    return settings_of(_arguments(content, file), name=file)
+
+
+def settings_of(args: Mapping[str, Any], *, name: str) -> Settings:
+    """Settings from a mapping, whose mistakes are one line each.
+
+    Args:
+        args: keys and values.
+        name: where they come from, for errors.
+
+    Raises:
+        ConfigError: as of `load_config`.
+    """
+    text = yaml.safe_dump(dict(args), sort_keys=False)  # the first model is the default
+    return parse_yaml(Settings, text.encode(), name=name)
+
+
+def _arguments(content: Mapping[str, Any], file: str) -> dict[str, Any]:
+    applications = content["applications"]
+    try:
+        (application,) = [one for one in applications if one["import_path"] == IMPORT_PATH]
+        return dict(application["args"])
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            what=f"configuration file {file}",
+            got="other applications",
+            rule=f"exactly one must have the import_path {IMPORT_PATH}, with args",
+            fix="python -m serve.config --write",
+        ) from None
+
+
+def serve_yaml(settings: Settings) -> str:
+    """The YAML for `serve deploy` and `serve run`: the settings, and what Serve itself must know.
+
+    Serve's own default for the host is all interfaces, and it passes over keys that it doesn't
+    know, so all that counts is written out.
+    """
+    content = {
+        "proxy_location": PROXY_LOCATION,
+        "http_options": settings.http_options(),
+        "controller_options": settings.controller_options(),
+        "logging_config": settings.logging_config(),
+        "applications": [
+            {
+                "name": APPLICATION,
+                "route_prefix": "/",
+                "import_path": IMPORT_PATH,
+                "args": settings.model_dump(mode="json"),
+            }
+        ],
+    }
+    return _HEADER + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def main(argv: list[str]) -> int:
+    """Writes serve/config.yaml, or says whether it is current."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true", help="write; otherwise only compare")
+    options = parser.parse_args(argv)
+    text = serve_yaml(load_settings(str(SETTINGS_FILE)))
+    if options.write:
+        SERVE_FILE.write_text(text, encoding="utf-8")
+        print(f"written: {SERVE_FILE}")
+        return 0
+    if not SERVE_FILE.is_file() or SERVE_FILE.read_text(encoding="utf-8") != text:
+        raise ConfigError(
+            what=str(SERVE_FILE),
+            got="another text than the settings give",
+            rule=f"it is made from {SETTINGS_FILE.name}",
+            fix="python -m serve.config --write",
+        )
+    print(f"current: {SERVE_FILE}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

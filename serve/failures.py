@@ -1,0 +1,108 @@
+"""Failures as responses: {"code", "message", "request_id"}, and never a stack trace.
+
+422 and 413 are the client's to mend; 429 and 503 come with Retry-After.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from rectrain.errors import DataError, PackageError
+from rectrain.inference.golden import Deviation
+from serve.batcher import DeadlinePassed, Overloaded
+from serve.schemas import Failure
+from serve.scoring import ModelFault
+
+__all__ = ["HANDLERS", "failure"]
+
+_SHOWN_PROBLEMS = 5
+_MAX_ID = 128
+
+
+def failure(
+    headers: Headers, status: int, code: str, message: str, *, retry_after_s: float | None = None
+) -> JSONResponse:
+    """A failure as a response.
+
+    Args:
+        headers: the request's.
+        status: of HTTP.
+        code: one word for programs.
+        message: one line for people.
+        retry_after_s: rounded up to whole seconds, at least 1.
+    """
+    request_id = headers.get("x-request-id", "")[:_MAX_ID]
+    body = Failure(code=code, message=message, request_id=request_id).model_dump()
+    response = JSONResponse(body, status_code=status)
+    if retry_after_s is not None:
+        response.headers["Retry-After"] = str(max(1, math.ceil(retry_after_s)))
+    return response
+
+
+async def _invalid(request: Request, error: RequestValidationError) -> Response:
+    # Without the input: it may be large, and it may hold what JSON can't.
+    problems = error.errors()
+    shown = "; ".join(
+        f"{'.'.join(map(str, one['loc'][1:])) or 'body'}: {one['msg']}"
+        for one in problems[:_SHOWN_PROBLEMS]
+    )
+    more = len(problems) - _SHOWN_PROBLEMS
+    message = f"{shown}; and {more} more" if more > 0 else shown
+    return failure(request.headers, 422, "invalid", message)
+
+
+async def _mistake(request: Request, error: DataError) -> Response:
+    return failure(request.headers, 422, "invalid", str(error))
+
+
+async def _no_index(request: Request, error: PackageError) -> Response:
+    message = "this model has no catalogue to recommend from"
+    return failure(request.headers, 422, "no_index", message)
+
+
+async def _overloaded(request: Request, error: Overloaded) -> Response:
+    message = "more requests wait than can be answered in time"
+    wait_s = error.retry_after_s
+    return failure(request.headers, 503, "overload", message, retry_after_s=wait_s)
+
+
+async def _too_late(request: Request, error: DeadlinePassed) -> Response:
+    return failure(request.headers, 503, "deadline", "the deadline passed", retry_after_s=1)
+
+
+async def _withdrawn(request: Request, error: ModelFault | Deviation) -> Response:
+    message = "the model is being replaced"
+    return failure(request.headers, 503, "withdrawn", message, retry_after_s=5)
+
+
+async def _http(request: Request, error: HTTPException) -> Response:
+    response = failure(request.headers, error.status_code, "refused", str(error.detail))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _internal(request: Request, error: Exception) -> Response:
+    message = "the server failed; its log has this request's id"
+    return failure(request.headers, 500, "internal", message)
+
+
+#: Exception -> what makes a response of it, for `FastAPI.add_exception_handler`.
+HANDLERS: dict[Any, Any] = {
+    RequestValidationError: _invalid,
+    HTTPException: _http,
+    DataError: _mistake,
+    PackageError: _no_index,
+    Overloaded: _overloaded,
+    DeadlinePassed: _too_late,
+    ModelFault: _withdrawn,
+    Deviation: _withdrawn,
+    Exception: _internal,
+}

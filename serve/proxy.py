@@ -1,0 +1,269 @@
+"""What stands around each request in Serve's HTTP proxy: no death costs one, overload is refused.
+
+A request outlives the replica it was on. Serve's own proxy makes a 500 of it; here its body is held
+and sent once more, to another replica: scoring changes nothing, so that is safe. And more requests
+than can be answered in time are refused at once, before their bodies are read: to take one in costs
+Serve about as much as to answer it, so a proxy that takes in all of them soon answers none.
+
+It costs no hop, for it runs in the proxy's process (`config.PROXY_ENVIRONMENT` puts it there).
+Nothing heavy is imported: a proxy that was killed must be back in seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from ray.serve.metrics import Counter, Gauge
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.headers import HeaderGuard
+
+__all__ = ["DEADLINE", "SENT", "Front", "Limit", "middlewares", "on_the_way_s"]
+
+DEADLINE = "x-deadline-ms"
+#: When the proxy passed a request on: machine and seconds of its clock; replicas count from there.
+SENT = "x-rectrain-sent"
+_log = logging.getLogger("ray.serve")
+
+_ATTEMPTS = 2  # a request that kills what reads it must not kill every replica
+_HELD_BYTES = 8_000_000  # of a body; a larger one is not sent again
+_GRACE_S = 0.25  # the replica's own refusal comes first: it knows the reason
+_HASTE_S, _USUAL_S = 1.0, 5.0  # a deadline below says nothing of load; where none is given
+_BUSY = (408, 429, 503)
+_RETRY_AFTER_S = 1
+_MAX_ID = 128
+_SERVES_OWN = "/-/"  # its health and routes, for load balancers
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+def middlewares() -> list[Middleware]:
+    """Called by each of Serve's proxies when it starts."""
+    resent = Counter(
+        "rectrain_resent", description="requests sent once more, since their replica died"
+    )
+    limit = Gauge("rectrain_proxy_limit", description="requests that a proxy takes in at a time")
+    return [
+        Middleware(HeaderGuard),
+        Middleware(Front, resent=resent.inc, limit=Limit(observe=limit.set)),
+    ]
+
+
+def on_the_way_s(headers: Headers) -> float:
+    """Seconds since the proxy passed a request on; 0 where it did so on another machine."""
+    machine, _, sent = headers.get(SENT, "").partition(" ")
+    if not machine or machine != _machine():
+        return 0.0
+    try:
+        passed_s = time.monotonic() - float(sent)
+    except ValueError:
+        return 0.0
+    return passed_s if passed_s > 0 else 0.0
+
+
+def _machine() -> str:
+    """Processes that see the same text share the monotonic clock; empty where that is not known."""
+    return _BOOT.read_text().strip() if _BOOT.is_file() else ""
+
+
+class Limit:
+    """How many requests may be under way in a process: as many as are answered in good time.
+
+    Additive increase, multiplicative decrease, as TCP's window (Chiu and Jain, 1989): each answer
+    in good time adds 1/limit, a late one takes a fifth away, once for all that were under way then.
+
+    Args:
+        clock: seconds that only grow.
+        observe: told of the limit when it changes.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        observe: Callable[[float], object] = lambda limit: None,
+    ) -> None:
+        self.limit = 64.0
+        self.under_way = 0
+        self._least = 8.0
+        self._clock = clock
+        self._observe = observe
+        self._lowered_at = -math.inf
+
+    def begin(self) -> float | None:
+        """Takes a request in, and gives the time; None where there is no room for it."""
+        if self.under_way >= self.limit:
+            return None
+        self.under_way += 1
+        return self._clock()
+
+    def end(self, begun: float, *, is_late: bool) -> None:
+        """A request that was taken in is over."""
+        if is_late and begun > self._lowered_at:
+            self.limit = max(self._least, 0.8 * self.limit)
+            self._lowered_at = self._clock()
+        elif not is_late and 2 * self.under_way > self.limit:  # else nothing is learned from it
+            self.limit += 1 / self.limit
+        self._observe(self.limit)
+        self.under_way -= 1
+
+
+class Front:
+    """Takes a request in, sends it once more when no answer comes back, all within its deadline.
+
+    What it or the proxy itself says has the form of the application's failures, and a Retry-After.
+
+    Args:
+        app: the proxy.
+        resent: counts what is sent once more.
+        limit: of requests under way.
+    """
+
+    def __init__(self, app: ASGIApp, *, resent: Callable[[], object], limit: Limit) -> None:
+        self._app = app
+        self._resent = resent
+        self._limit = limit
+        self._machine = _machine()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(_SERVES_OWN):
+            await self._app(scope, receive, send)
+            return
+        headers = MutableHeaders(scope=scope)
+        headers.setdefault("x-request-id", str(uuid.uuid4()))
+        begun, exchange = self._limit.begin(), _Exchange(receive, send)
+        if begun is not None:
+            left_s = _left_s(headers)
+            try:
+                await self._pass_on(scope, headers, exchange, left_s)
+            finally:
+                is_late = _is_late(time.monotonic() - begun, left_s, is_busy=exchange.is_busy)
+                self._limit.end(begun, is_late=is_late)
+        if not exchange.is_over:
+            await _busy(headers)(scope, receive, send)
+            what = f"{scope['method']} {scope['path'][:100]!r} busy"
+            facts = {"request_id": headers["x-request-id"], "status": 503, "outcome": "busy"}
+            _log.info(what, extra=facts)
+
+    async def _pass_on(
+        self, scope: Scope, headers: MutableHeaders, exchange: _Exchange, left_s: float | None
+    ) -> None:
+        """All attempts, each with what is left of the deadline."""
+        begun = time.monotonic()
+        patience_s = None if left_s is None else left_s + _GRACE_S
+        try:
+            async with asyncio.timeout(patience_s) as patience:
+                for attempt in range(_ATTEMPTS):
+                    if attempt:
+                        self._resent()
+                        facts = {"request_id": headers["x-request-id"], "event": "resent"}
+                        _log.warning("no answer came back; sent once more", extra=facts)
+                    now = time.monotonic()
+                    if left_s is not None:
+                        headers[DEADLINE] = f"{max(1.0, 1000 * (begun + left_s - now)):.3f}"
+                    headers[SENT] = f"{self._machine} {now:.6f}"
+                    await self._app({**scope}, exchange.replay(), exchange.send)
+                    # Serve makes a plain return of the timeout's cancelling.
+                    if exchange.is_over or not exchange.may_repeat or patience.expired():
+                        return
+        except TimeoutError:
+            _log.info("the deadline passed before a replica answered")
+
+
+class _Exchange:
+    """A request's body, held for another attempt, and what became of its answer.
+
+    Attributes:
+        is_over: the client has an answer, or has left.
+        is_busy: somebody said that there was no room.
+        may_repeat: the body is held, and it was not the proxy itself that said so.
+    """
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._held: list[Message] = []
+        self._num_bytes = 0
+        self._start: Message | None = None
+        self._is_dropped = False
+        self.is_over = self.is_busy = False
+        self.may_repeat = True
+
+    def replay(self) -> Receive:
+        """The client's messages from the first one on."""
+        held = iter(tuple(self._held))
+        self._start = None
+
+        async def receive() -> Message:
+            return next(held, None) or await self._next()
+
+        return receive
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.is_over = True
+            return message
+        self._num_bytes += len(message.get("body", b""))
+        if self._num_bytes <= _HELD_BYTES:
+            self._held.append(message)
+        else:
+            self.may_repeat, self._held = False, []
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Passes an answer on, from its first bytes of body on: a start alone may yet be lost."""
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        if self._start is not None:
+            start, self._start = self._start, None
+            self.is_busy = start["status"] in _BUSY
+            if self.is_busy and _is_serves_own(start):
+                self.may_repeat, self._is_dropped = False, True
+            else:
+                self.is_over = True
+                await self._send(start)
+        if not self._is_dropped:
+            await self._send(message)
+
+
+def _is_serves_own(start: Message) -> bool:
+    """Whether the proxy itself speaks: the application's failures are JSON."""
+    kind = Headers(raw=start["headers"]).get("content-type", "")
+    return kind.startswith("text/plain")
+
+
+def _left_s(headers: Headers) -> float | None:
+    """Seconds that the client gives; None where it says nothing, or nothing sensible."""
+    try:
+        left_ms = float(headers.get(DEADLINE, "nan"))
+    except ValueError:  # the application says what is wrong with it
+        return None
+    return left_ms / 1000 if 0 < left_ms < math.inf else None
+
+
+def _is_late(took_s: float, left_s: float | None, *, is_busy: bool) -> bool:
+    """Whether it took more than half of the time that there was, or there was no room for it; a
+    client in a hurry says nothing about the others."""
+    is_hasty = left_s is not None and left_s < _HASTE_S
+    return (is_busy and not is_hasty) or took_s > max(_HASTE_S, left_s or _USUAL_S) / 2
+
+
+def _busy(headers: Headers) -> JSONResponse:
+    request_id = headers["x-request-id"]
+    content = {
+        "code": "busy",
+        "message": "more requests wait than can be answered in time",
+        "request_id": request_id[:_MAX_ID],
+    }
+    extra = {"Retry-After": str(_RETRY_AFTER_S), "X-Request-ID": request_id}
+    return JSONResponse(content, status_code=503, headers=extra)

@@ -1,0 +1,372 @@
+"""Requests and answers, over the whole application in one process."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+import torch
+from served_toy import offline, search
+
+from rectrain.inference.packaged import load
+from serve.batcher import DeadlinePassed, Overloaded
+from serve.scoring import NoNumber
+
+RISKS = {
+    "country": "DE",
+    "candidates": [{"item_text": "alpha", "price": 3}, {"item_text": "beta", "country": "FR"}],
+}
+ADS = {
+    "user_id": 7,
+    "history": ["alpha beta"],
+    "candidates": [{"item_id": n, "item_text": f"gamma {n}", "position": n} for n in range(3)],
+}
+USER = {"user_id": "u", "history": ["alpha", "beta"]}
+
+
+# --- answers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "task", "body"),
+    [
+        ("rank", "search_ranking", search()),
+        ("ctr", "ad_ctr", ADS),
+        ("risk", "risk", RISKS),
+    ],
+)
+def test_scores_are_those_of_the_model_offline(graph, path, task, body):
+    served = graph()
+    answer = served.post(f"/v1/{path}", body).json()
+    got = {item["index"]: item["score"] for item in answer["items"]}
+    expected = offline(served.answerer.small, task, body)
+    np.testing.assert_allclose([got[n] for n in range(len(got))], expected, atol=1e-6)
+    assert answer["versions"] == {"small": served.answerer.small.version, "large": None}
+    assert (answer["deferred"], answer["reason"]) == (False, "no_policy")
+
+
+def test_lists_come_best_first_and_rows_in_their_order(graph):
+    served = graph()
+    ranked = [item["score"] for item in served.post("/v1/rank", search()).json()["items"]]
+    assert ranked == sorted(ranked, reverse=True)
+    rows = served.post("/v1/ctr", ADS).json()["items"]
+    assert [(item["index"], item["item_id"]) for item in rows] == [(0, "0"), (1, "1"), (2, "2")]
+
+
+def test_recommendations_come_from_the_catalogue_or_from_candidates(graph):
+    served = graph()
+    (expected,) = served.answerer.small.recommend([USER], k=4)
+    items = served.post("/v1/recommend", {**USER, "k": 4}).json()["items"]
+    assert [item["item_id"] for item in items] == [item.item_id for item in expected]
+    some = {**USER, "candidates": ["i3", "i9", "unheard of", "i5"], "exclude": ["i9"]}
+    items = served.post("/v1/recommend", some).json()["items"]
+    assert {item["item_id"] for item in items} == {"i3", "i5"}
+
+
+def test_a_batch_has_an_answer_a_request_in_their_order(graph):
+    body = {"requests": [search(2), search(4)]}
+    answers = graph().post("/v1/rank/batch", body).json()["answers"]
+    assert [len(answer["items"]) for answer in answers] == [2, 4]
+
+
+def test_timings_are_told_where_asked(graph):
+    served = graph()
+    assert served.post("/v1/rank", search()).json()["timings"] is None
+    timed = served.post("/v1/rank", {**search(), "options": {"timings": True}}).json()
+    assert timed["timings"]["total_ms"] >= timed["timings"]["small_ms"] > 0
+
+
+# --- deferral --------------------------------------------------------------------------------
+
+
+def test_doubtful_rows_get_the_large_models_calibrated_probability(graph, doubtful):
+    served = graph(policy=doubtful)
+    answer = served.post("/v1/risk", RISKS).json()
+    assert (answer["deferred"], answer["reason"]) == (True, "doubtful")
+    assert answer["versions"]["large"] == served.answerer.large_version
+    raw = offline(served.large.models["shop"], "risk", RISKS)
+    calibration = doubtful.tasks["risk"].calibration.large
+    for item, score, chance in zip(answer["items"], raw, calibration.probability(raw), strict=True):
+        assert item["by"] == "large"
+        assert item["score"] == pytest.approx(score, abs=1e-6)
+        assert item["probability"] == pytest.approx(chance, abs=1e-6)
+
+
+def test_small_probabilities_are_calibrated_too(graph, doubtful):
+    served = graph(policy=doubtful)
+    body = {**RISKS, "options": {"route": "small"}}
+    raw = offline(served.answerer.small, "risk", RISKS)
+    expected = doubtful.tasks["risk"].calibration.small.probability(raw)
+    got = [item["probability"] for item in served.post("/v1/risk", body).json()["items"]]
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert not served.asked
+
+
+def test_the_large_model_orders_a_doubtful_lists_head(graph, doubtful):
+    served = graph(policy=doubtful)
+    body = search(8)
+    answer = served.post("/v1/rank", body).json()
+    small = offline(served.answerer.small, "search_ranking", body)
+    large = offline(served.large.models["shop"], "search_ranking", body)
+    order = np.argsort(-small, kind="stable")
+    head = sorted(order[:3], key=lambda place: -large[place])
+    assert [item["index"] for item in answer["items"]] == [*head, *order[3:]]
+    assert [item["by"] for item in answer["items"]] == ["large"] * 3 + ["small"] * 5
+    assert len(served.asked[0].rows) == 3
+
+
+def test_the_large_model_orders_what_the_small_one_recommends_first(graph, doubtful):
+    served = graph(policy=doubtful)
+    answer = served.post("/v1/recommend", {**USER, "k": 6}).json()
+    (found,) = served.answerer.small.recommend([USER], k=6)
+    head = [item.item_id for item in found[:3]]
+    (ordered,) = served.large.models["shop"].recommend([USER], k=40)
+    expected = [item.item_id for item in ordered if item.item_id in head]
+    expected += [item.item_id for item in found[3:]]
+    assert [item["item_id"] for item in answer["items"]] == expected
+
+
+@pytest.mark.parametrize("refusal", ["overload", "deadline", "unavailable"])
+def test_without_the_large_model_the_small_ones_answer_says_so(graph, doubtful, refusal):
+    served = graph(policy=doubtful)
+    served.refuse = refusal
+    answer = served.post("/v1/risk", RISKS).json()
+    assert (answer["deferred"], answer["reason"]) == (False, refusal)
+    assert {item["by"] for item in answer["items"]} == {"small"}
+
+
+def test_the_large_model_is_not_asked_when_too_little_time_is_left(graph, doubtful):
+    served = graph(policy=doubtful, large_ms=20_000)
+    answer = served.post("/v1/risk", RISKS).json()
+    assert (answer["reason"], served.asked) == ("deadline", [])
+
+
+def test_a_budget_that_is_spent_defers_no_more(graph, doubtful, packages):
+    from served_toy import doubtful_policy
+
+    versions = packages["small"].version, packages["large"].version
+    served = graph(policy=doubtful_policy(*versions, budget=0.001))
+    one = {"candidates": [{"item_text": "alpha"}]}
+    reasons = [served.post("/v1/risk", one).json()["reason"] for _ in range(3)]
+    assert reasons == ["doubtful", "over_budget", "over_budget"]
+
+
+# --- cache -----------------------------------------------------------------------------------
+
+
+def test_a_request_that_comes_again_is_answered_from_before(graph):
+    served = graph(cache=10)
+    first, second = (served.post("/v1/rank", search()).json() for _ in range(2))
+    assert (first.pop("cached"), second.pop("cached")) == (False, True)
+    assert first == second
+    assert not served.post("/v1/rank", search(3)).json()["cached"]
+
+
+def test_what_hangs_on_the_moments_load_is_not_kept(graph, doubtful):
+    served = graph(policy=doubtful, cache=10)
+    served.refuse = "overload"
+    served.post("/v1/risk", RISKS)
+    served.refuse = None
+    assert served.post("/v1/risk", RISKS).json()["reason"] == "doubtful"
+
+
+# --- refusals --------------------------------------------------------------------------------
+
+
+def deep(levels: int) -> str:
+    return '{"query": ' + "[" * levels + "]" * levels + "}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "body"),
+        ("{", "no JSON"),
+        ("[]", "body"),
+        ('{"query": NaN, "candidates": []}', "no JSON"),
+        (deep(300), "no JSON"),
+        (deep(5000), "no JSON"),
+        ('{"query": "\\ud800", "candidates": []}', "no JSON"),
+        (json.dumps(search(0)), "candidates"),
+        (json.dumps(search(21)), "candidates"),
+        (json.dumps({**search(), "query": "x" * 201}), "query"),
+        (json.dumps({**search(), "query": "  "}), "query"),
+        (json.dumps({**search(), "label": 1}), "label"),
+        (json.dumps({**search(), "options": {"route": "both"}}), "route"),
+        (json.dumps({**search(), "options": {"model": "other"}}), "options.model"),
+        (json.dumps({**search(), "options": {"timings": 1}}), "options.timings"),
+    ],
+)
+def test_a_wrong_request_is_refused_with_its_reason(graph, text, said):
+    headers = {"content-type": "application/json"}
+    response = graph().client.post("/v1/rank", content=text, headers=headers)
+    assert response.status_code == 422, response.text
+    assert said in response.json()["message"]
+    assert "Traceback" not in response.text
+
+
+@pytest.mark.parametrize(
+    "price", ["1e999", "-1e999", "1e39", "-1", '"dear"', '"3"', "1" + "0" * 400, "1" + "0" * 5000]
+)
+def test_numbers_are_finite_and_keep_their_rules(graph, price):
+    text = f'{{"candidates": [{{"item_text": "alpha", "price": {price}}}]}}'
+    headers = {"content-type": "application/json"}
+    assert graph().client.post("/v1/risk", content=text, headers=headers).status_code == 422
+
+
+@pytest.mark.parametrize("low", [-1e6, 0.0, 1e6])
+@pytest.mark.parametrize("high", [1e6, 5e-324])
+def test_the_largest_vectors_that_are_taken_have_scores(graph, low, high):
+    odd = {"candidates": [{"item_text": "alpha", "image": [low, high], "price": 3e38}]}
+    assert graph().post("/v1/risk", odd).status_code == 200
+
+
+@pytest.mark.parametrize("image", [[2e6, 0.0], [1.0], [True, 0.0], [None, 1.0], []])
+def test_a_vector_is_of_its_size_and_of_numbers(graph, image):
+    served = graph()
+    odd = {"candidates": [{"item_text": "alpha", "image": image}]}
+    assert served.post("/v1/risk", odd).status_code == 422
+    assert served.post("/v1/risk", RISKS).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["", " ", "\x1f", "\u3000"])
+def test_a_text_of_white_space_is_none(graph, name):
+    served = graph()
+    for body in (
+        {"candidates": [{"item_text": name}]},
+        {"candidates": [{"item_text": "alpha", "country": name}]},
+        {"candidates": [{"item_text": "alpha"}], "user_id": name},
+    ):
+        assert served.post("/v1/risk", body).status_code == 422
+
+
+def test_whole_numbers_and_bools_are_names_and_numbers_where_they_are_in_tables(graph):
+    row = {"item_text": "alpha", "country": 5.0, "price": True}
+    body = {"candidates": [row], "user_id": False}
+    assert graph().post("/v1/risk", body).status_code == 200
+
+
+def test_no_number_of_a_sound_model_is_the_clients_mistake(graph, monkeypatch):
+    served = graph()
+
+    async def odd(*args: object, **kwargs: object) -> None:
+        served.engine.is_suspect = True
+        raise NoNumber(what="scores", got="NaN", rule="r", fix="f")
+
+    monkeypatch.setattr(served.engine, "submit", odd)
+    assert served.post("/v1/risk", RISKS).status_code == 422
+    assert served.client.get("/readyz").status_code == 200
+
+
+def test_no_number_of_a_broken_model_is_ours_and_withdraws_it(graph, packages, monkeypatch):
+    served = graph()
+    # One of its own: the vectors that it gives must not stay in the others' cache.
+    broken = load(packages["small"].path, backend="torch", cached_texts=0)
+    with torch.no_grad():
+        broken.predictor.model.encoder.embeddings.word_embeddings.weight.fill_(float("nan"))
+    monkeypatch.setattr(served.engine, "is_sound", True)
+    monkeypatch.setitem(served.engine.models, "shop", broken)
+    response = served.post("/v1/risk", RISKS)
+    assert (response.status_code, response.json()["code"]) == (503, "withdrawn")
+    assert "retry-after" in response.headers
+    assert served.client.get("/readyz").status_code == 503
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "nan", "soon", "1e9"])
+def test_a_deadline_is_a_sensible_number(graph, value):
+    assert graph().post("/v1/rank", search(), **{"x-deadline-ms": value}).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "retry"),
+    [(Overloaded(2.5), "overload", "3"), (DeadlinePassed(), "deadline", "1")],
+)
+def test_what_can_not_be_done_in_time_says_when_to_come_back(
+    graph, monkeypatch, error, code, retry
+):
+    served = graph()
+
+    async def refuse(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(served.engine, "submit", refuse)
+    response = served.post("/v1/rank", search())
+    assert (response.status_code, response.json()["code"]) == (503, code)
+    assert response.headers["retry-after"] == retry
+    assert served.recorded.requests == [("/v1/rank", 503, "busy")]
+
+
+def test_a_fault_of_ours_shows_nothing_of_its_inside(graph, monkeypatch):
+    served = graph()
+
+    async def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(served.engine, "submit", broken)
+    response = served.post("/v1/rank", search(), **{"x-request-id": "r-1"})
+    assert response.status_code == 500
+    assert response.json()["request_id"] == "r-1"
+    assert "secret" not in response.text
+    assert served.recorded.requests == [("/v1/rank", 500, "failed")]
+
+
+def test_a_process_that_is_withdrawn_answers_no_more(graph, monkeypatch):
+    served = graph()
+    monkeypatch.setattr(served.engine, "is_sound", False)
+    for response in (served.client.get("/readyz"), served.post("/v1/rank", search())):
+        assert (response.status_code, response.json()["code"]) == (503, "withdrawn")
+        assert "retry-after" in response.headers
+    assert served.client.get("/healthz").status_code == 200
+
+
+# --- the rest --------------------------------------------------------------------------------
+
+
+def test_every_request_has_one_outcome_and_every_answer_is_counted(graph):
+    served = graph()
+    served.post("/v1/rank/batch", {"requests": [search(), search(2)]})
+    served.client.get("/nowhere")
+    assert served.recorded.requests == [
+        ("/v1/rank/batch", 200, "ok"),
+        ("/nowhere", 404, "refused"),
+    ]
+    assert [path for path, _ in served.recorded.answers] == ["rank", "rank"]
+
+
+def test_bodies_may_be_gzip_both_ways(graph):
+    packed = gzip.compress(json.dumps(search(20)).encode())
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    response = graph().client.post("/v1/rank", content=packed, headers=headers)
+    assert response.headers["content-encoding"] == "gzip"
+    assert len(response.json()["items"]) == 20
+
+
+def test_a_body_beyond_its_limit_is_refused(graph):
+    packed = gzip.compress(b"0" * 1_000_000)
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    response = graph().client.post("/v1/rank", content=packed, headers=headers)
+    assert (response.status_code, response.json()["code"]) == (413, "refused")
+
+
+def test_the_facts_of_the_models_are_told(graph, doubtful):
+    (facts,) = graph(policy=doubtful).client.get("/v1/models").json()
+    assert set(facts["endpoints"]) == {"recommend", "rank", "ctr", "risk"}
+    assert facts["policy"]["search_ranking"]["head"] == 3
+    assert "position" in facts["fields"]["ctr"]
+    assert not {"timestamp", "row_id", "label"} & set(facts["fields"]["ctr"])
+
+
+def test_the_schema_names_what_a_request_may_have(graph):
+    schemas = graph().client.get("/openapi.json").json()["components"]["schemas"]
+    assert schemas["RankRequest"]["required"] == ["query", "candidates"]
+    assert schemas["RankCandidate"]["required"] == ["item_id", "item_text"]
+    assert schemas["RankRequest"]["additionalProperties"] is False
+    assert schemas["RiskCandidate"]["properties"]["image"]["anyOf"][0]["minItems"] == 2
+
+
+def test_the_page_needs_nothing_from_elsewhere(graph):
+    page = graph().client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "http://" not in page.text and "https://" not in page.text

@@ -1,0 +1,42 @@
+"""What is checked before anything is deployed, and what a deployment is asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from rectrain import cluster
+from rectrain.errors import ConfigError, ResourceError
+from serve import app
+from serve.config import Settings
+
+
+def settings(**given: object) -> Settings:
+    models = {"shop": {"small": "s", "large": "l"}, "alone": {"small": "s"}}
+    return Settings.model_validate({"models": models, **given})
+
+
+@pytest.fixture
+def two_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "resources", lambda: ("a machine", {"CPU": 2.0}))
+
+
+def test_more_threads_than_cpus_are_refused(two_cpus):
+    with pytest.raises(ResourceError, match="3 threads of all replicas"):
+        app.check_cpus(settings(ingress={"min_replicas": 2, "max_replicas": 2}))
+
+
+def test_what_the_cluster_has_no_room_for_yet_is_said(two_cpus, capsys):
+    app.check_cpus(settings(large={"max_replicas": 4, "threads": 1}))
+    assert "at max_replicas there are 5 threads" in capsys.readouterr().out
+
+
+def test_what_fits_is_not_spoken_of(two_cpus, capsys):
+    app.check_cpus(settings())
+    assert capsys.readouterr().out == ""
+
+
+def test_tls_is_not_silently_left_out_by_haproxy(monkeypatch):
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    given = settings(http={"ssl_certfile": "c.pem", "ssl_keyfile": "k.pem"})
+    with pytest.raises(ConfigError, match="plain HTTP"):
+        app.build(given.model_dump(mode="json"))

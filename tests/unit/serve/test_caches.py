@@ -1,0 +1,76 @@
+"""Answers are kept for a while, the last ones used, by version and request."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import BaseModel
+
+from serve.caches import AnswerCache
+from serve.schemas import Answer, Options, Versions
+
+OLD, NEW = Versions(small="1", large=None), Versions(small="2", large=None)
+
+
+class Request(BaseModel):
+    query: str
+    options: Options = Options()
+
+
+def answer(name: str) -> Answer:
+    return Answer(
+        items=(), model=name, versions=OLD, deferred=False, reason="no_large", confidence=None
+    )
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_an_answer_is_kept_for_its_time():
+    clock = Clock()
+    cache = AnswerCache(2, ttl_s=60, clock=clock)
+    key = cache.key(OLD, "rank", Request(query="a"))
+    cache.put(key, answer("a"))
+    clock.now = 59.9
+    assert cache.get(key) == answer("a")
+    clock.now = 60
+    assert cache.get(key) is None
+    assert (len(cache), cache.hits, cache.misses) == (0, 1, 1)
+
+
+def test_the_one_used_longest_ago_goes_first():
+    cache = AnswerCache(2, ttl_s=60, clock=Clock())
+    for name in (b"a", b"b"):
+        cache.put(name, answer(name.decode()))
+    cache.get(b"a")
+    cache.put(b"c", answer("c"))
+    assert [cache.get(name) is not None for name in (b"a", b"b", b"c")] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        (NEW, "rank", Request(query="a")),
+        (OLD, "ctr", Request(query="a")),
+        (OLD, "rank", Request(query="b")),
+        (OLD, "rank", Request(query="a", options=Options(route="large"))),
+    ],
+)
+def test_what_decides_an_answer_is_in_its_key(other):
+    cache = AnswerCache(1, ttl_s=1)
+    assert cache.key(*other) != cache.key(OLD, "rank", Request(query="a"))
+
+
+def test_the_wish_for_timings_decides_nothing():
+    cache = AnswerCache(1, ttl_s=1)
+    asked = Request(query="a", options=Options(timings=True))
+    assert cache.key(OLD, "rank", asked) == cache.key(OLD, "rank", Request(query="a"))
+
+
+def test_a_cache_of_nothing_keeps_nothing():
+    cache = AnswerCache(0, ttl_s=60)
+    cache.put(cache.key(OLD, "rank", Request(query="a")), answer("a"))
+    assert len(cache) == 0

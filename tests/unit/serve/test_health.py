@@ -1,0 +1,102 @@
+"""A process whose models deviate is withdrawn: at its start, and later."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from jobs import publish
+from rectrain.errors import PackageError
+from rectrain.inference.golden import Deviation, publish_golden
+from rectrain.package import Package
+from serve.config import Batching, Golden
+from serve.health import Health
+from serve.scoring import Engine
+
+SETTINGS = Golden(period_s=30)
+
+
+@pytest.fixture
+def engine(packages: dict[str, Package]) -> Iterator[Engine]:
+    made = Engine(Batching(), observe=lambda *_: None)
+    made.load("shop", str(packages["large"].path), "torch", 1, 0)
+    yield made
+    made.close()
+
+
+def break_weights(engine: Engine) -> None:
+    with torch.no_grad():
+        engine.models["shop"].predictor.model.encoder.embeddings.word_embeddings.weight.mul_(1.5)
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def health(engine: Engine, settings: Golden = SETTINGS) -> tuple[Health, Clock, list[str]]:
+    clock, deviations = Clock(), []
+    return Health(engine, settings, deviation=deviations.append, clock=clock), clock, deviations
+
+
+def test_a_sound_model_stays(engine):
+    checks, clock, deviations = health(engine)
+    for clock.now in (1.0, 31.0, 62.0):
+        asyncio.run(checks.check())
+    assert engine.is_sound and not deviations
+
+
+def test_a_deviation_is_found_when_it_is_time_and_stays_one(engine):
+    checks, clock, deviations = health(engine)
+    break_weights(engine)
+    clock.now = 29.0
+    asyncio.run(checks.check())  # not yet
+    for clock.now in (31.0, 31.5):
+        with pytest.raises(Deviation):
+            asyncio.run(checks.check())
+    assert not engine.is_sound
+    assert deviations == ["shop", "shop"]
+
+
+def test_a_score_that_is_no_number_brings_the_check_forward(engine):
+    checks, clock, _ = health(engine)
+    break_weights(engine)
+    engine.is_suspect, clock.now = True, 1.0
+    with pytest.raises(Deviation):
+        asyncio.run(checks.check())
+
+
+def test_all_who_ask_meanwhile_get_the_verdict(engine):
+    checks, _, _ = health(engine)
+    break_weights(engine)
+    engine.is_suspect = True
+
+    async def ask() -> list[BaseException | None]:
+        return await asyncio.gather(*(checks.check() for _ in range(3)), return_exceptions=True)
+
+    assert [type(one) for one in asyncio.run(ask())] == [Deviation] * 3
+
+
+def test_a_model_that_deviates_from_its_package_never_starts(engine, packages):
+    publish_golden(packages["large"])
+    fresh = Engine(Batching(), observe=lambda *_: None)
+    fresh.load("shop", str(packages["large"].path), "torch", 1, 0)
+    break_weights(fresh)
+    with pytest.raises(Deviation):
+        health(fresh)
+    fresh.close()
+
+
+def test_golden_requests_can_be_required(packages):
+    fresh = Engine(Batching(), observe=lambda *_: None)
+    fresh.load("shop", str(packages["small"].path), "torch", 1, 0)
+    with pytest.raises(PackageError, match="no golden requests") as mistake:
+        health(fresh, Golden(required=True))
+    fresh.close()
+    flag = str(mistake.value).split("jobs.publish ")[1].split()[0]
+    assert flag in publish._parser().format_help()

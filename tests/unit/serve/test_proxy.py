@@ -1,0 +1,235 @@
+"""What Serve's proxy does around a request: what died with a replica is sent once more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from starlette.datastructures import Headers
+
+from serve.proxy import DEADLINE, SENT, Front, Limit, on_the_way_s
+from serve.schemas import Failure
+
+BODY = [
+    {"type": "http.request", "body": b"one", "more_body": True},
+    {"type": "http.request", "body": b"two", "more_body": False},
+]
+LOST = object()
+
+
+class Count:
+    value = 0
+
+    def inc(self) -> None:
+        self.value += 1
+
+
+def answer(status: int = 200, kind: str = "application/json") -> list[dict[str, Any]]:
+    headers = [(b"content-type", kind.encode())]
+    return [
+        {"type": "http.response.start", "status": status, "headers": headers},
+        {"type": "http.response.body", "body": b"{}"},
+    ]
+
+
+class Proxy:
+    """Serve's: each attempt has an end of its own, messages or silence."""
+
+    def __init__(self, *ends: Any, wait_s: float = 0.0) -> None:
+        self.ends = list(ends)
+        self.wait_s = wait_s
+        self.bodies: list[bytes] = []
+        self.headers: list[dict[bytes, bytes]] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.headers.append(dict(scope["headers"]))
+        body, more = b"", True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body, more = body + message["body"], message["more_body"]
+        self.bodies.append(body)
+        await asyncio.sleep(self.wait_s)
+        end = self.ends.pop(0)
+        for message in () if end is LOST else end:
+            await send(message)
+
+
+def ask(
+    proxy: Proxy,
+    messages: list[Any] = BODY,
+    headers: dict[str, str] | None = None,
+    limit: Limit | None = None,
+) -> tuple[list[Any], Count]:
+    given, sent, resent = iter(messages), [], Count()
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/rank",
+        "headers": [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()],
+    }
+
+    async def receive() -> Any:
+        message = next(given, None)
+        if message is None:
+            await asyncio.Event().wait()
+        return message
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def main() -> None:
+        await Front(proxy, resent=resent.inc, limit=limit or Limit())(scope, receive, send)
+
+    asyncio.run(main())
+    return sent, resent
+
+
+def test_an_answer_is_passed_on():
+    sent, resent = ask(Proxy(answer()))
+    assert sent == answer()
+    assert resent.value == 0
+
+
+@pytest.mark.parametrize("end", [LOST, answer()[:1]], ids=["silence", "no more than a start"])
+def test_what_died_with_a_replica_is_sent_once_more_with_its_whole_body(end):
+    proxy = Proxy(end, answer())
+    sent, resent = ask(proxy)
+    assert sent == answer()
+    assert proxy.bodies == [b"onetwo", b"onetwo"]
+    assert resent.value == 1
+    assert proxy.headers[0][b"x-request-id"] == proxy.headers[1][b"x-request-id"]
+
+
+def test_what_dies_twice_is_told_when_to_come_back():
+    sent, _ = ask(Proxy(LOST, LOST), headers={"X-Request-ID": "r1"})
+    headers = dict(sent[0]["headers"])
+    assert sent[0]["status"] == 503
+    assert int(headers[b"retry-after"]) >= 1
+    assert headers[b"x-request-id"] == b"r1"
+    assert Failure.model_validate(json.loads(sent[1]["body"])).request_id == "r1"
+
+
+@pytest.mark.parametrize("status", [408, 429, 503])
+def test_the_proxys_own_refusals_take_our_form(status):
+    sent, resent = ask(Proxy(answer(status, "text/plain; charset=utf-8")))
+    assert sent[0]["status"] == 503
+    assert b"retry-after" in dict(sent[0]["headers"])
+    assert len(sent) == 2
+    assert resent.value == 0
+
+
+def test_the_applications_refusals_stay_as_they_are():
+    assert ask(Proxy(answer(503)))[0] == answer(503)
+
+
+def test_nobody_waits_longer_than_the_deadline():
+    sent, _ = ask(Proxy(answer(), wait_s=60), headers={DEADLINE: "1"})
+    assert sent[0]["status"] == 503
+
+
+def test_a_second_attempt_has_what_is_left_of_the_deadline():
+    proxy = Proxy(LOST, answer(), wait_s=0.05)
+    ask(proxy, headers={DEADLINE: "5000"})
+    assert 0 < float(proxy.headers[1][DEADLINE.encode()]) <= 4950
+
+
+def test_a_client_that_leaves_gets_no_second_attempt():
+    sent, resent = ask(Proxy(), messages=[BODY[0], {"type": "http.disconnect"}])
+    assert sent == []
+    assert resent.value == 0
+
+
+def test_a_body_too_large_to_hold_is_not_sent_again():
+    large = [{"type": "http.request", "body": b"x" * 8_000_001, "more_body": False}]
+    sent, resent = ask(Proxy(LOST), messages=large)
+    assert sent[0]["status"] == 503
+    assert resent.value == 0
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf"])
+def test_a_deadline_that_is_none_is_left_to_the_application(text):
+    assert ask(Proxy(answer(422)), headers={DEADLINE: text})[0] == answer(422)
+
+
+def test_replicas_know_how_long_a_request_was_on_the_way(monkeypatch):
+    proxy = Proxy(answer())
+    ask(proxy)
+    (given,) = proxy.headers
+    on_the_way = on_the_way_s(Headers({SENT: given[SENT.encode()].decode()}))
+    assert 0 <= on_the_way < 60
+    assert on_the_way_s(Headers({SENT: "elsewhere 1.0"})) == 0
+    assert on_the_way_s(Headers({})) == 0
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def through(limit: Limit, count: int, *, is_late: bool) -> None:
+    """So many requests at once."""
+    begun = [limit.begin() for _ in range(count)]
+    for one in begun:
+        assert one is not None
+        limit.end(one, is_late=is_late)
+
+
+def test_late_answers_lower_the_limit_once_for_all_that_were_under_way():
+    clock = Clock()
+    limit = Limit(clock=clock)
+    clock.now = 1.0
+    through(limit, 60, is_late=True)
+    assert limit.limit == pytest.approx(0.8 * 64)
+    clock.now = 2.0
+    through(limit, 40, is_late=True)
+    assert limit.limit == pytest.approx(0.64 * 64)
+
+
+def test_answers_in_good_time_raise_the_limit_by_one_a_round_if_it_is_used():
+    limit = Limit(clock=Clock())
+    through(limit, 20, is_late=False)
+    assert limit.limit == 64
+    through(limit, 64, is_late=False)
+    assert 64.4 < limit.limit < 64.6  # until half of them are left
+
+
+def test_the_limit_never_shuts_everyone_out():
+    clock = Clock()
+    limit = Limit(clock=clock)
+    for clock.now in range(1, 99):
+        through(limit, 1, is_late=True)
+    assert limit.limit == 8
+
+
+def test_what_there_is_no_room_for_is_refused_before_it_is_read():
+    limit = Limit()
+    while limit.begin() is not None:
+        pass
+    proxy = Proxy()
+    sent, _ = ask(proxy, limit=limit)
+    assert sent[0]["status"] == 503
+    assert b"retry-after" in dict(sent[0]["headers"])
+    assert proxy.headers == []
+
+
+@pytest.mark.parametrize(
+    ("ends", "deadline_ms", "lowered"),
+    [
+        ([answer()], "2000", False),
+        ([answer(503)], "2000", True),
+        ([answer(503)], "200", False),
+        ([answer(503, "text/plain")], "2000", True),
+    ],
+    ids=["answered", "refused", "refused to a client in a hurry", "refused by Serve"],
+)
+def test_a_refusal_lowers_the_limit_unless_the_client_was_in_a_hurry(ends, deadline_ms, lowered):
+    limit = Limit()
+    ask(Proxy(*ends), headers={DEADLINE: deadline_ms}, limit=limit)
+    assert (limit.limit < 64) == lowered
+    assert limit.under_way == 0
