@@ -216,14 +216,14 @@ def test_numbers_are_finite_and_keep_their_rules(graph, price):
     assert graph().client.post("/v1/risk", content=text, headers=headers).status_code == 422
 
 
-@pytest.mark.parametrize("low", [-1e15, 0.0, 1e15])
-@pytest.mark.parametrize("high", [1e15, 5e-324])
+@pytest.mark.parametrize("low", [-1e6, 0.0, 1e6])
+@pytest.mark.parametrize("high", [1e6, 5e-324])
 def test_the_largest_vectors_that_are_taken_have_scores(graph, low, high):
     odd = {"candidates": [{"item_text": "alpha", "image": [low, high], "price": 3e38}]}
     assert graph().post("/v1/risk", odd).status_code == 200
 
 
-@pytest.mark.parametrize("image", [[1e16, 0.0], [1.0], [True, 0.0], [None, 1.0], []])
+@pytest.mark.parametrize("image", [[2e6, 0.0], [1.0], [True, 0.0], [None, 1.0], []])
 def test_a_vector_is_of_its_size_and_of_numbers(graph, image):
     served = graph()
     odd = {"candidates": [{"item_text": "alpha", "image": image}]}
