@@ -66,8 +66,8 @@ Reason: TypeAlias = Literal[
 _ANYONE = "-"  # the group of a request that names none; no model reads it
 _UNUSED = ("label", "weight", "split", "oracle", "timestamp")
 
-# A text has more than white space: Arrow's, which is Unicode's and four separators.
-_NOT_BLANK = r"[^\s\x1c-\x1f]"
+# A text has more than white space: Arrow's, spelled out, for engines differ in what \s is.
+_NOT_BLANK = r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 # What a model computes with; products of several of a vector's elements are added up there.
 _LARGEST = float(np.finfo(np.float32).max)
 _LARGEST_IN_VECTOR = 1e6

@@ -543,14 +543,13 @@ def test_the_metrics_are_there_with_labels_that_clients_can_not_multiply(target)
     (url,) = metrics_urls()
 
     def families() -> dict[str, Any]:
+        # Beside it Ray names ports of its own that another cluster here may have taken.
         if url not in [f"http://{address}/metrics" for address in discovered(target)]:
             return {}
         read = {}
-        for address in discovered(target):
-            text = requests.get(f"http://{address}/metrics", timeout=60).text
-            for family in text_string_to_metric_families(text):
-                if family.samples:
-                    read[family.name] = family
+        for family in text_string_to_metric_families(requests.get(url, timeout=60).text):
+            if family.samples:
+                read[family.name] = family
         return read if set(METRICS) - {"ray_rectrain_golden_deviations"} <= set(read) else {}
 
     read = wait_for(families)
@@ -592,11 +591,10 @@ def test_prometheus_finds_and_reads_them(target, tmp_path):
 
     try:
         target.ask("/v1/rank", search(3))
-        assert wait_for(lambda: value("sum(ray_rectrain_requests) > 0"))
-        deferred = 'sum(ray_rectrain_answers{reason=~"doubtful|asked"}) / sum(ray_rectrain_answers)'
+        assert wait_for(lambda: value("sum(ray_rectrain_requests_total) > 0"))
         for query in (
-            deferred,
-            'sum(ray_rectrain_answers{cached="true"}) / sum(ray_rectrain_answers)',
+            'sum(ray_rectrain_answers_total{reason=~"doubtful|asked"})',
+            'sum(ray_rectrain_answers_total{cached="true"}) / sum(ray_rectrain_answers_total)',
             "histogram_quantile(0.99, sum by (le, stage) (ray_rectrain_latency_ms_bucket))",
             "sum(ray_rectrain_batch_fill_sum) / sum(ray_rectrain_batch_fill_count)",
             "max by (model, task) (ray_rectrain_confidence_drift)",

@@ -231,7 +231,7 @@ def test_a_vector_is_of_its_size_and_of_numbers(graph, image):
     assert served.post("/v1/risk", RISKS).status_code == 200
 
 
-@pytest.mark.parametrize("name", ["", " ", "\x1f", "\u3000"])
+@pytest.mark.parametrize("name", ["", " ", "\x1f", "\x85", "\u3000"])
 def test_a_text_of_white_space_is_none(graph, name):
     served = graph()
     for body in (
