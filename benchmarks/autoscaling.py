@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
             "downscale_delay_s": 10.0 if options.quick else 60.0,
         }
     )
-    size = Size(deadline_ms=options.deadline_ms, measure_s=5.0 if options.quick else 15.0)
+    size = Size(measure_s=5.0 if options.quick else 15.0)
     with Generator(core=options.core) as generator:
         fixed, elastic = settings, settings.model_copy(update={"ingress": scaled})
         with running(fixed, num_cpus=os.cpu_count() or 1) as graph:
@@ -91,7 +91,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add_packages(parser)
     parser.add_argument("--quick", action="store_true", help="two minutes: does it run?")
-    parser.add_argument("--deadline-ms", type=float, default=1_000.0, help="of a request")
     return parser.parse_args(argv)
 
 
