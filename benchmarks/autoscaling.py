@@ -34,6 +34,8 @@ BOUNDS = {
     "autoscaling/lost": (0, 0),
     "autoscaling/up": (1, 1),
     "autoscaling/down": (1, 1),
+    "autoscaling/up_s": (0, float("inf")),
+    "autoscaling/down_s": (0, float("inf")),
 }
 _INGRESS = "Ingress"
 _DEFERRED = 0.1
@@ -65,12 +67,11 @@ def main(argv: Sequence[str]) -> int:
     scaled = settings.ingress.model_copy(
         update={
             "max_replicas": 2,
-            "target_ongoing_requests": options.target,
             "upscale_delay_s": 3.0 if options.quick else settings.ingress.upscale_delay_s,
             "downscale_delay_s": 10.0 if options.quick else 60.0,
         }
     )
-    size = Size(deadline_ms=options.deadline_ms, measure_s=5.0 if options.quick else 15.0)
+    size = Size(measure_s=5.0 if options.quick else 15.0)
     with Generator(core=options.core) as generator:
         fixed, elastic = settings, settings.model_copy(update={"ingress": scaled})
         with running(fixed, num_cpus=os.cpu_count() or 1) as graph:
@@ -90,8 +91,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add_packages(parser)
     parser.add_argument("--quick", action="store_true", help="two minutes: does it run?")
-    parser.add_argument("--target", type=float, default=2.0, help="target_ongoing_requests")
-    parser.add_argument("--deadline-ms", type=float, default=1_000.0, help="of a request")
     return parser.parse_args(argv)
 
 

@@ -91,7 +91,7 @@ def add_packages(parser: argparse.ArgumentParser) -> None:
     """The options of benchmarks that harm a graph."""
     parser.add_argument("--small", default="runs/demo-small/package", help="package")
     parser.add_argument("--large", default="runs/demo/package", help="package")
-    parser.add_argument("--candidates", type=int, default=50, help="of a request (default: 50)")
+    parser.add_argument("--candidates", type=int, default=20, help="of a request (default: 20)")
     parser.add_argument("--port", type=int, default=8000, help="of HTTP (default: 8000)")
     parser.add_argument("--core", type=int, help="of the load generator (default: any)")
     parser.add_argument("--output", default=str(_OUTPUT), help=f"folder (default: {_OUTPUT})")
@@ -153,7 +153,7 @@ def _rounds(
     if "R1" in options.only:
         yield from replicas_killed(bench, capacity=capacity)
     if "R2" in options.only:
-        yield from controller_killed(bench)
+        yield from controller_killed(bench, rate=light)
         yield from proxy_killed(bench, rate=light)
     if "R3" in options.only:
         yield from updates(bench, packages, folder=folder, rate=light)

@@ -222,17 +222,20 @@ def judge(
 def logged_outcomes(folder: Path, *, prefix: str) -> dict[str, list[int]]:
     """What the server's log says became of each request: id -> statuses, one where all is well.
 
-    A replica's line about work that was taken from it (the proxy had refused it when its deadline
-    passed) is no outcome; nor is a second line of the same status about a request that was sent
-    once more, since its first answer died on the way.
+    What the proxy says stands, for it is outermost: it refuses what its deadline has passed for,
+    and a replica may just then be done. A replica's line about work that was taken from it is no
+    outcome; nor is a second line about a request that was sent once more, since its first answer
+    died on the way.
 
     Args:
         folder: logs/serve of the session.
         prefix: of the ids.
     """
     statuses: dict[str, list[int]] = {}
+    proxys: dict[str, list[int]] = {}
     resent: set[str] = set()
     for path in (*folder.glob("replica_*.log*"), *folder.glob("proxy_*.log*")):
+        told = proxys if path.name.startswith("proxy_") else statuses
         for line in path.read_text(encoding="utf-8").splitlines():
             if prefix not in line:
                 continue
@@ -243,5 +246,6 @@ def logged_outcomes(folder: Path, *, prefix: str) -> dict[str, list[int]]:
             if facts.get("event") == "resent":
                 resent.add(name)
             elif facts.get("outcome", "left") != "left":
-                statuses.setdefault(name, []).append(facts["status"])
-    return {name: found[-1:] if name in resent else found for name, found in statuses.items()}
+                told.setdefault(name, []).append(facts["status"])
+    once = {name: found[-1:] if name in resent else found for name, found in statuses.items()}
+    return once | proxys

@@ -171,7 +171,10 @@ class Replicas(Section):
         description="requests that wait at each caller; beyond, 503 or no deferral",
     )
     target_ongoing_requests: float = Field(
-        default=16, gt=0, description="requests in a process that scaling aims at"
+        default=2,
+        gt=0,
+        description="requests in a process that scaling aims at: one is computed, one waits; far"
+        " more would scale down what is just enough, and up again",
     )
     upscale_delay_s: Seconds = Field(
         default=10, description="load must last so long before a start"

@@ -97,18 +97,25 @@ def test_the_log_says_what_became_of_a_request(tmp_path):
             {"request_id": "t-2", "outcome": "left", "status": 0},
             {"request_id": "t-3", "outcome": "ok", "status": 200},
             {"request_id": "t-3", "message": "no outcome"},
+            {"request_id": "t-4", "outcome": "ok", "status": 200},
             {"request_id": "other-1", "message": "about t-1", "outcome": "ok", "status": 200},
         ],
         "replica_rectrain_Ingress_b.log": [{"request_id": "t-3", "outcome": "ok", "status": 200}],
         "proxy_1.log": [
             {"request_id": "t-2", "outcome": "busy", "status": 503},
             {"request_id": "t-3", "event": "resent"},
+            {"request_id": "t-4", "outcome": "busy", "status": 503},
         ],
     }
     for name, facts in lines.items():
         text = "".join(f"{json.dumps(one)}\n" for one in facts)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    assert logged_outcomes(tmp_path, prefix="t-") == {"t-1": [200], "t-2": [503], "t-3": [200]}
+    assert logged_outcomes(tmp_path, prefix="t-") == {
+        "t-1": [200],
+        "t-2": [503],
+        "t-3": [200],
+        "t-4": [503],
+    }
 
 
 def test_replicas_are_counted_by_the_time_that_they_were_there():
