@@ -43,10 +43,17 @@ Turn = Callable[[], dict[str, "_Sample"]]
 
 @dataclass(frozen=True)
 class _Sample:
-    """One measurement: a rate, and the outcomes that it comes of, where there are any."""
+    """One measurement.
+
+    Attributes:
+        rate: a second.
+        summary: of the outcomes that it comes of, where there are any.
+        every: of an open loop, the rate at which 99 of 100 of all requests are answered in time.
+    """
 
     rate: float
     summary: Summary | None = None
+    every: float | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ class Bench:
         found = find_goodput(
             self.generator, load, requests, capacity=self.capacity, halvings=self.halvings
         )
-        return _Sample(found.answered, found.best.summary)
+        return _Sample(found.answered, found.best.summary, every=found.every)
 
     def check(self, url: str, request: Request, model: str) -> None:
         """Refuses a server whose scores are not the model's."""
@@ -334,27 +341,36 @@ def measure_batching(bench: Bench, grid: Sequence[tuple[int, float]]) -> list[Fi
 def _compare(
     title: str, samples: Samples, ours: str, peer: str, unit: str, peer_name: str
 ) -> Figure:
-    """Ours over the peer's, round by round; a peer that never answered in time counts as one
-    answer in a round."""
-    found = paired_ratio(
-        title,
-        ours=[one.rate for one in samples[ours]],
-        peer=[max(one.rate, 1.0) for one in samples[peer]],
-        unit=unit,
-        peer_name=peer_name,
-    )
+    """Ours over the peer's, round by round. Beside a peer that answered nothing in time in some
+    round there is no ratio, and the figure is ours alone."""
+    rates, theirs = ([one.rate for one in samples[key]] for key in (ours, peer))
+    if min(theirs) > 0:
+        found = paired_ratio(title, ours=rates, peer=theirs, unit=unit, peer_name=peer_name)
+    else:
+        found = Figure(
+            id=title,
+            value=median(rates),
+            unit=f"{unit}, no ratio",
+            peer=f"{peer_name} ({median(theirs):,.1f}; none in time in {theirs.count(0)} rounds)",
+            low=min(rates),
+            high=max(rates),
+            n=len(rates),
+        )
     return replace(
         found, unit=found.unit + _latency(samples[ours]), peer=found.peer + _latency(samples[peer])
     )
 
 
 def _latency(samples: Sequence[_Sample]) -> str:
-    """p50 and p99 as medians of the rounds, and the longest of all."""
+    """p50 and p99 as medians of the rounds, and the longest of all; in an open loop also the rate
+    at which nothing is refused either."""
     known = [one.summary for one in samples if one.summary is not None]
     if not known:
         return ""
+    kept = [one.every for one in samples if one.every is not None]
     p50, p99 = (
         median(getattr(one, name) for one in known) for name in ("p50_ms", "p99_ms")
     )  # fmt: skip
     longest = max(one.max_ms for one in known)
-    return f"; p50 {p50:,.0f}, p99 {p99:,.0f}, max {longest:,.0f} ms"
+    every = f"; every request in time at {median(kept):,.1f}/s" if kept else ""
+    return f"; p50 {p50:,.0f}, p99 {p99:,.0f}, max {longest:,.0f} ms{every}"
