@@ -271,6 +271,7 @@ def test_heads_alone_leave_the_encoder_as_it_was_and_survive_a_kill(
     assert not [name for name in after if not torch.equal(after[name], again[name])]
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_early_comes_to_its_best_checkpoint_also_after_a_kill(
     cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -310,6 +311,7 @@ def test_a_run_that_stops_early_comes_to_its_best_checkpoint_also_after_a_kill(
     assert load_model(str(tmp_path / "again")).checkpoint.step == best
 
 
+@pytest.mark.slow
 def test_rates_that_follow_validation_survive_a_kill(cluster: Path, tmp_path: Path) -> None:
     plateau = [
         "--train.schedule=plateau", "--train.evaluate_interval=4", "--train.min_delta=1",
@@ -333,7 +335,15 @@ def test_rates_that_follow_validation_survive_a_kill(cluster: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "kind", [["lora"], ["adalora", "--train.zero_stage=0", "--train.optimizer=adafactor"]], ids=str
+    "kind",
+    [
+        pytest.param(["lora"], id="lora"),
+        pytest.param(
+            ["adalora", "--train.zero_stage=0", "--train.optimizer=adafactor"],
+            id="adalora",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_adapters_are_merged_on_export_and_may_be_started_from(
     cluster: Path, straight: tuple[Path, Any], tmp_path: Path, kind: list[str]

@@ -84,6 +84,7 @@ def test_a_run_with_nothing_to_validate_on_ends_well(root: Path, stage: int) -> 
     assert (made / "encoder" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--train.freeze=encoder"]])
 def test_a_taught_run_is_the_same_on_two_workers_and_after_an_interruption(
     root: Path, more: list[str]
