@@ -86,9 +86,11 @@ class Group:
         except subprocess.TimeoutExpired:
             self._process.kill()
         left = [psutil.Process(pid) for pid in found if psutil.pid_exists(pid)]
-        for one in psutil.wait_procs(left, timeout=_KILLED_S)[1]:
+        _, left = psutil.wait_procs(left, timeout=_KILLED_S)
+        for one in left:
             with suppress(psutil.NoSuchProcess):  # it ended meanwhile
                 one.send_signal(signal.SIGKILL)
+        psutil.wait_procs(left, timeout=_KILLED_S)
 
     def _ask_to_end(self) -> None:
         self._process.terminate()

@@ -47,8 +47,8 @@ from serving.target import CHUNKED, good, request
     ids=lambda data: repr(data[:1] + data[-60:]),
 )
 def test_hostile_headers_are_refused(target, data):
-    statuses = target.send(data)
-    assert all(400 <= status < 500 or status in (501, 505) for status in statuses), statuses
+    (status,) = target.send(data)
+    assert 400 <= status < 500 or status in (501, 505)
     assert target.send(request(good())) == [200]
 
 
@@ -66,9 +66,9 @@ def test_one_request_never_becomes_two(target):
     # What one server takes for a body, another may take for a request: both lengths are refused.
     hidden = request(token=None, method="GET", path="/healthz")
     both = request(b"0\r\n\r\n" + hidden, CHUNKED)
-    assert len(target.send(both)) <= 1
+    assert target.send(both) == [400]
     twice = request(b"{}" + hidden, b"Content-Length: 2")
-    assert target.send(twice) in ([], [400])
+    assert target.send(twice) == [400]
 
 
 @pytest.mark.parametrize("request_id", [b"a" * 5000, b"\xff\xfe", b"a, b", b"\x1b[31m", b"%00"])
