@@ -38,13 +38,13 @@ def write_pair(folder: Path) -> dict[str, Package]:
     return packages
 
 
-def doubtful_policy(small: str, large: str, *, budget: float = 1.0, head: int = 3) -> Policy:
+def doubtful_policy(small: str, large: str, *, budget: float = 1.0) -> Policy:
     """A policy of all tasks that doubts everything, as far as the budget goes; temperatures of 2
     (the small model's) and 4."""
     halved = Calibrations(
         small=Calibration("temperature", 2.0, 0.0), large=Calibration("temperature", 4.0, 0.0)
     )
-    return policy_of(small, large, tasks=TASKS, budget=budget, head=head, calibration=halved)
+    return policy_of(small, large, tasks=TASKS, budget=budget, head=3, calibration=halved)
 
 
 def write_deferring_pair(folder: Path) -> dict[str, Package]:

@@ -19,7 +19,7 @@ from rectrain.inference.golden import publish_golden
 from rectrain.package import write_package
 from serving.target import TOKENS, Target
 
-LIMITS = {"body_bytes": 20_000, "body_s": 3.0, "candidates": 50, "requests": 3}
+LIMITS = {"body_bytes": 20_000, "body_s": 5.0, "candidates": 50, "requests": 3}
 
 
 @pytest.fixture(scope="package")

@@ -65,7 +65,7 @@ def test_bodies_may_be_gzip_both_ways(target):
     body = {**search(50), "options": {"timings": True}}
     packed = gzip.compress(json.dumps(body).encode())
     response = requests.post(
-        f"http://127.0.0.1:{target.port}/v1/rank",
+        f"{target.url}/v1/rank",
         data=packed,
         headers={"Authorization": f"Bearer {TOKENS[0]}", "Content-Type": "application/json",
                  "Content-Encoding": "gzip", "Accept-Encoding": "gzip"},

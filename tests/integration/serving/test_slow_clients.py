@@ -6,9 +6,9 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
-import pytest
-
 from serving.target import CHUNKED, chunks, good, request
+
+FEW = 6  # the proxy takes in more requests at a time whatever it learned of the machine
 
 
 def test_a_body_without_end_is_refused_while_it_comes(target):
@@ -16,13 +16,14 @@ def test_a_body_without_end_is_refused_while_it_comes(target):
     assert target.send(data) == [413]
 
 
-@pytest.mark.parametrize("sent", [b"", b'{"query": '])
-def test_a_slow_body_is_refused_and_others_are_answered_meanwhile(target, sent):
-    slow = request(sent, b"Content-Length: 1000", length=False)
-    with ThreadPoolExecutor(24) as pool:
-        waiting = [pool.submit(target.send, slow, more=b" " * 500) for _ in range(24)]
+def test_a_slow_body_is_refused_and_others_are_answered_meanwhile(target):
+    with ThreadPoolExecutor(FEW) as pool:
+        waiting = []
+        for begun in [b"", b'{"query": '] * (FEW // 2):
+            slow = request(begun, b"Content-Length: 1000", length=False)
+            waiting.append(pool.submit(target.send, slow, more=b" " * 900))
         assert target.send(request(good())) == [200]
-        assert all(one.result() == [408] for one in waiting)
+        assert [one.result() for one in waiting] == [[408]] * len(waiting)
 
 
 def test_headers_that_never_end_keep_nobody_else_waiting(target):
