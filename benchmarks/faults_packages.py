@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from rectrain.cascade import (
-    POLICY,
-    Calibration,
-    Calibrations,
-    ListDoubt,
-    Policy,
-    RowDoubt,
-    TaskPolicy,
-)
+from benchmarks.doubtful import doubtful_policy
+from rectrain.cascade import POLICY
 from rectrain.inference.golden import GOLDEN, publish_golden
 from rectrain.inference.index import ItemIndex
 from rectrain.package import Package, open_package, update_package
 from rectrain.package.folder import ITEMS, entry, version_of, write_folder
 from rectrain.package.parts import HEADS
 
-__all__ = ["Packages", "broken", "prepare"]
+__all__ = ["Packages", "broken", "deviate", "prepare"]
 
+Scores = dict[str, list[float]]  # of a golden request, by backend
 _FACTOR = 1.1  # of the second version's heads: its scores are others
-_ROWS = ("ad_ctr", "risk")
+_HEAD = 5  # items of a list that the large model orders
 
 
 @dataclass(frozen=True)
@@ -56,7 +50,9 @@ def prepare(folder: Path, *, small: str, large: str, deferred: float) -> Package
     paths = []
     for name, factor in (("first", 1.0), ("second", _FACTOR)):
         package = _copy(open_package(small), folder / name, factor=factor)
-        policy = _policy(package.version, copy.version, package.tasks, deferred)
+        policy = doubtful_policy(
+            package.version, copy.version, tasks=package.tasks, budget=deferred, head=_HEAD
+        )
         paths.append(publish_golden(update_package(package, {POLICY: policy.to_json()})).path)
     return Packages(*paths, large=copy.path)
 
@@ -83,31 +79,6 @@ def _copy(package: Package, output: Path, *, factor: float = 1.0) -> Package:
     return write_folder(output, {**facts, "version": version, "files": listed}, files)
 
 
-def _policy(small: str, large: str, tasks: tuple[str, ...], deferred: float) -> Policy:
-    """Doubts everything, and defers as much as the budget gives."""
-    given = {
-        "threshold": 2.0,
-        "bound": "budget",
-        "budget": deferred,
-        "rate": 1.0,
-        "deciles": tuple(n / 10 for n in range(1, 10)),
-    }
-    rows = RowDoubt(knots=((0.0, 1.0),), scale=1.0)
-    lists = ListDoubt(temperature=1.0, noise=1.0, places=10, depth=20, scale=1.0)
-    alike = Calibration("temperature", 1.0, 0.0)
-    both = Calibrations(small=alike, large=alike)
-    return Policy(
-        small,
-        large,
-        {
-            task: TaskPolicy(task=task, doubt=rows, calibration=both, **given)
-            if task in _ROWS
-            else TaskPolicy(task=task, doubt=lists, head=5, **given)
-            for task in tasks
-        },
-    )
-
-
 def broken(package: Path, folder: Path) -> Iterator[tuple[str, Path]]:
     """Copies of a package, each broken in a way of its own: what is wrong, and the folder."""
 
@@ -126,18 +97,27 @@ def broken(package: Path, folder: Path) -> Iterator[tuple[str, Path]]:
     yield "a file missing", path
 
     path = copy("deviating")
-    golden = json.loads((path / GOLDEN).read_bytes())
-    for case in golden["cases"]:
-        case["scores"] = {name: [s + 1 for s in given] for name, given in case["scores"].items()}
-    update_package(open_package(path), {GOLDEN: json.dumps(golden).encode()})
+    deviate(path)
     yield "other answers than its golden requests", path
 
     path = copy("unasked")
-    golden["cases"] = [{**case, "scores": {}} for case in golden["cases"]]
-    update_package(open_package(path), {GOLDEN: json.dumps(golden).encode()})
+    _rescore(path, lambda scores: {})
     yield "golden requests without answers", path
 
     path = copy("foreign")
     policy = json.loads((path / POLICY).read_bytes())
     update_package(open_package(path), {POLICY: json.dumps({**policy, "large": "0" * 64}).encode()})
     yield "the policy of another pair", path
+
+
+def deviate(package: Path) -> None:
+    """Changes what a package's golden requests expect, so that its own model deviates from it."""
+    _rescore(package, lambda scores: {name: [one + 1 for one in of] for name, of in scores.items()})
+
+
+def _rescore(package: Path, change: Callable[[Scores], Scores]) -> None:
+    """Changes the scores of all golden requests of a package."""
+    golden = json.loads((package / GOLDEN).read_bytes())
+    for case in golden["cases"]:
+        case["scores"] = change(case["scores"])
+    update_package(open_package(package), {GOLDEN: json.dumps(golden).encode()})

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from benchmarks.child import Child, parent
 from benchmarks.inference_peers import Setup, Unavailable, make
 
 __all__ = ["Pass", "System"]
@@ -18,7 +16,7 @@ __all__ = ["Pass", "System"]
 Pass = Literal["raw", "sorted"]
 
 
-class System:
+class System(Child):
     """A process that has one system open and encodes all texts of a kind when asked.
 
     Args:
@@ -34,30 +32,17 @@ class System:
 
     def __init__(self, name: str, setup: Setup, *, python: Path | str = sys.executable) -> None:
         self.name = name
-        threads = str(setup.threads)
-        self._process = subprocess.Popen(
-            [str(python), "-m", __name__, name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"},
-        )
-        opened = self._ask(asdict(setup))
-        self.reason: str = opened["reason"]
-        self.passes: list[Pass] = opened["passes"]
-        self.choices: str = opened["choices"]
+        command = [str(python), "-m", __name__, name]
+        super().__init__(command, given=setup, environment={"OMP_NUM_THREADS": str(setup.threads)})
+        opened: tuple[str, list[Pass], str] = self.opened
+        self.reason, self.passes, self.choices = opened
         if self.reason:
             self.close()
 
     def measure(self, which: Pass, kind: str) -> float:
         """Real tokens a second of one pass over the kind's texts."""
-        return float(self._ask([which, kind])["tokens_per_s"])
-
-    def close(self) -> None:
-        """Ends the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
+        rate: float = self.ask((which, kind))
+        return rate
 
     @staticmethod
     def matrix_rate(setup: Setup) -> float:
@@ -67,15 +52,6 @@ class System:
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
         return float(done.stdout)
-
-    def _ask(self, question: object) -> Any:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise SystemExit(f"{self.name} failed; its output is above")
-        return json.loads(answer)
 
 
 def print_matrix_rate(threads: int) -> None:
@@ -93,28 +69,20 @@ def print_matrix_rate(threads: int) -> None:
 
 
 def _main(name: str) -> None:
-    # What libraries print must not stand between the answers.
-    answers, sys.stdout = sys.stdout, sys.stderr
-
-    def answer(value: object) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
-
-    setup = Setup(**json.loads(sys.stdin.readline()))
+    setup, questions, answer = parent()
     try:
         system = make(name, setup)
     except Unavailable as error:
-        answer({"reason": str(error), "passes": [], "choices": ""})
+        answer((str(error), [], ""))
         return
-    answer({"reason": "", "passes": sorted(system.passes), "choices": system.choices})
-    for line in sys.stdin:
-        which, kind = json.loads(line)
+    answer(("", sorted(system.passes), system.choices))
+    for which, kind in questions:
         run, inputs = system.passes[which][kind]
         start = time.perf_counter()
         vectors = run(inputs)
         seconds = time.perf_counter() - start
         assert vectors.shape[0] == len(setup.texts[kind]), f"{name} left texts out"
-        answer({"tokens_per_s": setup.num_tokens(kind) / seconds})
+        answer(setup.num_tokens(kind) / seconds)
 
 
 if __name__ == "__main__":

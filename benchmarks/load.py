@@ -15,20 +15,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import pickle
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
 
 import aiohttp
+
+from benchmarks.child import Child, parent
 
 __all__ = ["Generator", "Load", "Outcome", "Request", "Summary", "summarise"]
 
@@ -120,7 +116,7 @@ class Outcome:
         return 200 <= self.status < 300
 
 
-class Generator:
+class Generator(Child):
     """A process that sends loads, one at a time.
 
     Args:
@@ -128,30 +124,8 @@ class Generator:
     """
 
     def __init__(self, *, core: int | None = None) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _CODE],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        )
+        super().__init__([sys.executable, "-c", _CODE], core=core)
         self.core = core
-        self._ask(core)
-
-    def __enter__(self) -> Generator:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def pid(self) -> int:
-        """The process."""
-        return self._process.pid
 
     def run(self, load: Load, requests: Sequence[Request]) -> list[Outcome]:
         """Sends a load and waits for its end; outcomes by number."""
@@ -160,61 +134,28 @@ class Generator:
 
     def start(self, load: Load, requests: Sequence[Request]) -> None:
         """Begins to send a load, and returns."""
-        self._send((load, tuple(requests)))
+        self.tell((load, tuple(requests)))
 
     def finish(self) -> list[Outcome]:
         """Waits for the end of the load that was begun; outcomes by number."""
-        outcomes: list[Outcome] = self._receive()
+        outcomes: list[Outcome] = self.hear()
         return outcomes
 
-    def close(self) -> None:
-        """Ends the process; a load that is under way is broken off."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.terminate()
-        self._process.wait(timeout=60)
-
-    def _ask(self, question: object) -> Any:
-        self._send(question)
-        return self._receive()
-
-    def _send(self, message: object) -> None:
-        assert self._process.stdin is not None
-        pickle.dump(message, self._process.stdin)
-        self._process.stdin.flush()
-
-    def _receive(self) -> Any:
-        assert self._process.stdout is not None
-        try:
-            return pickle.load(self._process.stdout)
-        except EOFError:
-            raise RuntimeError("the load generator died; its output is above") from None
+    def _ask_to_end(self) -> None:
+        super()._ask_to_end()
+        self._process.terminate()  # a load that is under way is broken off
 
 
 def answer_parent() -> None:
-    """What the generator's process does: loads from stdin, outcomes to stdout."""
-    questions, answers = sys.stdin.buffer, sys.stdout.buffer
-    sys.stdout = sys.stderr
-    core = pickle.load(questions)
-    if core is not None:
-        os.sched_setaffinity(0, {core})
-    _answer(answers, core)
-    while True:
-        try:
-            load, requests = pickle.load(questions)
-        except EOFError:
-            return
+    """What the generator's process does."""
+    _, loads, answer = parent()
+    answer("ready")
+    for load, requests in loads:
         gc.collect()
         gc.disable()  # a pause here would look like one of the server
         outcomes = asyncio.run(send(load, requests))
         gc.enable()
-        _answer(answers, outcomes)
-
-
-def _answer(pipe: IO[bytes], value: object) -> None:
-    pickle.dump(value, pipe)
-    pipe.flush()
+        answer(outcomes)
 
 
 async def send(load: Load, requests: Sequence[Request]) -> list[Outcome]:

@@ -1,22 +1,20 @@
 """Applications on Ray Serve, side by side in one cluster: ours, a bare one, and @serve.batch.
 
-Run by `serve_servers.Cluster` as a process of its own, which says on stdin what to deploy.
+Run by `serve_servers.Cluster` as a process of its own, which is asked what to deploy.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import ray
 from fastapi import FastAPI, Request
 from ray import serve
 
+from benchmarks.child import parent
 from benchmarks.serve_scorer import Scorer
 from serve.app import build
 from serve.config import Settings
@@ -69,21 +67,18 @@ _APPS = {
 
 
 def main() -> None:
-    """Deploys what stdin asks for, until it ends."""
-    answers, sys.stdout = sys.stdout, sys.stderr
-    http = json.loads(sys.stdin.readline())
+    """Deploys what it is asked to."""
+    http, questions, answer = parent()
     ray.init(
         address="local", num_cpus=_CPUS, include_dashboard=False, log_to_driver=False,
         logging_level=logging.WARNING,
     )  # fmt: skip
     serve.start(http_options=http, logging_config=_LOGS)
-    tell = partial(print, file=answers, flush=True)
-    tell("started")
-    for line in sys.stdin:
-        name, arguments = json.loads(line)
+    answer("started")
+    for name, arguments in questions:
         make, prefix = _APPS[name]
         serve.run(make(**arguments), name=name, route_prefix=prefix)
-        tell(prefix.rstrip("/"))
+        answer(prefix.rstrip("/"))
     serve.shutdown()
     ray.shutdown()
 

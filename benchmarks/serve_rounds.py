@@ -18,8 +18,9 @@ from benchmarks.serve_goodput import BOUND_S, find_goodput
 from benchmarks.serve_models import INT8, Models
 from benchmarks.serve_requests import PATH, Workload
 from benchmarks.serve_scorer import TASK
-from benchmarks.serve_servers import FLAGS, PEERS, Cluster, Loop, bentoml, litserve, make_venv
+from benchmarks.serve_servers import FLAGS, PEERS, Cluster, Loop, bentoml, litserve
 from benchmarks.table import Figure, paired_ratio
+from benchmarks.venv import make_venv
 
 __all__ = ["Bench", "measure_batching", "measure_servers"]
 
@@ -177,8 +178,8 @@ def measure_servers(bench: Bench, parts: Collection[str]) -> list[Figure]:
         turns["loop"] = partial(_loops, bench)
     if "S5" in parts:
         for name, requirement in PEERS.items():
-            venv = make_venv(bench.folder / name, requirement)
-            turns[name] = partial(_peer, bench, name, venv)
+            python = make_venv(bench.folder / name, [requirement])
+            turns[name] = partial(_peer, bench, name, python)
     samples = _in_turn(turns, rounds=bench.rounds)
     figures = []
     if "S2" in parts:
@@ -258,7 +259,7 @@ def _loops(bench: Bench) -> dict[str, _Sample]:
     return found
 
 
-def _peer(bench: Bench, name: str, venv: Path) -> dict[str, _Sample]:
+def _peer(bench: Bench, name: str, python: Path) -> dict[str, _Sample]:
     """A peer, started anew for the open loop where its best settings for that are others."""
     start = {"litserve": litserve, "bentoml": bentoml}[name]
     fixed, ragged = (
@@ -271,7 +272,7 @@ def _peer(bench: Bench, name: str, venv: Path) -> dict[str, _Sample]:
             "model": str(bench.models.small), "backend": INT8, "size": size, "wait_s": wait_s,
             "port": bench.port + _PORTS_APART,
         }  # fmt: skip
-        with start(venv, given, core=bench.core, log=bench.log(name)) as server:
+        with start(python, given, core=bench.core, log=bench.log(name)) as server:
             bench.check(server.url, fixed[0], "small")
             if batches["closed"] == (size, wait_s):
                 found[name] = _sample(bench.closed(server.url, fixed))

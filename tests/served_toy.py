@@ -14,16 +14,9 @@ from numpy.typing import NDArray
 from packaged_toy import toy_parts, write_catalogue
 from ray import serve
 
+from benchmarks.doubtful import doubtful_policy as policy_of
 from rectrain import cluster
-from rectrain.cascade import (
-    POLICY,
-    Calibration,
-    Calibrations,
-    ListDoubt,
-    Policy,
-    RowDoubt,
-    TaskPolicy,
-)
+from rectrain.cascade import POLICY, Calibration, Calibrations, Policy
 from rectrain.inference.golden import publish_golden
 from rectrain.inference.packaged import PackagedModel, publish_index
 from rectrain.package import Card, Package, update_package, write_package
@@ -45,27 +38,21 @@ def write_pair(folder: Path) -> dict[str, Package]:
     return packages
 
 
-def doubtful_policy(small: str, large: str, *, budget: float = 1.0, head: int = 3) -> Policy:
-    """A policy of all tasks that doubts everything, as far as the budget goes."""
-    common = {
-        "threshold": 2.0,
-        "bound": "budget",
-        "budget": budget,
-        "rate": 1.0,
-        "deciles": tuple(n / 10 for n in range(1, 10)),
-    }
-    rows = RowDoubt(knots=((0.0, 1.0),), scale=1.0)
-    lists = ListDoubt(temperature=1.0, noise=1.0, places=10, depth=20, scale=1.0)
+def doubtful_policy(small: str, large: str, *, budget: float = 1.0) -> Policy:
+    """A policy of all tasks that doubts everything, as far as the budget goes; temperatures of 2
+    (the small model's) and 4."""
     halved = Calibrations(
         small=Calibration("temperature", 2.0, 0.0), large=Calibration("temperature", 4.0, 0.0)
     )
-    tasks = {}
-    for task in TASKS:
-        if task in ("ad_ctr", "risk"):
-            tasks[task] = TaskPolicy(task=task, doubt=rows, calibration=halved, **common)
-        else:
-            tasks[task] = TaskPolicy(task=task, doubt=lists, head=head, **common)
-    return Policy(small, large, tasks)
+    return policy_of(small, large, tasks=TASKS, budget=budget, head=3, calibration=halved)
+
+
+def write_deferring_pair(folder: Path) -> dict[str, Package]:
+    """The packages of `write_pair`, the small one with the policy of `doubtful_policy`."""
+    packages = write_pair(folder)
+    policy = doubtful_policy(packages["small"].version, packages["large"].version)
+    packages["small"] = update_package(packages["small"], {POLICY: policy.to_json()})
+    return packages
 
 
 def search(count: int = 4) -> dict[str, Any]:
@@ -84,22 +71,24 @@ def offline(model: PackagedModel, task: str, body: Mapping[str, Any]) -> NDArray
 
 @contextmanager
 def served_pair(
-    folder: Path, *, cluster_options: Mapping[str, Any] | None = None, **settings: Any
+    folder: Path,
+    *,
+    cluster_options: Mapping[str, Any] | None = None,
+    further_models: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> Iterator[Settings]:
     """The graph on Ray Serve in a cluster of its own, with a pair `shop` that defers everything.
 
     Args:
         folder: for the packages `small` and `large`.
         cluster_options: further ones of `ray.init`.
-        settings: further ones; a port is chosen where none is given.
+        further_models: beside `shop`, as in the settings.
+        settings: further ones; a port is chosen where no `http` is given.
     """
-    packages = write_pair(folder)
-    policy = doubtful_policy(packages["small"].version, packages["large"].version)
-    packages["small"] = update_package(packages["small"], {POLICY: policy.to_json()})
+    packages = write_deferring_pair(folder)
     pair = {name: str(publish_golden(package).path) for name, package in packages.items()}
-    chosen = Settings.model_validate(
-        {"models": {"shop": pair}, "http": {"port": free_port()}, **settings}
-    )
+    models = {"shop": pair, **(further_models or {})}
+    chosen = Settings.model_validate({"models": models, "http": {"port": free_port()}, **settings})
     if chosen.http.is_loopback:
         cluster.keep_to_loopback()  # as `start` does for a cluster of its own
     options = {"include_dashboard": False, "log_to_driver": False, **(cluster_options or {})}

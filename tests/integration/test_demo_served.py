@@ -7,21 +7,17 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from served_toy import doubtful_policy, write_pair
+from served_toy import write_deferring_pair
 
 from jobs.ask import REQUESTS, ask, served
-from rectrain.cascade import POLICY
-from rectrain.package import update_package
 
 
 def test_each_request_of_the_demo_is_answered_and_the_graph_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # of a cluster that must be left alone
-    packages = write_pair(tmp_path)
+    packages = write_deferring_pair(tmp_path)
     small, large = packages["small"], packages["large"]
-    policy = doubtful_policy(small.version, large.version)
-    small = update_package(small, {POLICY: policy.to_json()})
     log = tmp_path / "serve.log"
     requests = json.loads(REQUESTS.read_text(encoding="utf-8"))
     with served(small=small.path, large=large.path, log=log) as address:

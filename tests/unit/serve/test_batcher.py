@@ -49,6 +49,17 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+async def busy(model: Model, batcher: Batcher[int, int], *, tokens: int) -> asyncio.Task[int]:
+    """A batch that runs until the gate opens, of a model whose speed is known: its first batch, of
+    100 tokens, took a second."""
+    model.gate.set()
+    await ask(batcher, 100)
+    model.gate.clear()
+    running = ask(batcher, tokens)
+    await settle()
+    return running
+
+
 def test_what_waits_while_a_batch_runs_is_the_next_batch():
     async def scenario(model, batcher):
         first = ask(batcher, 5)
@@ -131,11 +142,7 @@ def test_work_whose_deadline_passed_is_never_run():
 
 def test_more_than_may_wait_is_refused_at_once_and_says_when_to_come_back():
     async def scenario(model, batcher):
-        model.gate.set()
-        await ask(batcher, 100)  # now its speed is known: 100 tokens a second
-        model.gate.clear()
-        running = ask(batcher, 100)
-        await settle()
+        running = await busy(model, batcher, tokens=100)
         waiting = ask(batcher, 200)
         await settle()
         with pytest.raises(Overloaded) as refused:
@@ -149,11 +156,7 @@ def test_more_than_may_wait_is_refused_at_once_and_says_when_to_come_back():
 
 def test_work_that_can_not_be_done_in_time_is_refused_before_it_costs_anything():
     async def scenario(model, batcher):
-        model.gate.set()
-        await ask(batcher, 100)
-        model.gate.clear()
-        running = ask(batcher, 100)
-        await settle()
+        running = await busy(model, batcher, tokens=100)
         with pytest.raises(Overloaded):
             await ask(batcher, 50, deadline=model.now + 1.4)
         in_time = ask(batcher, 50, deadline=model.now + 1.6)
@@ -239,11 +242,7 @@ def test_an_idle_model_tries_what_a_bad_moment_says_is_too_slow():
 
 def test_a_batch_is_no_longer_than_the_first_deadline_in_it_allows():
     async def scenario(model, batcher):
-        model.gate.set()
-        await ask(batcher, 100)  # 100 tokens a second
-        model.gate.clear()
-        running = ask(batcher, 10)
-        await settle()
+        running = await busy(model, batcher, tokens=10)
         soon = ask(batcher, 30, deadline=model.now + 0.55)
         others = [ask(batcher, tokens) for tokens in (10, 20)]
         await settle()
@@ -256,11 +255,7 @@ def test_a_batch_is_no_longer_than_the_first_deadline_in_it_allows():
 
 def test_work_that_would_be_late_is_left_out_before_it_costs_anything():
     async def scenario(model, batcher):
-        model.gate.set()
-        await ask(batcher, 100)
-        model.gate.clear()
-        running = ask(batcher, 10)
-        await settle()
+        running = await busy(model, batcher, tokens=10)
         hopeless = ask(batcher, 80, deadline=model.now + 1.0)
         last = ask(batcher, 5)
         await settle()
@@ -276,11 +271,7 @@ def test_work_that_would_be_late_is_left_out_before_it_costs_anything():
 
 def test_what_a_running_batch_has_done_already_is_not_waited_for_again():
     async def scenario(model, batcher):
-        model.gate.set()
-        await ask(batcher, 100)
-        model.gate.clear()
-        running = ask(batcher, 100)
-        await settle()
+        running = await busy(model, batcher, tokens=100)
         assert batcher.expected_s(50) == pytest.approx(1.5)
         model.now += 0.75
         assert batcher.expected_s(50) == pytest.approx(0.75)

@@ -149,9 +149,13 @@ def test_a_body_that_comes_too_slowly_is_refused():
         await asyncio.Event().wait()
         raise AssertionError
 
-    async def send(message: dict[str, Any]) -> None: ...
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
 
     scope = {"type": "http", "path": "/", "headers": [], "method": "POST"}
     with pytest.raises(HTTPException) as refused:
         asyncio.run(guard(max_s=0.01)(scope, never, send))
     assert refused.value.status_code == 408
+    assert sent == []  # the application makes the answer, as of any failure

@@ -49,7 +49,10 @@ def test_a_package_brings_requests_of_every_task_and_their_answers(package):
 
 
 def test_the_model_that_was_published_passes(package, model):
-    read_golden(package).check(model, tolerance=1e-6)
+    golden = read_golden(package)
+    golden.check(model, tolerance=1e-6)
+    for published, now in zip(golden.cases, golden.own(model).cases, strict=True):
+        assert now.scores["torch"] == pytest.approx(published.scores["torch"], abs=1e-6)
 
 
 def test_publishing_twice_changes_nothing(package):

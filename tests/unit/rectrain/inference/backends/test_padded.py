@@ -80,12 +80,15 @@ def test_vectors_come_in_the_texts_order(threads: int, lengths: list[int]) -> No
 
 def test_a_few_texts_are_spread_over_all_threads() -> None:
     together = threading.Barrier(2, timeout=20)  # breaks where one thread does all the work
+    seen = set()
 
     def run(ids: Ints, mask: Ints) -> np.ndarray:
         together.wait()
+        seen.add(threading.get_ident())
         return _mean_of_ids(ids, mask)
 
     PaddedEncoder("fake", width=1, run=run, threads=2).encode(_texts([32] * 8))
+    assert len(seen) == 2
 
 
 def test_a_failing_engine_is_heard_of() -> None:

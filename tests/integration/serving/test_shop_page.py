@@ -2,64 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import ray
-from packaged_toy import toy_parts
-from ray import serve
-from served_toy import CARD, TASKS, doubtful_policy, write_pair
 
-from rectrain.cascade import POLICY
-from rectrain.package import update_package, write_package
-from serve.app import start
-from serve.config import Settings
+from serving.target import TOKENS, Target
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: extra dev")
 
-TOKEN = "a long random token"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 WIDTHS = {"phone": 390, "desktop": 1280}
 
-pytestmark = [
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine"),
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("page")
-    packages = write_pair(folder)
-    policy = doubtful_policy(packages["small"].version, packages["large"].version)
-    update_package(packages["small"], {POLICY: policy.to_json()})
-    # Without an item index, and with nothing to defer to.
-    bare = write_package(folder / "bare", toy_parts(folder / "b", seed=2, tasks=TASKS), card=CARD)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    settings = Settings.model_validate(
-        {
-            "models": {
-                "shop": {name: str(package.path) for name, package in packages.items()},
-                "bare": {"small": str(bare.path)},
-            },
-            "http": {"port": port},
-            "security": {"token_hashes": [hashlib.sha256(TOKEN.encode()).hexdigest()]},
-        }
-    )
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        start(settings)
-        yield f"http://127.0.0.1:{port}"
-        serve.shutdown()
-    finally:
-        ray.shutdown()
+def url(target: Target) -> str:
+    return target.url
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +36,7 @@ def browser() -> Iterator[Any]:
 class Tab:
     """A page, what its console said against it, and the addresses that it asked."""
 
-    def __init__(self, browser: Any, *, width: int = 1280, token: str | None = TOKEN) -> None:
+    def __init__(self, browser: Any, *, width: int = 1280, token: str | None = TOKENS[0]) -> None:
         self.context = browser.new_context(viewport={"width": width, "height": 850})
         self.context.set_default_timeout(120_000)
         if token:
@@ -179,7 +141,7 @@ def test_nothing_is_wider_than_the_screen(browser, url, width, path):
 def test_a_token_is_asked_for_until_it_is_right(browser, url, path, ready):
     tab = Tab(browser, token=None)
     tab.page.goto(f"{url}{path}")
-    for token, seen in (("wrong", "text=does not know this token"), (TOKEN, ready)):
+    for token, seen in (("wrong", "text=does not know this token"), (TOKENS[0], ready)):
         tab.page.wait_for_selector("#token")
         tab.page.fill("#token", token)
         tab.page.press("#token", "Enter")
@@ -221,8 +183,10 @@ def test_a_server_that_is_gone_is_reported(tab):
     tab.page.press("#query", "Enter")
     tab.page.wait_for_selector("#rank .failed >> text=does not answer")
     tab.page.unroute("**/v1/rank")
+    assert tab.texts("#rank .products li") == []
     tab.page.click("#rank .failed button")
-    tab.page.wait_for_selector("#rank .products li")
+    tab.settle()
+    assert tab.texts("#rank .products li") and not tab.texts("#rank .failed")
 
 
 def test_products_of_ones_own_take_the_place_of_the_samples(tab, tmp_path):

@@ -1,0 +1,1 @@
+"""Tests of one application on real Ray Serve: a package, at whose end pytest stops it."""
