@@ -1,16 +1,18 @@
-"""Requests that wait are scored together, oldest first, as many as fit into a budget of tokens.
+"""Requests that wait are scored together, oldest first, as many as fit into a budget of tokens and
+of time.
 
 There is no timer: a batch is whatever waits when the model is free, so an idle model answers at
 once, and a busy one finds its next batch ready. Order is strictly that of arrival: what does not
 fit is first in the next batch, so no text is too long ever to be read. (`@serve.batch` with a
 batch_size_fn sends it to the back of the queue.) Work whose client has left, or that can't be done
-by its deadline, is dropped before it costs anything, and a batch is no longer than the first
+by its deadline, is dropped before it costs anything, and a batch takes no longer than the first
 deadline in it allows.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -101,6 +103,7 @@ class Batcher(Generic[W, R]):
     Args:
         run: scores a batch without blocking the event loop; a result or an exception for each.
         max_tokens: of a batch; work with more is a batch of its own.
+        max_s: seconds that a batch may take, as far as the pace tells; so is work with more.
         max_queued_tokens: that wait at most; an empty queue takes any work.
         clock: seconds that only grow; deadlines are in its time.
         observe: told of each batch: its requests, its tokens.
@@ -111,12 +114,14 @@ class Batcher(Generic[W, R]):
         run: Run[W, R],
         *,
         max_tokens: int,
+        max_s: float,
         max_queued_tokens: int,
         clock: Callable[[], float] = time.monotonic,
         observe: Callable[[int, int], None] = lambda requests, tokens: None,
     ) -> None:
         self._run = run
         self._max_tokens = max_tokens
+        self._max_s = max_s
         self._max_queued_tokens = max_queued_tokens
         self._clock = clock
         self._observe = observe
@@ -171,7 +176,9 @@ class Batcher(Generic[W, R]):
             running, since = self._running
             left_s = max(0.0, self._pace.seconds(running) - (self._clock() - since))
         waiting = self._queued_tokens + tokens
-        batches = -(-waiting // self._max_tokens)
+        batches = max(
+            -(-waiting // self._max_tokens), math.ceil(self._pace.seconds(waiting) / self._max_s)
+        )
         return left_s + self._pace.seconds(waiting, batches=batches)
 
     def _withdraw(self, entry: _Entry[W, R]) -> None:
@@ -196,7 +203,7 @@ class Batcher(Generic[W, R]):
                 _settle(entry, result, begun=begun, ran_s=ran_s)
 
     def _take(self) -> list[_Entry[W, R]]:
-        """The oldest work up to the budget and the first deadline, less what nobody waits for any
+        """The oldest work up to the budgets and the first deadline, less what nobody waits for any
         more and what can't be done in time."""
         batch: list[_Entry[W, R]] = []
         tokens, now = 0, self._clock()
@@ -204,7 +211,7 @@ class Batcher(Generic[W, R]):
             entry = self._queue[0]
             if not entry.future.done() and not self._is_late(entry, now):
                 together = tokens + entry.tokens
-                end = min((one.deadline for one in (*batch, entry)), default=entry.deadline)
+                end = min(now + self._max_s, entry.deadline, *(one.deadline for one in batch))
                 is_long = now + self._pace.seconds(together) > end
                 if batch and (together > self._max_tokens or is_long):
                     break

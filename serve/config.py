@@ -223,9 +223,12 @@ class Deadlines(Section):
 
 
 class Batching(Section):
-    """Requests that wait are scored together, as many as fit into a budget of tokens."""
+    """Requests that wait are scored together, as many as fit into a budget of tokens and time."""
 
-    max_tokens: Count = Field(default=4_096, description="tokens scored in one go")
+    max_tokens: Count = Field(default=16_384, description="tokens scored in one go")
+    max_ms: float = Field(
+        default=200, gt=0, description="how long that may take, at the pace of the last ones"
+    )
     max_queued_tokens: Count = Field(
         default=65_536, description="tokens that wait at most; beyond, 503"
     )

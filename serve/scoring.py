@@ -86,6 +86,7 @@ class Engine:
         self._batcher: Batcher[Work, Result] = Batcher(
             self._run,
             max_tokens=batching.max_tokens,
+            max_s=batching.max_ms / 1000,
             max_queued_tokens=batching.max_queued_tokens,
             observe=lambda count, tokens: observe(
                 count, tokens / batching.max_tokens, self._batcher.queued_tokens

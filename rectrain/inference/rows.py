@@ -78,6 +78,9 @@ class RowEncoder:
     limits: Mapping[str, TextLimits]
     full_tokenizer: PreTrainedTokenizerFast | None = None
     _counts: _Counts = field(default_factory=_Counts, init=False, repr=False, compare=False)
+    _tables: dict[str, FieldTable] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def fields(self, spec: TaskSpec) -> FieldTable:
         """What a row must have to be scored: the model's features, but no label, weight, split or
@@ -86,6 +89,13 @@ class RowEncoder:
         A row of a two-tower task is a user: the group, the texts of the query side, and the ids
         of the items that must not be recommended.
         """
+        if (
+            spec.name not in self._tables
+        ):  # small requests would take longer to describe than to read
+            self._tables[spec.name] = self._fields_of(spec)
+        return self._tables[spec.name]
+
+    def _fields_of(self, spec: TaskSpec) -> FieldTable:
         if spec.has_catalogue:
             texts = tuple(Field(name, "text_list") for name in spec.query)
             user = tuple(spec.fields[name] for name in spec.fields.names("group"))

@@ -28,10 +28,21 @@ class Model:
         return [ValueError(str(work)) if work == 13 else work for work in works]
 
 
-def run(scenario: Callable[[Model, Batcher[int, int]], Awaitable[None]]) -> None:
+def run(
+    scenario: Callable[[Model, Batcher[int, int]], Awaitable[None]],
+    *,
+    max_tokens: int = 100,
+    max_s: float = FAR,
+) -> None:
     async def main() -> None:
         model = Model()
-        batcher = Batcher(model.run, max_tokens=100, max_queued_tokens=300, clock=lambda: model.now)
+        batcher = Batcher(
+            model.run,
+            max_tokens=max_tokens,
+            max_s=max_s,
+            max_queued_tokens=300,
+            clock=lambda: model.now,
+        )
         await scenario(model, batcher)
 
     asyncio.run(main())
@@ -71,6 +82,20 @@ def test_what_waits_while_a_batch_runs_is_the_next_batch():
         assert model.batches == [[5], [40, 50], [20]]
 
     run(scenario)
+
+
+def test_a_batch_takes_no_longer_than_it_may_but_for_work_that_is_long_by_itself():
+    async def scenario(model, batcher):
+        running = await busy(model, batcher, tokens=1)
+        others = [ask(batcher, tokens) for tokens in (20, 29, 2, 80, 5)]
+        await settle()
+        # 1.36 s of work in batches of half a second, the 80 of them beyond it.
+        assert batcher.expected_s() == pytest.approx(0.01 + 1.36)
+        model.gate.set()
+        await asyncio.gather(running, *others)
+        assert model.batches[2:] == [[20, 29], [2], [80], [5]]
+
+    run(scenario, max_tokens=300, max_s=0.5)
 
 
 def test_a_long_text_is_not_overtaken_by_short_ones():

@@ -81,7 +81,10 @@ def test_a_serve_yaml_can_not_be_overridden():
         ("limits: {body_s: 0}", "limits.body_s"),
         ("limits: {body_bytes: 300000}", "limits.body_bytes.*fit into an empty queue"),
         ("batching: {max_tokens: 100000}", "max_tokens: got 100000; must not exceed max_queued_to"),
-        ("batching: {max_queued_tokens: 5000}", "limits.body_bytes.*max_queued_tokens, 5000"),
+        (
+            "batching: {max_tokens: 4000, max_queued_tokens: 5000}",
+            "limits.body_bytes.*max_queued_tokens, 5000",
+        ),
         ("deadlines: {large_ms: 6000}", "large_ms: got 6000.0; must not exceed default_ms"),
         ("deadlines: {max_ms: 60000}", "drain_s: got 40;.*together 70 s"),
         ("drain_s: 5", "drain_s: got 5.*; .*together 40 s; fix: raise drain_s"),
