@@ -332,7 +332,7 @@ def test_every_request_has_one_outcome_and_every_answer_is_counted(graph):
         ("/v1/rank/batch", 200, "ok"),
         ("/nowhere", 404, "refused"),
     ]
-    assert [path for path, _ in served.recorded.answers] == ["rank", "rank"]
+    assert [path for path, _ in served.recorded.answers] == ["/v1/rank", "/v1/rank"]
 
 
 def test_bodies_may_be_gzip_both_ways(graph):
