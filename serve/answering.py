@@ -113,6 +113,7 @@ class Answerer:
             PackageError: the model lacks the item index.
             ModelFault: the model gives no numbers, or has been withdrawn.
         """
+        self._engine.require_sound()  # what is kept is no better than what gave it
         begun = self._clock()
         options: Options = request.options  # type: ignore[attr-defined]
         key = self._cache.key(self._versions(large=True), path, request)

@@ -120,8 +120,7 @@ class Engine:
         Raises:
             ModelFault: the process is being withdrawn.
         """
-        if not self.is_sound:
-            raise ModelFault("withdrawn")
+        self.require_sound()
         tokens = num_tokens(
             work,
             self.models[work.model],
@@ -133,6 +132,11 @@ class Engine:
             self.is_suspect = True  # golden requests will tell whether it was the model
             raise
 
+    def require_sound(self) -> None:
+        """Raises ModelFault where the process is being withdrawn."""
+        if not self.is_sound:
+            raise ModelFault("withdrawn")
+
     def chars_a_token(self, model: str) -> float:
         """Characters of a token, on average, of the texts that a model has read lately."""
         return self._chars_a_token.get(model, _CHARS_A_TOKEN)
@@ -141,6 +145,7 @@ class Engine:
         return await self.call_async(lambda: self._scored(works))
 
     def _scored(self, works: list[Work]) -> list[Result | Exception]:
+        self.require_sound()  # golden requests may have failed since this was asked
         results = score_works(self.models, works)
         self._read_one(works[self._num_batches % len(works)])
         return results

@@ -313,7 +313,8 @@ def test_a_fault_of_ours_shows_nothing_of_its_inside(graph, monkeypatch):
 
 
 def test_a_process_that_is_withdrawn_answers_no_more(graph, monkeypatch):
-    served = graph()
+    served = graph(cache=10)
+    assert served.post("/v1/rank", search()).status_code == 200  # and is kept
     monkeypatch.setattr(served.engine, "is_sound", False)
     for response in (served.client.get("/readyz"), served.post("/v1/rank", search())):
         assert (response.status_code, response.json()["code"]) == (503, "withdrawn")
