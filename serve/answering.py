@@ -31,7 +31,7 @@ _KEPT = ("confident", "doubtful", "no_large", "no_policy", "asked", "not_asked")
 
 
 class LargeReply(NamedTuple):
-    """What the large model said: its result, or why there is none."""
+    """What the large model said: its result, or why there is none (None: it can't read this)."""
 
     result: Result | None
     refused: Literal["overload", "deadline", "unavailable"] | None = None

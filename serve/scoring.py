@@ -173,10 +173,13 @@ def num_tokens(work: Work, model: PackagedModel, *, chars_a_token: float) -> int
         work: of this model.
         model: whose limits cut the texts.
         chars_a_token: on average.
+
+    Raises:
+        DataError: the model lacks the task.
     """
+    texts = _texts(work, model)
     assert model.predictor.rows is not None
     cut = model.predictor.rows.limits[work.task].max_length - _TOKENS_A_TEXT
-    texts = _texts(work, model)
     chars = sum(min(len(text), cut * chars_a_token) for text in texts)
     return 1 + _TOKENS_A_TEXT * len(texts) + round(chars / chars_a_token)
 
@@ -223,8 +226,8 @@ def score_works(
 def _score_group(model: PackagedModel, works: Sequence[Work]) -> list[Result | Exception]:
     try:
         return _recommend(model, works) if works[0].k else _predict(model, works)
-    except DataError as error:
-        # A row breaks a rule. Alone, each work finds out whether it is the one.
+    except Exception as error:
+        # As a row that breaks a rule. Alone, each work finds out whether it is the one.
         if len(works) == 1:
             return [error]
         return [_score_group(model, [work])[0] for work in works]
