@@ -5,8 +5,8 @@ There is no timer: a batch is whatever waits when the model is free, so an idle 
 once, and a busy one finds its next batch ready. Order is strictly that of arrival: what does not
 fit is first in the next batch, so no text is too long ever to be read. (`@serve.batch` with a
 batch_size_fn sends it to the back of the queue.) Work whose client has left, or that can't be done
-by its deadline, is dropped before it costs anything, and a batch takes no longer than the first
-deadline in it allows.
+by its deadline, is dropped before it costs anything. A batch takes at most half of the time that
+the most urgent work in it has left: what arrives meanwhile must wait for it, and be done in time.
 """
 
 from __future__ import annotations
@@ -203,16 +203,17 @@ class Batcher(Generic[W, R]):
                 _settle(entry, result, begun=begun, ran_s=ran_s)
 
     def _take(self) -> list[_Entry[W, R]]:
-        """The oldest work up to the budgets and the first deadline, less what nobody waits for any
-        more and what can't be done in time."""
+        """The oldest work up to the budgets and half the way to the first deadline, less what
+        nobody waits for any more and what can't be done in time."""
         batch: list[_Entry[W, R]] = []
         tokens, now = 0, self._clock()
         while self._queue:
             entry = self._queue[0]
             if not entry.future.done() and not self._is_late(entry, now):
                 together = tokens + entry.tokens
-                end = min(now + self._max_s, entry.deadline, *(one.deadline for one in batch))
-                is_long = now + self._pace.seconds(together) > end
+                first = min(one.deadline for one in (*batch, entry))
+                most_s = min(self._max_s, (first - now) / 2)
+                is_long = self._pace.seconds(together) > most_s
                 if batch and (together > self._max_tokens or is_long):
                     break
                 batch.append(entry)

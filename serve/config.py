@@ -227,7 +227,7 @@ class Batching(Section):
 
     max_tokens: Count = Field(default=16_384, description="tokens scored in one go")
     max_ms: float = Field(
-        default=200, gt=0, description="how long that may take, at the pace of the last ones"
+        default=100, gt=0, description="how long that may take, at the pace of the last ones"
     )
     max_queued_tokens: Count = Field(
         default=65_536, description="tokens that wait at most; beyond, 503"

@@ -265,10 +265,10 @@ def test_an_idle_model_tries_what_a_bad_moment_says_is_too_slow():
     run(scenario)
 
 
-def test_a_batch_is_no_longer_than_the_first_deadline_in_it_allows():
+def test_a_batch_takes_half_of_the_time_that_the_most_urgent_in_it_has_left():
     async def scenario(model, batcher):
         running = await busy(model, batcher, tokens=10)
-        soon = ask(batcher, 30, deadline=model.now + 0.55)
+        soon = ask(batcher, 30, deadline=model.now + 0.95)
         others = [ask(batcher, tokens) for tokens in (10, 20)]
         await settle()
         model.gate.set()
