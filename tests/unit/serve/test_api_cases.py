@@ -13,7 +13,7 @@ def test_generated_requests_get_no_5xx_and_what_the_openapi_says(graph, doubtful
         "/openapi.json", served.client.app, config=config(seed=7, headers={}, examples=5)
     )
     tally = run_cases(schema)
-    assert tally.num_cases >= 2500
+    assert tally.num_cases >= 2000
     assert not tally.problems, tally.examples
     answered = {operation for operation, status in tally.statuses if status == 200}
     assert {"POST /v1/rank", "POST /v1/risk/batch", "GET /v1/models"} <= answered
