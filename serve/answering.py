@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from itertools import islice
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -30,7 +31,7 @@ _KEPT = ("confident", "doubtful", "no_large", "no_policy", "asked", "not_asked")
 
 
 class LargeReply(NamedTuple):
-    """What the large model said: its result, or why there is none."""
+    """What the large model said: its result, or why there is none (None: it can't read this)."""
 
     result: Result | None
     refused: Literal["overload", "deadline", "unavailable"] | None = None
@@ -112,6 +113,7 @@ class Answerer:
             PackageError: the model lacks the item index.
             ModelFault: the model gives no numbers, or has been withdrawn.
         """
+        self._engine.require_sound()  # what is kept is no better than what gave it
         begun = self._clock()
         options: Options = request.options  # type: ignore[attr-defined]
         key = self._cache.key(self._versions(large=True), path, request)
@@ -208,35 +210,39 @@ class Answerer:
         """Of 0/1 tasks in the request's order; else what the large model ordered, then the rest."""
         if seen.ids is not None:
             found = large if isinstance(large, list) else []
-            return _recommended(seen, found)[: request.k]  # type: ignore[attr-defined]
-        by_large = (
-            {} if large is None else dict(zip(places, _seen(large).scores.tolist(), strict=True))
+            return _recommended(seen, found, k=request.k)  # type: ignore[attr-defined]
+        scores, by_large = seen.scores.copy(), np.zeros(len(seen.scores), dtype=bool)
+        if large is not None:
+            scores[list(places)], by_large[list(places)] = _seen(large).scores, True
+        has_chances = self.small.predictor.spec(work.task).has_probabilities
+        chances = (
+            self._probabilities(work.task, scores, by_large).tolist()
+            if has_chances
+            else [None] * len(scores)
         )
         items = [
             Item(
                 index=place,
                 item_id=row.get("item_id"),
-                score=by_large.get(place, score),
-                by="large" if place in by_large else "small",
+                score=score,
+                probability=chance,
+                by="large" if is_large else "small",
             )
-            for place, (row, score) in enumerate(zip(work.rows, seen.scores.tolist(), strict=True))
+            for place, (row, score, chance, is_large) in enumerate(
+                zip(work.rows, scores.tolist(), chances, by_large.tolist(), strict=True)
+            )
         ]
-        if self.small.predictor.spec(work.task).has_probabilities:
-            return self._with_probabilities(work.task, items)
+        if has_chances:
+            return tuple(items)
         return tuple(sorted(items, key=lambda item: (item.by != "large", -item.score)))
 
-    def _with_probabilities(self, task: str, items: list[Item]) -> tuple[Item, ...]:
-        """The same with calibrated probabilities, each by the model that gave the score."""
-        chances = scores = np.array([item.score for item in items])
+    def _probabilities(self, task: str, scores: Floats, by_large: NDArray[np.bool_]) -> Floats:
+        """Calibrated, each by the model that gave the score."""
         policy = self.policy.tasks.get(task) if self.policy else None
-        if policy is not None and policy.calibration is not None:
-            small, large = policy.calibration.small, policy.calibration.large
-            by_large = np.array([item.by == "large" for item in items])
-            chances = np.where(by_large, large.probability(scores), small.probability(scores))
-        return tuple(
-            item.model_copy(update={"probability": chance})
-            for item, chance in zip(items, chances.tolist(), strict=True)
-        )
+        if policy is None or policy.calibration is None:
+            return scores
+        small, large = policy.calibration.small, policy.calibration.large
+        return np.where(by_large, large.probability(scores), small.probability(scores))
 
 
 def _seen(result: Result) -> _Seen:
@@ -257,14 +263,14 @@ def _deferred(work: Work, seen: _Seen, places: tuple[int, ...], *, is_whole: boo
     return replace(work, k=len(ids), candidates=ids)
 
 
-def _recommended(seen: _Seen, large: list[Recommended]) -> tuple[Item, ...]:
-    """What the large model found, then what else the small one did."""
+def _recommended(seen: _Seen, large: list[Recommended], *, k: int) -> tuple[Item, ...]:
+    """What the large model found, then what else the small one did; k at most."""
     assert seen.ids is not None
+    first = [Item(item_id=item, score=score, by="large") for item, score in large[:k]]
     found = {item.item_id for item in large}
-    items = [Item(item_id=item, score=score, by="large") for item, score in large]
-    items += [
+    others = (
         Item(item_id=item, score=score, by="small")
         for item, score in zip(seen.ids, seen.scores.tolist(), strict=True)
         if item not in found
-    ]
-    return tuple(items)
+    )
+    return (*first, *islice(others, k - len(first)))

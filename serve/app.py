@@ -73,7 +73,8 @@ def build(args: dict[str, Any]) -> Application:
 def _read_by_large(settings: Settings, name: str) -> Settings:
     pair = settings.models[name]
     assert pair.large is not None
-    return Settings(
+    # Not checked again: beside its defaults what is right of these settings may look wrong.
+    return Settings.model_construct(
         models={name: pair.model_copy(update={"small": pair.large, "small_backend": "auto"})},
         large=Replicas(threads=settings.large.threads),
         batching=settings.batching,

@@ -30,7 +30,6 @@ class AnswerCache:
         self._ttl_s = ttl_s
         self._clock = clock
         self._answers: OrderedDict[bytes, tuple[float, Answer]] = OrderedDict()
-        self.hits = self.misses = 0
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -49,10 +48,8 @@ class AnswerCache:
         until, answer = self._answers.get(key, (0.0, None))
         if answer is None or self._clock() >= until:
             self._answers.pop(key, None)
-            self.misses += 1
             return None
         self._answers.move_to_end(key)
-        self.hits += 1
         return answer
 
     def put(self, key: bytes, answer: Answer) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
-from rectrain.errors import DataError
+from rectrain.errors import RectrainError
 from serve.answering import Answerer, LargeReply
 from serve.api import build_api
 from serve.batcher import DeadlinePassed, Overloaded
@@ -65,8 +65,10 @@ class Large:
             return LargeReply(None, "overload")
         except DeadlinePassed:
             return LargeReply(None, "deadline")
-        except (ModelFault, DataError):  # small's answer stands
+        except ModelFault:
             return LargeReply(None, "unavailable")
+        except RectrainError:  # no replica of this model would answer it; small's answer stands
+            return LargeReply(None)
         return LargeReply(done.result)
 
 

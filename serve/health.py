@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from rectrain.errors import PackageError
-from rectrain.inference.golden import Deviation, Golden, answered, made_up, read_golden
+from rectrain.inference.golden import Golden, answered, made_up, read_golden
 from rectrain.inference.packaged import PackagedModel
 from serve.config import Golden as GoldenSettings
 from serve.scoring import Engine
@@ -61,12 +61,14 @@ class Health:
         """Runs the golden requests if it is time, or if a score was no number.
 
         Raises:
-            Deviation: now, and at every call from then on: Serve then replaces the process.
+            Deviation: now; or what else the model fails with.
+            ModelFault: at every call from then on, until Serve has replaced the process.
         """
         async with self._turn:  # who comes while one runs wants its verdict
+            self._engine.require_sound()
             now = self._clock()
             is_due = now - self._checked_at >= self._settings.period_s
-            if self._engine.is_sound and not self._engine.is_suspect and not is_due:
+            if not self._engine.is_suspect and not is_due:
                 return
             self._checked_at, self._engine.is_suspect = now, False
             await self._engine.call_async(self._check)
@@ -75,12 +77,11 @@ class Health:
         for name, golden in self._golden.items():
             try:
                 golden.check(self._engine.models[name], tolerance=self._settings.tolerance)
-            except Deviation as error:
+            except Exception as error:  # as an engine that fails: it may not answer either
                 self._engine.is_sound = False
                 self._deviation(name)
                 _log.error(f"withdrawn: {error}", extra={"event": "golden_deviation"})
                 raise
-        self._engine.is_sound = True
 
     def _of(self, model: PackagedModel) -> Golden:
         """The package's golden requests, or ones made now: these show what changes later."""

@@ -81,6 +81,9 @@ class LargeClient:
             except TimeoutError:
                 call.cancel()
                 return LargeReply(None, "deadline")
+            except asyncio.CancelledError:
+                call.cancel()  # of a batch whose other request failed, Serve would not do it
+                raise
             except BackPressureError:
                 return LargeReply(None, "overload")
             except (RayError, RayServeException) as error:

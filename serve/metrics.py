@@ -94,7 +94,7 @@ class Metrics:
         self._latency.observe(total_ms, tags={"path": path, "stage": "total"})
 
     def answer(self, path: str, answer: Answer) -> None:
-        """Counts one answer of an endpoint; a batch has many."""
+        """Counts one answer of an endpoint, whose path is that without /batch; a batch has many."""
         tags = {"path": path, "model": answer.model, "reason": answer.reason}
         self._answers.inc(tags={**tags, "cached": str(answer.cached).lower()})
         if answer.timings is None or answer.cached:
@@ -106,7 +106,7 @@ class Metrics:
         }
         for stage, value in stages.items():
             if stage != "large" or answer.deferred:
-                self._latency.observe(value, tags={"path": f"/v1/{path}", "stage": stage})
+                self._latency.observe(value, tags={"path": path, "stage": stage})
 
     def batch(self, num_requests: int, fill: float, queued_tokens: int) -> None:
         """Records a batch; `fill` is the share of its token budget."""

@@ -82,9 +82,8 @@ class OutcomeLog:
     ) -> None:
         path, outcome = scope["path"], outcome_of(status)
         self._recorder.request(path, status, outcome, total_ms)
-        endpoint = path.removeprefix("/v1/").removesuffix("/batch")
         for answer in answers:
-            self._recorder.answer(endpoint, answer)
+            self._recorder.answer(path.removesuffix("/batch"), answer)
         facts: dict[str, Any] = {
             "status": status,
             "outcome": outcome,

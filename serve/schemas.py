@@ -64,6 +64,7 @@ Reason: TypeAlias = Literal[
 ]  # fmt: skip
 
 _ANYONE = "-"  # the group of a request that names none; no model reads it
+_NO_FIELDS = ("options", "candidates", "k", "diversity")  # of a request, beside its row
 _UNUSED = ("label", "weight", "split", "oracle", "timestamp")
 
 # A text has more than white space: Arrow's, spelled out, for engines differ in what \s is.
@@ -217,14 +218,18 @@ def request_models(models: Mapping[str, PackagedModel], limits: Limits) -> dict[
 
 def rows_of(request: BaseModel) -> tuple[dict[str, Any], ...]:
     """A request's rows in its task's fields, one a candidate; of a recommendation the user's."""
-    given = request.model_dump(exclude={"options", "candidates", "k", "diversity"})
-    shared = {name: value for name, value in given.items() if value is not None}
+    shared = {name: value for name, value in _given(request) if name not in _NO_FIELDS}
     if "k" in type(request).model_fields:
         return (shared,)
     return tuple(
-        {**shared, **candidate.model_dump(exclude_none=True)}
+        {**shared, **dict(_given(candidate))}
         for candidate in request.candidates  # type: ignore[attr-defined]
     )
+
+
+def _given(model: BaseModel) -> Iterator[tuple[str, Any]]:
+    """Names and values that are there; a field's value is none to copy."""
+    return ((name, value) for name, value in model if value is not None)
 
 
 def field_names(table: FieldTable) -> tuple[str, ...]:
@@ -250,7 +255,7 @@ def _union(tables: list[FieldTable]) -> dict[str, RowField]:
                     rule="models in one application share the form of a request",
                     fix="serve them as two applications",
                 )
-            if field.name in ("options", "candidates", "k", "diversity"):
+            if field.name in _NO_FIELDS:
                 raise ConfigError(
                     what=f"field {field.name} of {table.task}",
                     got="a name that requests use for something else",

@@ -120,8 +120,7 @@ class Engine:
         Raises:
             ModelFault: the process is being withdrawn.
         """
-        if not self.is_sound:
-            raise ModelFault("withdrawn")
+        self.require_sound()
         tokens = num_tokens(
             work,
             self.models[work.model],
@@ -133,6 +132,11 @@ class Engine:
             self.is_suspect = True  # golden requests will tell whether it was the model
             raise
 
+    def require_sound(self) -> None:
+        """Raises ModelFault where the process is being withdrawn."""
+        if not self.is_sound:
+            raise ModelFault("withdrawn")
+
     def chars_a_token(self, model: str) -> float:
         """Characters of a token, on average, of the texts that a model has read lately."""
         return self._chars_a_token.get(model, _CHARS_A_TOKEN)
@@ -141,6 +145,7 @@ class Engine:
         return await self.call_async(lambda: self._scored(works))
 
     def _scored(self, works: list[Work]) -> list[Result | Exception]:
+        self.require_sound()  # golden requests may have failed since this was asked
         results = score_works(self.models, works)
         self._read_one(works[self._num_batches % len(works)])
         return results
@@ -168,10 +173,13 @@ def num_tokens(work: Work, model: PackagedModel, *, chars_a_token: float) -> int
         work: of this model.
         model: whose limits cut the texts.
         chars_a_token: on average.
+
+    Raises:
+        DataError: the model lacks the task.
     """
+    texts = _texts(work, model)
     assert model.predictor.rows is not None
     cut = model.predictor.rows.limits[work.task].max_length - _TOKENS_A_TEXT
-    texts = _texts(work, model)
     chars = sum(min(len(text), cut * chars_a_token) for text in texts)
     return 1 + _TOKENS_A_TEXT * len(texts) + round(chars / chars_a_token)
 
@@ -218,8 +226,8 @@ def score_works(
 def _score_group(model: PackagedModel, works: Sequence[Work]) -> list[Result | Exception]:
     try:
         return _recommend(model, works) if works[0].k else _predict(model, works)
-    except DataError as error:
-        # A row breaks a rule. Alone, each work finds out whether it is the one.
+    except Exception as error:
+        # As a row that breaks a rule. Alone, each work finds out whether it is the one.
         if len(works) == 1:
             return [error]
         return [_score_group(model, [work])[0] for work in works]

@@ -131,12 +131,19 @@ def judged_rows(
     }
 
 
-def least_share(found: Mapping[str, Judged], exact: Mapping[str, Judged]) -> float:
+def least_share(
+    found: Mapping[str, Judged], exact: Mapping[str, Judged], *, errors: float = 1.0
+) -> float:
     """The least share, over tasks, of the exact model's metric that another keeps.
 
     One standard error, of a paired bootstrap over groups, counts in its favour: what is smaller
     can't be told from chance on these rows (Breiman et al. 1984, "Classification and Regression
     Trees", the one-standard-error rule). 1 where no metric is above 0.
+
+    Args:
+        found, exact: task -> what was made of the same rows.
+        errors: standard errors that count so; more where many are compared and none may fail by
+            chance.
     """
     shares = []
     for task, judged in exact.items():
@@ -147,7 +154,7 @@ def least_share(found: Mapping[str, Judged], exact: Mapping[str, Judged]) -> flo
                 weight=judged.rows.weights,
                 num_resamples=_RESAMPLES,
             )
-            error = float(np.nanstd(drawn[:, 0] - drawn[:, 1]))
+            error = errors * float(np.nanstd(drawn[:, 0] - drawn[:, 1]))
             shares.append((found[task].value + error) / judged.value)
     return min(shares, default=1.0)
 

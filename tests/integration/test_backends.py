@@ -235,13 +235,14 @@ def trained(marketplace: Path, tmp_path_factory: pytest.TempPathFactory) -> _Tra
 
 @pytest.mark.parametrize("graph", ["openvino-int8", "onnx-int8"])
 def test_int8_keeps_every_tasks_metric(trained: _Trained, graph: str) -> None:
-    """Of encoder and heads together; a standard error of the paired difference aside."""
+    """Of encoder and heads together. The bound is the product's, but for three standard errors of
+    the paired difference: of eight comparisons at one each, some fail by chance."""
     exact = trained.judged(None)
     open_one, suffix = _OPEN[graph.removesuffix("-int8")]
     small = trained.judged(open_one(trained.graphs / f"{graph}{suffix}", threads=1))
     assert set(exact) == {"recommendation", "search_ranking", "ad_ctr", "risk"}
     for task, judged in exact.items():
-        share = least_share({task: small[task]}, {task: judged})
+        share = least_share({task: small[task]}, {task: judged}, errors=3)
         assert share >= 1 - _MAX_DROP, f"{task}: {small[task].value} of {judged.value}"
 
 
@@ -259,5 +260,5 @@ def test_the_bound_on_metrics_is_missed_by_coarser_vectors(trained: _Trained) ->
 
     exact = trained.judged(None)
     small = trained.judged(Coarse(open_onnx(trained.graphs / "onnx.onnx", threads=1)))
-    shares = [least_share({task: small[task]}, {task: exact[task]}) for task in exact]
+    shares = [least_share({task: small[task]}, {task: exact[task]}, errors=3) for task in exact]
     assert min(shares) < 1 - _MAX_DROP

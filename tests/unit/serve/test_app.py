@@ -35,6 +35,15 @@ def test_what_fits_is_not_spoken_of(two_cpus, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_the_large_models_part_of_settings_that_hang_together_is_taken():
+    given = settings(
+        limits={"body_bytes": 4_000}, batching={"max_tokens": 500, "max_queued_tokens": 1_000}
+    )
+    part = app._read_by_large(given, "shop")
+    assert part.models["shop"].large == "l"
+    assert part.batching == given.batching
+
+
 def test_tls_is_not_silently_left_out_by_haproxy(monkeypatch):
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
     given = settings(http={"ssl_certfile": "c.pem", "ssl_keyfile": "k.pem"})

@@ -14,7 +14,7 @@ from rectrain.inference.golden import Deviation, publish_golden
 from rectrain.package import Package
 from serve.config import Batching, Golden
 from serve.health import Health
-from serve.scoring import Engine
+from serve.scoring import Engine, ModelFault
 
 SETTINGS = Golden(period_s=30)
 
@@ -27,9 +27,9 @@ def engine(packages: dict[str, Package]) -> Iterator[Engine]:
     made.close()
 
 
-def break_weights(engine: Engine) -> None:
+def break_weights(engine: Engine, *, by: float = 1.5) -> None:
     with torch.no_grad():
-        engine.models["shop"].predictor.model.encoder.embeddings.word_embeddings.weight.mul_(1.5)
+        engine.models["shop"].predictor.model.encoder.embeddings.word_embeddings.weight.mul_(by)
 
 
 class Clock:
@@ -56,11 +56,27 @@ def test_a_deviation_is_found_when_it_is_time_and_stays_one(engine):
     break_weights(engine)
     clock.now = 29.0
     asyncio.run(checks.check())  # not yet
-    for clock.now in (31.0, 31.5):
-        with pytest.raises(Deviation):
-            asyncio.run(checks.check())
+    clock.now = 31.0
+    with pytest.raises(Deviation):
+        asyncio.run(checks.check())
+    break_weights(engine, by=1 / 1.5)  # what comes and goes is no better
+    with pytest.raises(ModelFault):
+        asyncio.run(checks.check())
     assert not engine.is_sound
-    assert deviations == ["shop", "shop"]
+    assert deviations == ["shop"]
+
+
+def test_a_model_that_fails_its_golden_requests_is_withdrawn_too(engine, monkeypatch):
+    checks, clock, deviations = health(engine)
+
+    def fails(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("the engine is gone")
+
+    monkeypatch.setattr("rectrain.inference.golden.Golden.check", fails)
+    clock.now = 31.0
+    with pytest.raises(RuntimeError, match="engine is gone"):
+        asyncio.run(checks.check())
+    assert (engine.is_sound, deviations) == (False, ["shop"])
 
 
 def test_a_score_that_is_no_number_brings_the_check_forward(engine):
@@ -79,7 +95,7 @@ def test_all_who_ask_meanwhile_get_the_verdict(engine):
     async def ask() -> list[BaseException | None]:
         return await asyncio.gather(*(checks.check() for _ in range(3)), return_exceptions=True)
 
-    assert [type(one) for one in asyncio.run(ask())] == [Deviation] * 3
+    assert [type(one) for one in asyncio.run(ask())] == [Deviation, ModelFault, ModelFault]
 
 
 def test_a_model_that_deviates_from_its_package_never_starts(engine, packages):

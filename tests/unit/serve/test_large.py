@@ -128,6 +128,27 @@ def test_an_overload_is_no_failure():
     assert {reply.refused for reply in replies} == {"overload"}
 
 
+def test_what_it_can_not_read_is_no_failure_and_not_asked_again():
+    replies, deployment = ask(LargeReply(None), times=9)
+    assert len(deployment.calls) == 9
+    assert {reply.refused for reply in replies} == {None}
+
+
+def test_work_that_is_withdrawn_is_withdrawn_there_too():
+    deployment = Deployment(NEVER)
+
+    async def leave() -> None:
+        asking = asyncio.create_task(LargeClient(deployment.score, version="v").ask(WORK, 60))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(leave())
+    assert deployment.calls[0].is_cancelled
+
+
 def test_impatient_clients_do_not_shut_out_the_others():
     _, deployment = ask(NEVER, NEVER, NEVER, NEVER, GOOD, times=5, left_s=0.001)
     assert len(deployment.calls) == 5

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from served_toy import TASKS
 
 from rectrain.package import Package
+from serve.answering import LargeReply
 from serve.config import Batching
-from serve.scoring import Engine, Work, num_tokens
+from serve.deployments import Large
+from serve.scoring import Engine, ModelFault, Work, num_tokens, score_works
 
 
 @pytest.fixture
@@ -51,3 +56,45 @@ def test_the_size_of_texts_is_learned_from_those_that_were_read(engine):
     ]
     size = num_tokens(work, model, chars_a_token=engine.chars_a_token("shop"))
     assert size == pytest.approx(sum(pieces) + 2 * 2 + 1, abs=2)
+
+
+def test_a_work_that_fails_in_any_way_fails_alone(engine, monkeypatch):
+    model, fine, odd = engine.models["shop"], search("alpha"), search("odd")
+    predict = model.predict
+
+    def fails(task, rows):
+        if any(row["item_text"] == "odd" for row in rows):
+            raise RuntimeError("nobody thought of this")
+        return predict(task, rows)
+
+    monkeypatch.setattr(type(model), "predict", lambda self, task, rows: fails(task, rows))
+    first, second, third = score_works(engine.models, [fine, odd, fine])
+    assert isinstance(second, RuntimeError)
+    for result in (first, third):
+        np.testing.assert_allclose(result, predict(TASKS[1], fine.rows))
+
+
+def test_work_that_waits_while_golden_requests_fail_gets_no_answer(engine):
+    async def submit() -> None:
+        waits = threading.Event()
+
+        def fail() -> None:
+            waits.wait()
+            engine.is_sound = False
+
+        failing = asyncio.create_task(engine.call_async(fail))
+        asking = asyncio.create_task(engine.submit(search("alpha"), deadline=time.monotonic() + 60))
+        await asyncio.sleep(0)
+        waits.set()
+        await failing
+        with pytest.raises(ModelFault):
+            await asking
+
+    asyncio.run(submit())
+
+
+def test_a_large_model_that_lacks_the_task_says_so(engine):
+    large = object.__new__(Large)  # without Ray's metrics
+    large._engine, large._model = engine, engine.models["shop"]
+    work = replace(search("alpha"), task="of another model")
+    assert asyncio.run(large.score(work, 60.0, large._model.version)) == LargeReply(None)
