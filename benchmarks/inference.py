@@ -185,14 +185,11 @@ def _shares(speeds: Speeds, setup: Setup, *, rate: float) -> list[Figure]:
         for name, peak in (("fp32", 1), ("int8", 4)):
             found = [share / peak for share in shares]
             figures.append(
-                Figure(
-                    id=f"I2/{kind}/{name}",
-                    value=median(found),
+                Figure.of_rounds(
+                    f"I2/{kind}/{name}",
+                    found,
                     unit=f"of {peak * rate / 1e9:,.0f} billion operations/s",
                     peer="torch's fp32 matrix product" + (", times 4" if peak > 1 else ""),
-                    low=min(found),
-                    high=max(found),
-                    n=len(found),
                 )
             )
     return figures

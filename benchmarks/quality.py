@@ -264,16 +264,8 @@ def _figure(title: str, found: Interval, judge: Judge, peer: str) -> Figure:
 
 
 def _spread(title: str, values: Sequence[float], judge: Judge) -> Figure:
-    middle = float(np.median(values))
-    return Figure(
-        id=f"quality/{title}",
-        value=middle,
-        unit=judge.metric,
-        peer="seeds on the first fold",
-        low=min(values),
-        high=max(values),
-        n=len(values),
-    )
+    peer = "seeds on the first fold"
+    return Figure.of_rounds(f"quality/{title}", values, unit=judge.metric, peer=peer)
 
 
 def _count(title: str, names: Sequence[str], peer: str) -> Figure:

@@ -348,14 +348,11 @@ def _compare(
     if min(theirs) > 0:
         found = paired_ratio(title, ours=rates, peer=theirs, unit=unit, peer_name=peer_name)
     else:
-        found = Figure(
-            id=title,
-            value=median(rates),
+        found = Figure.of_rounds(
+            title,
+            rates,
             unit=f"{unit}, no ratio",
             peer=f"{peer_name} ({median(theirs):,.1f}; none in time in {theirs.count(0)} rounds)",
-            low=min(rates),
-            high=max(rates),
-            n=len(rates),
         )
     return replace(
         found, unit=found.unit + _latency(samples[ours]), peer=found.peer + _latency(samples[peer])

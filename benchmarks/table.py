@@ -33,6 +33,11 @@ class Figure:
     high: float
     n: int
 
+    @classmethod
+    def of_rounds(cls, name: str, values: Sequence[float], *, unit: str, peer: str) -> Figure:
+        """The figure of one measurement a round."""
+        return cls(name, median(values), unit, peer, min(values), max(values), len(values))
+
 
 def paired_ratio(
     name: str, *, ours: Sequence[float], peer: Sequence[float], unit: str, peer_name: str
@@ -47,14 +52,11 @@ def paired_ratio(
         peer_name: what the peer is.
     """
     ratios = [mine / theirs for mine, theirs in zip(ours, peer, strict=True)]
-    return Figure(
-        id=name,
-        value=median(ratios),
+    return Figure.of_rounds(
+        name,
+        ratios,
         unit=f"x {unit} (ours {median(ours):,.1f})",
         peer=f"{peer_name} ({median(peer):,.1f})",
-        low=min(ratios),
-        high=max(ratios),
-        n=len(ratios),
     )
 
 

@@ -180,14 +180,11 @@ def _state_figure(found: Measurements) -> Figure:
         f"/{found[stage][0].derived_bytes:,}"
         for stage in stages
     )
-    return Figure(
-        id="T2/state_bytes",
-        value=median(ratios[worst]),
+    return Figure.of_rounds(
+        "T2/state_bytes",
+        ratios[worst],
         unit=f"measured/derived bytes a rank, {worst} is the furthest ({bytes_of})",
         peer="derived from the sizes: weights, gradients, optimizer state",
-        low=min(ratios[worst]),
-        high=max(ratios[worst]),
-        n=len(ratios[worst]),
     )
 
 
