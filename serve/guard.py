@@ -37,7 +37,8 @@ def is_known(authorization: str, hashes: Sequence[str]) -> bool:
         hashes: SHA-256 of the tokens, in hex.
     """
     scheme, _, token = authorization.partition(" ")
-    digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).hexdigest()
+    # Starlette reads the bytes of a header as Latin-1.
+    digest = hashlib.sha256(token.strip().encode("latin-1", "replace")).hexdigest()
     matches = [hmac.compare_digest(digest, one) for one in hashes]
     return any(matches) and scheme.lower() == "bearer"
 

@@ -38,7 +38,8 @@ _ATTEMPTS = 2  # a request that kills what reads it must not kill every replica
 _HELD_BYTES = 8_000_000  # of a body; a larger one is not sent again
 _GRACE_S = 0.25  # the replica's own refusal comes first: it knows the reason
 _HASTE_S, _USUAL_S = 1.0, 5.0  # a deadline below says nothing of load; where none is given
-_BUSY = (408, 429, 503)
+_SLOW_BODY = 408  # of the application; Serve says so where a replica does not answer in time
+_BUSY = (_SLOW_BODY, 429, 503)
 _RETRY_AFTER_S = 1
 _MAX_ID = 128
 _SERVES_OWN = "/-/"  # its health and routes, for load balancers
@@ -145,7 +146,7 @@ class Front:
             try:
                 await self._pass_on(scope, headers, exchange, left_s)
             finally:
-                is_late = _is_late(time.monotonic() - begun, left_s, is_busy=exchange.is_busy)
+                is_late = _is_late(exchange.answer_s, left_s, is_busy=exchange.is_busy)
                 self._limit.end(begun, is_late=is_late)
         if not exchange.is_over:
             await _busy(headers)(scope, receive, send)
@@ -169,7 +170,9 @@ class Front:
                     now = time.monotonic()
                     if left_s is not None:
                         headers[DEADLINE] = f"{max(1.0, 1000 * (begun + left_s - now)):.3f}"
-                    headers[SENT] = f"{self._machine} {now:.6f}"
+                    # Without a deadline of the client's, the replica's own counts from the first.
+                    sent = begun if left_s is None else now
+                    headers[SENT] = f"{self._machine} {sent:.6f}"
                     await self._app({**scope}, exchange.replay(), exchange.send)
                     # Serve makes a plain return of the timeout's cancelling.
                     if exchange.is_over or not exchange.may_repeat or patience.expired():
@@ -183,7 +186,7 @@ class _Exchange:
 
     Attributes:
         is_over: the client has an answer, or has left.
-        is_busy: somebody said that there was no room.
+        is_busy: somebody said that there was no room; not that the body came too slowly.
         may_repeat: the body is held, and it was not the proxy itself that said so.
     """
 
@@ -194,8 +197,14 @@ class _Exchange:
         self._num_bytes = 0
         self._start: Message | None = None
         self._is_dropped = False
+        self._read_at = math.inf  # when the whole body was there
         self.is_over = self.is_busy = False
         self.may_repeat = True
+
+    @property
+    def answer_s(self) -> float:
+        """Seconds since the whole body was there: until then it is the client who takes time."""
+        return max(0.0, time.monotonic() - self._read_at)
 
     def replay(self) -> Receive:
         """The client's messages from the first one on."""
@@ -212,6 +221,8 @@ class _Exchange:
         if message["type"] == "http.disconnect":
             self.is_over = True
             return message
+        if not message.get("more_body", False):
+            self._read_at = time.monotonic()
         self._num_bytes += len(message.get("body", b""))
         if self._num_bytes <= _HELD_BYTES:
             self._held.append(message)
@@ -226,8 +237,9 @@ class _Exchange:
             return
         if self._start is not None:
             start, self._start = self._start, None
-            self.is_busy = start["status"] in _BUSY
-            if self.is_busy and _is_serves_own(start):
+            is_refused, is_own = start["status"] in _BUSY, _is_serves_own(start)
+            self.is_busy = is_refused and (is_own or start["status"] != _SLOW_BODY)
+            if is_refused and is_own:
                 self.may_repeat, self._is_dropped = False, True
             else:
                 self.is_over = True

@@ -12,7 +12,7 @@ from fastapi import HTTPException
 
 from serve.guard import BodyGuard, TokenGuard, is_known
 
-TOKENS = [hashlib.sha256(token).hexdigest() for token in (b"one", b"two")]
+TOKENS = [hashlib.sha256(token).hexdigest() for token in (b"one", b"two", "drei é".encode())]
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,7 @@ TOKENS = [hashlib.sha256(token).hexdigest() for token in (b"one", b"two")]
         ("one", False),
         ("", False),
         (f"Bearer {TOKENS[0]}", False),
+        ("Bearer " + "drei é".encode().decode("latin-1"), True),
         ("Bearer \udcff", False),
     ],
 )

@@ -137,6 +137,27 @@ def test_a_second_attempt_has_what_is_left_of_the_deadline():
     assert 0 < float(proxy.headers[1][DEADLINE.encode()]) <= 4950
 
 
+def test_without_a_deadline_a_second_attempt_counts_from_the_first():
+    proxy = Proxy(LOST, answer(), wait_s=0.05)
+    ask(proxy)
+    first, second = (one[SENT.encode()] for one in proxy.headers)
+    assert first == second
+
+
+def test_a_body_that_comes_slowly_does_not_lower_the_limit():
+    class Slow(Proxy):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await receive()  # the first part; the rest does not come
+            await asyncio.sleep(0.6)
+            for message in answer(408):
+                await send(message)
+
+    limit = Limit()
+    before = limit.limit
+    ask(Slow(), headers={DEADLINE: "1000"}, limit=limit)
+    assert limit.limit == before
+
+
 def test_a_client_that_leaves_gets_no_second_attempt():
     sent, resent = ask(Proxy(), messages=[BODY[0], {"type": "http.disconnect"}])
     assert sent == []
