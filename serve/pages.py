@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -61,11 +62,14 @@ def add_pages(api: FastAPI, answerers: Mapping[str, Answerer], limits: Limits) -
     for name, kind in _ASSETS.items():
         _add_asset(api, name, kind)
 
+    @cache
+    def shown() -> bytes:
+        catalogues = {name: _item_ids(one) for name, one in answerers.items()}
+        return samples(catalogues, max_candidates=limits.candidates)
+
     @api.get("/samples", include_in_schema=False)
     def shop_samples() -> Response:  # not async: the first one takes a third of a second
-        catalogues = {name: _item_ids(one) for name, one in answerers.items()}
-        body = samples(catalogues, max_candidates=limits.candidates)
-        return Response(body, media_type="application/json")
+        return Response(shown(), media_type="application/json")
 
 
 class _Page:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -63,7 +62,6 @@ def samples(catalogues: Mapping[str, Collection[str]], *, max_candidates: int) -
     return json.dumps({**_rows(shown), **facts}, allow_nan=False).encode()
 
 
-@lru_cache(maxsize=2)
 def _rows(name: str) -> dict[str, Any]:
     size = SIZES[name]
     rows = simulate(size, seed=_SEED, chunk=0)
