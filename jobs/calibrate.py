@@ -99,17 +99,24 @@ def _parser() -> JobParser:
 
 
 def _share(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{value:g} is no share, 0 to 1")
     return value
 
 
 def _certainty(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0.5 <= value < 1:
         raise argparse.ArgumentTypeError(f"{value:g} is not in 0.5 to 1")
     return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
 
 
 def _aim(options: argparse.Namespace) -> Aim:

@@ -76,7 +76,10 @@ class JobParser(argparse.ArgumentParser):
 
 def count(text: str) -> int:
     """A command line's whole number of 1 or more, for argparse's `type`."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rectrain.cascade import Policy, read_policy
-from rectrain.errors import ConfigError
+from rectrain.errors import ConfigError, PackageError
 from rectrain.package import Package, open_package
 from serve.config import ModelPair
 
@@ -29,7 +29,10 @@ def open_pair(pair: ModelPair) -> OpenPair:
     """
     small = _opened(pair.small, pair.small_backend)
     large = _opened(pair.large, pair.large_backend) if pair.large else None
-    return OpenPair(small, large, read_policy(small, large=large))
+    policy = read_policy(small, large=large)
+    if policy and large:
+        _check_indexes(policy, small, large)
+    return OpenPair(small, large, policy)
 
 
 def _opened(path: str, backend: str) -> Package:
@@ -43,3 +46,15 @@ def _opened(path: str, backend: str) -> Package:
             fix="choose one of them",
         )
     return package
+
+
+def _check_indexes(policy: Policy, small: Package, large: Package) -> None:
+    """Without an index the large model could recommend nothing of what the small one defers."""
+    for task in policy.tasks:
+        if task in small.indexes and task not in large.indexes:
+            raise PackageError(
+                what=str(large.path),
+                got=f"no item index of {task}",
+                rule="the large model searches the catalogue of what it is asked",
+                fix=f"python -m jobs.publish --refresh-index --output {large.path} --data DATA",
+            )

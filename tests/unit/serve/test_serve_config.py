@@ -7,10 +7,13 @@ import re
 
 import pytest
 import yaml
+from packaged_toy import toy_parts
 from ray.serve.schema import ServeDeploySchema
+from served_toy import CARD, TASKS, write_deferring_pair
 
 from jobs.cli import exit_status
-from rectrain.errors import ConfigError
+from rectrain.errors import ConfigError, PackageError
+from rectrain.package import write_package
 from serve import app
 from serve.config import (
     SERVE_FILE,
@@ -148,6 +151,16 @@ def test_a_backend_must_be_one_of_its_package(packages, which):
     open_pair(ModelPair(**pair))
     with pytest.raises(ConfigError, match=r"got fast; this package has auto, torch"):
         open_pair(ModelPair(**pair, **{which: "fast"}))
+
+
+def test_what_is_deferred_needs_the_large_models_item_index(tmp_path):
+    pair = write_deferring_pair(tmp_path)
+    large = toy_parts(tmp_path / "bare-parts", seed=1, tasks=TASKS)
+    bare = write_package(tmp_path / "bare", large, card=CARD)
+    assert bare.version == pair["large"].version
+    open_pair(ModelPair(small=str(pair["small"].path), large=str(pair["large"].path)))
+    with pytest.raises(PackageError, match="bare: got no item index of recommendation"):
+        open_pair(ModelPair(small=str(pair["small"].path), large=str(bare.path)))
 
 
 @pytest.mark.parametrize("models", [{}, {"a b": {"small": "x"}}, {"ä": {"small": "x"}}])
