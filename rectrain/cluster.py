@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from rectrain.errors import ResourceError, without_credentials
 
-__all__ = ["connect", "keep_to_loopback", "resources"]
+__all__ = ["connect", "is_joined", "keep_to_loopback", "resources"]
 
 _ADDRESS = "RAY_ADDRESS"
 
@@ -40,6 +40,13 @@ def connect() -> None:
             rule="must be the address of a Ray cluster that runs",
             fix="start the cluster, correct the address, or unset it to start one here",
         ) from error
+
+
+def is_joined() -> bool:
+    """Whether `connect` joins a cluster, or has: else it starts one here."""
+    import ray
+
+    return _ADDRESS in os.environ or bool(ray.is_initialized())
 
 
 def keep_to_loopback() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from typing import Any
 
@@ -34,7 +35,7 @@ from serve.deployments import Ingress, Large
 from serve.metrics import metrics_urls
 from serve.pairs import open_pair
 
-__all__ = ["build", "check_cpus", "main", "start"]
+__all__ = ["build", "check_cpus", "check_port", "main", "start"]
 
 _SURGE_PERCENT = 100
 _RETRY_AFTER_S = 1
@@ -104,6 +105,30 @@ def _check_packages(settings: Settings) -> None:
         open_pair(pair)
 
 
+def check_port(settings: Settings) -> None:
+    """Refuses a port that is taken: two of Serve's proxies would share it, and each get some of the
+    other's requests. On a cluster that is joined the port may be this application's own.
+
+    Raises:
+        ConfigError: somebody listens there.
+    """
+    if cluster.is_joined():
+        return
+    host, port = settings.http.host, settings.http.port
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind, protocol) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not what has just ended
+        try:
+            listener.bind(address)
+        except OSError as error:
+            raise ConfigError(
+                what="http.port",
+                got=f"{port}, where {host} can't be listened on ({error.strerror})",
+                rule="must be free: another server may be running",
+                fix="stop it, or choose another: --http.port=9000",
+            ) from None
+
+
 def _deployment(cls: type, replicas: Replicas, settings: Settings, *, name: str) -> Any:
     """A class as a deployment."""
     count: dict[str, Any] = {"num_replicas": replicas.min_replicas}
@@ -144,6 +169,7 @@ def main(argv: list[str]) -> int:
     _check_tls(settings)
     _check_packages(settings)
     check_cpus(settings)
+    check_port(settings)
     if options.dry_run:
         print(f"serve: {', '.join(settings.models)} on {_address(settings)}")
         return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from rectrain import cluster
@@ -42,6 +44,21 @@ def test_the_large_models_part_of_settings_that_hang_together_is_taken():
     part = app._read_by_large(given, "shop")
     assert part.models["shop"].large == "l"
     assert part.batching == given.batching
+
+
+def test_a_port_that_somebody_listens_on_is_refused(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        given = settings(http={"port": port})
+        taken.listen()
+        with pytest.raises(ConfigError, match=rf"http\.port: got {port}, .*must be free"):
+            app.check_port(given)
+        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+        app.check_port(given)  # it may be this application's own
+    monkeypatch.delenv("RAY_ADDRESS")
+    app.check_port(given)
 
 
 def test_tls_is_not_silently_left_out_by_haproxy(monkeypatch):
