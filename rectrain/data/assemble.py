@@ -5,7 +5,7 @@ Legend: n rows, U distinct texts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = [
     "assemble",
     "feature_columns",
     "item_columns",
+    "model_columns",
     "side_texts",
     "tokenised",
 ]
@@ -101,11 +102,8 @@ def assemble(
         max_history: texts kept of a list of texts, the last ones.
         plan: n rows with list_id int32, log_q float32 and exclude list<string>.
     """
-    sides = {
-        "query": side_texts(rows, spec.query, max_texts=max_history),
-        "item": side_texts(rows, spec.item, max_texts=max_history),
-    }
-    tokens = {side: _token_lists(texts, read=read) for side, texts in sides.items()}
+    sides = _sides(rows, spec, max_history=max_history)
+    tokens = _side_tokens(sides, read=read)
     num_tokens = sum(_num_tokens(lists) for lists in tokens.values())
     group = spec.fields.name_of("group")
     columns = {
@@ -128,6 +126,14 @@ def assemble(
         "item_text": sides["item"],
     }
     return pa.table(columns)
+
+
+def model_columns(
+    rows: pa.Table, *, spec: Spec, features: FeatureEncoder, read: Read, max_history: int
+) -> pa.Table:
+    """The columns of a prepared shard that scoring reads: token ids and features (`assemble`)."""
+    tokens = _side_tokens(_sides(rows, spec, max_history=max_history), read=read)
+    return pa.table({**tokens, **feature_columns(rows, features)})
 
 
 def item_columns(
@@ -182,6 +188,18 @@ def feature_columns(rows: pa.Table, features: FeatureEncoder) -> dict[str, pa.Ar
     blocks = {"numeric": encoded.numeric, "categorical": encoded.categorical}
     blocks |= {f"vector_{name}": block for name, block in encoded.vectors.items()}
     return {name: _fixed(block) for name, block in blocks.items()}
+
+
+def _sides(rows: pa.Table, spec: Spec, *, max_history: int) -> dict[str, pa.ListArray]:
+    return {
+        "query": side_texts(rows, spec.query, max_texts=max_history),
+        "item": side_texts(rows, spec.item, max_texts=max_history),
+    }
+
+
+def _side_tokens(sides: Mapping[str, pa.ListArray], *, read: Read) -> dict[str, pa.ListArray]:
+    """Of each side list<list<int32>> [n]."""
+    return {side: _token_lists(texts, read=read) for side, texts in sides.items()}
 
 
 def _fixed(block: npt.NDArray[Any]) -> pa.Array:
