@@ -30,6 +30,11 @@ Floats: TypeAlias = NDArray[np.float64]
 _KEPT = ("confident", "doubtful", "no_large", "no_policy", "asked", "not_asked")
 
 
+# Share of kept answers from which on it pays to read what the model has no time for: to read a
+# request takes about a tenth of what its answer takes.
+_WORTH_READING = 0.1
+
+
 class LargeReply(NamedTuple):
     """What the large model said: its result, or why there is none (None: it can't read this)."""
 
@@ -98,6 +103,18 @@ class Answerer:
     def small(self) -> PackagedModel:
         """The small model."""
         return self._engine.models[self.name]
+
+    def require_room(self, path: str, *, deadline: float) -> None:
+        """Raises what `answer` would at once for a request of the usual size, whatever is in it.
+
+        Where enough are answered from before, any may be one of these.
+
+        Raises:
+            Overloaded, DeadlinePassed, ModelFault: see `answer`.
+        """
+        self._engine.require_sound()
+        if self._cache.hit_share < _WORTH_READING:
+            self._engine.require_room(ENDPOINTS[path], deadline=deadline)
 
     async def answer(self, path: str, request: BaseModel, *, deadline: float) -> Answer:
         """The answer to a request, with timings whether asked for or not.

@@ -57,15 +57,21 @@ class _StrictRequest(Request):
             raise HTTPException(422, f"the body is no JSON: {error}") from None
 
 
-class _StrictRoute(APIRoute):
-    def get_route_handler(self) -> Callable[[Request], Any]:
-        handle = super().get_route_handler()
+def _strict_route(admit: Callable[[Request], None]) -> type[APIRoute]:
+    """A route whose requests are strict; `admit` may refuse one before its body is read."""
 
-        async def strict(request: Request) -> Response:
-            response: Response = await handle(_StrictRequest(request.scope, request.receive))
-            return response
+    class StrictRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Any]:
+            handle = super().get_route_handler()
 
-        return strict
+            async def strict(request: Request) -> Response:
+                admit(request)
+                response: Response = await handle(_StrictRequest(request.scope, request.receive))
+                return response
+
+            return strict
+
+    return StrictRoute
 
 
 def build_api(
@@ -122,8 +128,13 @@ def _endpoint(
     check: Callable[[], Awaitable[None]],
 ) -> APIRouter:
     """The two routes of an endpoint: one request, and a batch."""
+
+    def admit(request: Request) -> None:
+        deadline = _deadline(request, settings)
+        answerers[settings.default].require_room(path, deadline=deadline)
+
     router = APIRouter(
-        route_class=_StrictRoute,
+        route_class=_strict_route(admit),
         tags=[ENDPOINTS[path]],
         responses=_failures(400, 408, 413, 415, 422, 429, 503),
     )

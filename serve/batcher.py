@@ -150,15 +150,9 @@ class Batcher(Generic[W, R]):
             DeadlinePassed: its turn came too late.
             Exception: what `run` gave for it.
         """
-        now, wait_s = self._clock(), self.expected_s(tokens)
-        if now >= deadline:
-            raise DeadlinePassed
-        is_full = self._queue and self._queued_tokens + tokens > self._max_queued_tokens
-        is_busy = bool(self._queue) or self._running is not None
-        if is_full or (is_busy and now + wait_s > deadline):
-            raise Overloaded(wait_s)
+        self.require_room(tokens, deadline=deadline)
         future: asyncio.Future[Done[R]] = asyncio.get_running_loop().create_future()
-        entry = _Entry(work, tokens, deadline, now, future)
+        entry = _Entry(work, tokens, deadline, self._clock(), future)
         self._queue.append(entry)
         self._queued_tokens += tokens
         if self._worker is None or self._worker.done():
@@ -168,6 +162,16 @@ class Batcher(Generic[W, R]):
         finally:
             if not future.done() or future.cancelled():
                 self._withdraw(entry)
+
+    def require_room(self, tokens: int, *, deadline: float) -> None:
+        """Raises what `submit` would at once for work of this size."""
+        now, wait_s = self._clock(), self.expected_s(tokens)
+        if now >= deadline:
+            raise DeadlinePassed
+        is_full = self._queue and self._queued_tokens + tokens > self._max_queued_tokens
+        is_busy = bool(self._queue) or self._running is not None
+        if is_full or (is_busy and now + wait_s > deadline):
+            raise Overloaded(wait_s)
 
     def expected_s(self, tokens: int = 0) -> float:
         """Seconds until so many more tokens would be done, at the pace of the last batches."""

@@ -14,6 +14,9 @@ from serve.schemas import Answer, Versions
 __all__ = ["AnswerCache"]
 
 
+_LEARNED = 0.02  # weight of the last request in the share of hits
+
+
 class AnswerCache:
     """The answers used last, each for a limited time; of one process and one event loop.
 
@@ -21,6 +24,9 @@ class AnswerCache:
         capacity: answers kept at most; 0 keeps none.
         ttl_s: how long.
         clock: seconds that only grow.
+
+    Attributes:
+        hit_share: of the last requests that were looked for, 0 to 1.
     """
 
     def __init__(
@@ -30,6 +36,7 @@ class AnswerCache:
         self._ttl_s = ttl_s
         self._clock = clock
         self._answers: OrderedDict[bytes, tuple[float, Answer]] = OrderedDict()
+        self.hit_share = 0.0
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -46,7 +53,10 @@ class AnswerCache:
     def get(self, key: bytes) -> Answer | None:
         """The answer of a key, if it is not too old."""
         until, answer = self._answers.get(key, (0.0, None))
-        if answer is None or self._clock() >= until:
+        if self._clock() >= until:
+            answer = None
+        self.hit_share += _LEARNED * ((answer is not None) - self.hit_share)
+        if answer is None:
             self._answers.pop(key, None)
             return None
         self._answers.move_to_end(key)

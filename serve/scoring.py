@@ -7,6 +7,7 @@ computing happens in one thread beside it, one batch at a time.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ Row: TypeAlias = Mapping[str, Any]
 Result: TypeAlias = NDArray[np.float64] | list[Recommended]
 
 _CHARS_A_TOKEN = 4.0  # until texts have been read; only the size of batches depends on it
-_LEARNED = 0.05  # weight of the text that was read last
+_LEARNED = 0.05  # weight of the text, or the request, that was read last
 _FEWEST, _MOST = 1.0, 8.0  # characters of a token that are believed: odd texts must not skew sizes
 _TOKENS_A_TEXT = 2  # [CLS] and [SEP]
 
@@ -81,6 +82,7 @@ class Engine:
         self.models: dict[str, PackagedModel] = {}
         self.is_sound, self.is_suspect = True, False
         self._chars_a_token: dict[str, float] = {}
+        self._log_tokens: dict[str, float] = {}  # task -> of its requests lately; a mean
         self._num_batches = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="score")
         self._batcher: Batcher[Work, Result] = Batcher(
@@ -126,11 +128,19 @@ class Engine:
             self.models[work.model],
             chars_a_token=self.chars_a_token(work.model),
         )
+        known = self._log_tokens.get(work.task, math.log(tokens))
+        self._log_tokens[work.task] = known + _LEARNED * (math.log(tokens) - known)
         try:
             return await self._batcher.submit(work, tokens=tokens, deadline=deadline)
         except NoNumber:
             self.is_suspect = True  # golden requests will tell whether it was the model
             raise
+
+    def require_room(self, task: str, *, deadline: float) -> None:
+        """Raises what `submit` would at once for a request of the task's usual size, which is the
+        geometric mean of its last ones: a giant among them does not count for many."""
+        tokens = round(math.exp(self._log_tokens.get(task, 0.0)))
+        self._batcher.require_room(tokens, deadline=deadline)
 
     def require_sound(self) -> None:
         """Raises ModelFault where the process is being withdrawn."""

@@ -5,7 +5,7 @@ Legend: n rows, U distinct texts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ __all__ = [
     "assemble",
     "feature_columns",
     "item_columns",
+    "model_columns",
     "side_texts",
     "tokenised",
 ]
@@ -67,6 +68,8 @@ def side_texts(table: pa.Table, names: Sequence[str], *, max_texts: int) -> pa.L
     """
     n = table.num_rows
     lists = [_as_lists(table[name].combine_chunks(), max_texts=max_texts) for name in names]
+    if len(lists) == 1:
+        return lists[0]
     lengths = [np.asarray(pc.list_value_length(values), dtype=np.int64) for values in lists]
     total = np.sum(lengths, axis=0, dtype=np.int64) if lists else np.zeros(n, dtype=np.int64)
     offsets = np.concatenate([[0], np.cumsum(total)])
@@ -101,11 +104,8 @@ def assemble(
         max_history: texts kept of a list of texts, the last ones.
         plan: n rows with list_id int32, log_q float32 and exclude list<string>.
     """
-    sides = {
-        "query": side_texts(rows, spec.query, max_texts=max_history),
-        "item": side_texts(rows, spec.item, max_texts=max_history),
-    }
-    tokens = {side: _token_lists(texts, read=read) for side, texts in sides.items()}
+    sides = _sides(rows, spec, max_history=max_history)
+    tokens = _token_lists(sides, read=read)
     num_tokens = sum(_num_tokens(lists) for lists in tokens.values())
     group = spec.fields.name_of("group")
     columns = {
@@ -130,6 +130,14 @@ def assemble(
     return pa.table(columns)
 
 
+def model_columns(
+    rows: pa.Table, *, spec: Spec, features: FeatureEncoder, read: Read, max_history: int
+) -> pa.Table:
+    """The columns of a prepared shard that scoring reads: token ids and features (`assemble`)."""
+    tokens = _token_lists(_sides(rows, spec, max_history=max_history), read=read)
+    return pa.table({**tokens, **feature_columns(rows, features)})
+
+
 def item_columns(
     rows: pa.Table,
     *,
@@ -140,7 +148,7 @@ def item_columns(
 ) -> pa.Table:
     """The columns of a catalogue: one row an item, with the item side alone."""
     texts = side_texts(rows, spec.item, max_texts=1)
-    item = _token_lists(texts, read=read)
+    item = _token_lists({"item": texts}, read=read)["item"]
     return pa.table(
         {
             "item_id": rows["item_id"],
@@ -169,7 +177,7 @@ def tokenised(prepared: pa.Table, *, read: Read) -> pa.Table:
         # The column may be a slice; its own offsets need not start at 0.
         offsets = np.concatenate([[0], np.cumsum(np.asarray(pc.list_value_length(texts)))])
         whole = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), texts.flatten())
-        ids = _token_lists(whole, read=read)
+        ids = _token_lists({side: whole}, read=read)[side]
         num_tokens += _num_tokens(ids)
         prepared = prepared.set_column(prepared.column_names.index(side), side, ids)
     place = prepared.column_names.index("num_tokens")
@@ -182,6 +190,25 @@ def feature_columns(rows: pa.Table, features: FeatureEncoder) -> dict[str, pa.Ar
     blocks = {"numeric": encoded.numeric, "categorical": encoded.categorical}
     blocks |= {f"vector_{name}": block for name, block in encoded.vectors.items()}
     return {name: _fixed(block) for name, block in blocks.items()}
+
+
+def _sides(rows: pa.Table, spec: Spec, *, max_history: int) -> dict[str, pa.ListArray]:
+    return {
+        "query": side_texts(rows, spec.query, max_texts=max_history),
+        "item": side_texts(rows, spec.item, max_texts=max_history),
+    }
+
+
+def _token_lists(sides: Mapping[str, pa.ListArray], *, read: Read) -> dict[str, pa.ListArray]:
+    """Of each side list<list<int32>> [n]; each of the U distinct texts is tokenised once."""
+    distinct = pa.concat_arrays([texts.flatten() for texts in sides.values()]).dictionary_encode()
+    ids = read(distinct.dictionary.to_pylist())
+    tokens, start = {}, 0
+    for side, texts in sides.items():
+        places = distinct.indices.slice(start, len(texts.values))
+        tokens[side] = pa.ListArray.from_arrays(texts.offsets, ids.take(places))
+        start += len(places)
+    return tokens
 
 
 def _fixed(block: npt.NDArray[Any]) -> pa.Array:
@@ -203,13 +230,6 @@ def _as_lists(values: pa.Array, *, max_texts: int) -> pa.ListArray:
     places = np.arange(offsets[-1]) + np.repeat(ends[1:] - offsets[1:], kept)
     texts = lists.values.take(pa.array(places))
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), texts)
-
-
-def _token_lists(texts: pa.ListArray, *, read: Read) -> pa.ListArray:
-    """list<list<int32>> [n]; each of the U distinct texts is tokenised once."""
-    distinct = texts.flatten().dictionary_encode()
-    ids = read(distinct.dictionary.to_pylist())
-    return pa.ListArray.from_arrays(texts.offsets, ids.take(distinct.indices))
 
 
 def _num_tokens(lists: pa.ListArray) -> npt.NDArray[np.int64]:

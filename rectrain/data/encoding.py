@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,14 +90,15 @@ class FeatureEncoder:
         numeric = np.full((n, len(self.numeric)), np.nan, dtype=np.float32)
         categorical = np.full((n, len(self.categorical)), MISSING, dtype=np.int32)
         vectors = {v: np.full((n, size), np.nan, np.float32) for v, size in self.vectors.items()}
+        given = {name for name in table.column_names if table[name].null_count < n}
         for column, name in enumerate(self.numeric):
-            if name in table.column_names:
+            if name in given:
                 numeric[:, column] = table[name].to_numpy()
         for column, (name, values) in enumerate(self.categorical.items()):
-            if name in table.column_names:
+            if name in given:
                 categorical[:, column] = _numbers(table[name], values)
         for name, block in vectors.items():
-            if name in table.column_names:
+            if name in given:
                 present = np.asarray(pc.is_valid(table[name]))
                 flat = pc.list_flatten(table[name]).to_numpy()
                 block[present] = flat.reshape(-1, block.shape[1])
@@ -147,8 +149,13 @@ def _values(column: pa.ChunkedArray) -> tuple[str, ...]:
     return tuple(value for count, value in pairs[:_MAX_VALUES] if count >= _MIN_COUNT)
 
 
+@lru_cache(maxsize=64)  # making one takes longer than looking up a request's rows
+def _vocabulary(values: tuple[str, ...]) -> pa.Array:
+    return pa.array(values, pa.string())
+
+
 def _numbers(column: pa.ChunkedArray, values: tuple[str, ...]) -> npt.NDArray[np.int32]:
-    found = pc.index_in(column, pa.array(values, pa.string()))
+    found = pc.index_in(column, _vocabulary(values))
     known = pc.add(found, 2)
     number = pc.if_else(
         pc.is_null(column), MISSING, pc.coalesce(known, pa.scalar(OTHER, pa.int32()))

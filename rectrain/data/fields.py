@@ -227,7 +227,10 @@ class FieldTable:
         sized = self.sized(table)
         columns = {f.name: _column(f, table, prefix=f"{self.task}-{part}") for f in sized.fields}
         reason = np.full(table.num_rows, "", dtype=object)
+        given = set(table.column_names)
         for field in reversed(sized.fields):  # so that the first field's reason is what stays
+            if field.name not in given:  # nulls or a default, which break no rule
+                continue
             for bad, words in _faults(field, columns[field.name]):
                 reason[bad] = f"{field.name}: {words}"
         aside = np.zeros(table.num_rows, dtype=bool)
@@ -235,10 +238,11 @@ class FieldTable:
             aside = np.asarray(pc.is_valid(table[SET_ASIDE]))
             reason[aside] = table[SET_ASIDE].filter(pa.array(aside)).to_pylist()
         rows, keep = pa.table(columns), reason == ""
+        good = rows if keep.all() else rows.filter(pa.array(keep))
         rejects = rows.filter(pa.array(~keep))
         rejects = rejects.append_column("reason", pa.array(reason[~keep], pa.string()))
         rejects = rejects.append_column(SET_ASIDE, pa.array(aside[~keep]))
-        return rows.filter(pa.array(keep)).cast(self.arrow_schema()), rejects
+        return pa.Table.from_arrays(good.columns, schema=self.arrow_schema()), rejects
 
     def markdown(self) -> str:
         """The field table for docs/data.md."""

@@ -318,7 +318,8 @@ def _table(rows: Rows, *, fields: FieldTable) -> pa.Table:
     for row in rows:
         if not isinstance(row, Mapping):
             raise _no_rows(row, task=fields.task, fix="give one dictionary a row")
-    names = [name for name in fields.names() if any(name in row for row in rows)]
+    given = set().union(*rows)
+    names = [name for name in fields.names() if name in given]
     if not names:
         raise DataError(
             what=f"rows of {fields.task}",

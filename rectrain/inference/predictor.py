@@ -224,9 +224,9 @@ class Predictor:
             batch = build_micro_batch({task: block}, counts={task: float(block.num_rows)})
             with torch.inference_mode():
                 vectors = self._cache.of(batch.texts, encode=self._encoder.encode)
-                yield self.model(
-                    batch.to(self._device), mode=mode, vectors=vectors.to(self._device)
-                )[task]
+                if self._device != "cpu":
+                    batch, vectors = batch.to(self._device), vectors.to(self._device)
+                yield self.model(batch, mode=mode, vectors=vectors)[task]
 
 
 def check_tokenizer(sha256: str, meta: Mapping[str, Any], *, where: str) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from rectrain.data.assemble import TextLimits, assemble, tokenised
+from rectrain.data.assemble import TextLimits, model_columns, tokenised
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.fields import SET_ASIDE, Field, FieldTable
 from rectrain.data.tokenize import Read, reader
@@ -37,7 +37,7 @@ class EncodedRows:
 
     Args:
         given: the m good rows in the task's fields.
-        prepared: prepared columns of the same m rows.
+        prepared: of the same m rows the prepared columns that scoring reads.
         number: int64 [m], their row numbers.
         rejects: the other n - m rows with their number (`row`) and `reason`.
     """
@@ -172,21 +172,12 @@ class RowEncoder:
         if spec.has_catalogue:  # a user: no item
             for name in spec.item:
                 good = good.append_column(name, pa.nulls(good.num_rows, pa.string()))
-        m = good.num_rows
-        plan = pa.table(
-            {
-                "list_id": pa.array(np.arange(m, dtype=np.int32)),
-                "log_q": pa.array(np.zeros(m, dtype=np.float32)),
-                "exclude": pa.nulls(m, pa.list_(pa.string())),
-            }
-        )
-        prepared = assemble(
+        prepared = model_columns(
             good,
             spec=spec,
             features=self.features[spec.name],
             read=self._reader(spec),
             max_history=self.limits[spec.name].max_history,
-            plan=plan,
         )
         names = [name for name in bad.column_names if name not in (_ROW, SET_ASIDE)]
         rejects = bad.select(names).add_column(0, "row", bad[_ROW].cast(pa.int64()))

@@ -76,7 +76,9 @@ def plan(lengths: Ints, *, tokens_per_batch: int) -> list[Batch]:
 
 def _parts(first: int, last: int, length: int, tokens_per_batch: int) -> list[Batch]:
     number = -(-(last - first) // max(tokens_per_batch // length, 1))
-    cuts = [first + (last - first) * i // number for i in range(number + 1)]
+    rows, num_larger = divmod(last - first, number)
+    # The larger ones first: an engine takes longer where a shape differs from the one before.
+    cuts = [first + i * rows + min(i, num_larger) for i in range(number + 1)]
     return [Batch(cut, end - cut, length) for cut, end in pairwise(cuts)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 
 import numpy as np
 import pytest
@@ -296,6 +297,45 @@ def test_what_can_not_be_done_in_time_says_when_to_come_back(
     assert (response.status_code, response.json()["code"]) == (503, code)
     assert response.headers["retry-after"] == retry
     assert served.recorded.requests == [("/v1/rank", 503, "busy")]
+
+
+def test_what_there_is_no_room_for_is_refused_before_its_body_is_read(graph, monkeypatch):
+    served, asked = graph(cache=10), []
+
+    def refuse(task: str, *, deadline: float) -> None:
+        asked.append((task, round(deadline - time.monotonic())))
+        raise Overloaded(2.5)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(served.engine, "require_room", refuse)
+        # Were the body read, it would be a 422.
+        for path in ("rank", "rank/batch"):
+            headers = {"x-deadline-ms": "5000", "x-request-id": "r-1"}
+            response = served.client.post(f"/v1/{path}", content=b"no JSON", headers=headers)
+            assert (response.status_code, response.json()["code"]) == (503, "overload")
+            assert response.headers["retry-after"] == "3"
+            assert response.json()["request_id"] == "r-1"
+        wrong = served.client.post("/v1/rank", content=b"", headers={"x-deadline-ms": "soon"})
+        assert wrong.status_code == 422
+    assert asked == [("search_ranking", 5)] * 2
+    refused = [
+        ("/v1/rank", 503, "busy"),
+        ("/v1/rank/batch", 503, "busy"),
+        ("/v1/rank", 422, "refused"),
+    ]
+    assert served.recorded.requests == refused
+
+
+def test_where_answers_are_kept_a_busy_process_still_reads(graph, monkeypatch):
+    served = graph(cache=10)
+    for _ in range(20):  # the first is computed
+        assert served.post("/v1/rank", search()).status_code == 200
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise Overloaded(1)
+
+    monkeypatch.setattr(served.engine, "require_room", refuse)
+    assert served.post("/v1/rank", search()).json()["cached"]
 
 
 def test_a_fault_of_ours_shows_nothing_of_its_inside(graph, monkeypatch):

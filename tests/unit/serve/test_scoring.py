@@ -58,6 +58,31 @@ def test_the_size_of_texts_is_learned_from_those_that_were_read(engine):
     assert size == pytest.approx(sum(pieces) + 2 * 2 + 1, abs=2)
 
 
+def test_there_is_room_for_a_request_of_the_usual_size_or_none(engine, monkeypatch):
+    asked: list[int] = []
+    monkeypatch.setattr(
+        engine._batcher, "require_room", lambda tokens, *, deadline: asked.append(tokens)
+    )
+
+    async def score(*works: Work) -> None:
+        for work in works:
+            await engine.submit(work, deadline=time.monotonic() + 60)
+
+    def usual(task: str) -> int:
+        engine.require_room(task, deadline=9.0)
+        return asked[-1]
+
+    assert usual(TASKS[1]) == 1  # nothing is known: only what has no room for anything refuses
+    small, giant = search("beta"), search(*(f"beta {n}" for n in range(400)))
+    asyncio.run(score(*[small] * 20))
+    size = num_tokens(small, engine.models["shop"], chars_a_token=engine.chars_a_token("shop"))
+    before = usual(TASKS[1])
+    assert before == pytest.approx(size, abs=2)
+    asyncio.run(score(giant))
+    assert before <= usual(TASKS[1]) <= 1.5 * before + 1
+    assert usual(TASKS[0]) == 1  # each task has a size of its own
+
+
 def test_a_work_that_fails_in_any_way_fails_alone(engine, monkeypatch):
     model, fine, odd = engine.models["shop"], search("alpha"), search("odd")
     predict = model.predict

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertTokenizerFast
 
-from rectrain.data.batch import build_micro_batch
+from rectrain.data.batch import build_micro_batch, fill_columns
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.loader import empty_tables
 from rectrain.errors import DataError, EncoderError, ResourceError
@@ -64,7 +64,8 @@ def orders(count: int, *, seed: int = 0) -> pa.Table:
 
 def test_scores_equal_the_models_own_forward_of_all_rows_at_once(predictor: Predictor) -> None:
     rows = predictor.encode("risk", orders(60)).prepared
-    tables = {**empty_tables(FEATURES), "risk": rows}
+    tables = empty_tables(FEATURES)
+    tables["risk"] = fill_columns(rows, like=tables["risk"])
     batch = build_micro_batch(tables, counts={"recommendation": 0, "risk": 60})
     with torch.no_grad():
         expected = predictor.model(batch, mode="score")["risk"].sigmoid().numpy()

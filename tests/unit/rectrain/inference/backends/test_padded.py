@@ -50,8 +50,8 @@ def test_few_lengths_are_seen_and_next_to_nothing_is_padded_in_bulk() -> None:
 def test_a_batch_holds_one_padded_length() -> None:
     few = plan(np.array([7, 8, 8, 17, 18]), tokens_per_batch=512)
     assert few == [(0, 1, 7), (1, 2, 8), (3, 2, 18)]
-    even = plan(np.array([10] * 11), tokens_per_batch=100)
-    assert even == [(0, 5, 10), (5, 6, 10)]
+    even = plan(np.array([10] * 23), tokens_per_batch=100)
+    assert even == [(0, 8, 10), (8, 8, 10), (16, 7, 10)]  # one change of shape
 
 
 @given(lengths=_LENGTHS, budget=st.integers(1, 600))
