@@ -221,15 +221,16 @@ class _Stream:
 
     def cascade(self, policy: TaskPolicy, small: PackagedModel, large: PackagedModel) -> None:
         """The small model scores everything, the large one what is deferred, in batches too."""
-        waiting: list[Ints] = []
+        nothing = waiting = np.empty(0, dtype=np.int64)
         for part in self._parts():
             rows = np.arange(part.start, part.stop)
-            waiting.append(self._deferred(policy, rows, self._score(policy.task, small, rows)))
-            if self.tokens[np.concatenate(waiting)].sum() >= _TOKENS:
-                self._score(policy.task, large, np.concatenate(waiting))
-                waiting = []
-        if len(left := np.concatenate(waiting)):
-            self._score(policy.task, large, left)
+            doubtful = self._deferred(policy, rows, self._score(policy.task, small, rows))
+            waiting = np.concatenate([waiting, doubtful])
+            if self.tokens[waiting].sum() >= _TOKENS:
+                self._score(policy.task, large, waiting)
+                waiting = nothing
+        if len(waiting):
+            self._score(policy.task, large, waiting)
 
     def _parts(self) -> Iterator[slice]:
         """Neighbours of about as many tokens as a batch has; no list is parted."""
