@@ -159,9 +159,7 @@ def _drawn(
     case: Case, chosen: list[Strategy], *, num_draws: int, seed: int
 ) -> tuple[list[Range], list[float]]:
     """Of each strategy: its cost a month, and the share of the draws in which it is the best."""
-    costs = draw(
-        case, chosen, num_draws=num_draws, seed=seed, measure=lambda one: one.monthly
-    )
+    costs = draw(case, chosen, num_draws=num_draws, seed=seed, measure=lambda one: one.monthly)
     nets = draw(case, chosen, num_draws=num_draws, seed=seed, measure=lambda one: one.net)
     best = nets.argmax(axis=1)
     return (

@@ -142,9 +142,7 @@ class Bounds:
 
     def times(self, factor: float) -> Bounds:
         """The same at a multiple of the traffic; the budget stays."""
-        return replace(
-            self, mean_rate=self.mean_rate * factor, peak_rate=self.peak_rate * factor
-        )
+        return replace(self, mean_rate=self.mean_rate * factor, peak_rate=self.peak_rate * factor)
 
 
 @dataclass(frozen=True)
@@ -260,9 +258,7 @@ def num_servers(
     return needed + spares(needed, server, availability=availability, restart_h=restart_h)
 
 
-def plans(
-    servers: Sequence[Server], routes: Sequence[Route], bounds: Bounds
-) -> Iterator[Plan]:
+def plans(servers: Sequence[Server], routes: Sequence[Route], bounds: Bounds) -> Iterator[Plan]:
     """The smallest plan of each machine and route that keeps to the bounds."""
     for server in servers:
         for route in routes:

@@ -142,9 +142,7 @@ def spread_of(values: Floats) -> Range:
     return Range(float(low), float(middle), float(high))
 
 
-def sensitivity(
-    case: Case, result: Callable[[Case], float]
-) -> tuple[Effect, ...]:
+def sensitivity(case: Case, result: Callable[[Case], float]) -> tuple[Effect, ...]:
     """Inputs by how far they move a result, the widest first.
 
     Args:

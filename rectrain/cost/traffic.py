@@ -65,7 +65,7 @@ class Effort(Section):
 
 
 class Spread(Section):
-    """How uncertain inputs are: one standard deviation, as a share (of growth: a month's points)."""
+    """How uncertain inputs are: one standard deviation, as a share of the input."""
 
     traffic: Share = Field(default=0.2, description="of the mean rate")
     growth: Share = Field(default=0.01, description="of growth_per_month, in absolute terms")
