@@ -363,7 +363,7 @@ def _rounded(value: Fraction) -> Fraction:
 def _parsed(row: Mapping[str, Any], *, where: str) -> Entry:
     """An entry of texts."""
     given = {name: value for name, value in row.items() if name != "amount"}
-    if sorted(given) != sorted(_COLUMNS) or not all(isinstance(v, str) for v in given.values()):
+    if given.keys() != set(_COLUMNS) or not all(isinstance(v, str) for v in given.values()):
         raise _broken(where, f"{', '.join(map(str, given))}")
     try:
         entry = Entry(**given)
