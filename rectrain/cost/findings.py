@@ -159,8 +159,8 @@ def _drawn(
     case: Case, chosen: list[Strategy], *, num_draws: int, seed: int
 ) -> tuple[list[Range], list[float]]:
     """Of each strategy: its cost a month, and the share of the draws in which it is the best."""
-    costs = draw(case, chosen, num_draws=num_draws, seed=seed, measure=lambda one: one.monthly)
-    nets = draw(case, chosen, num_draws=num_draws, seed=seed, measure=lambda one: one.net)
+    measures = (lambda one: one.monthly, lambda one: one.net)
+    costs, nets = draw(case, chosen, measures, num_draws=num_draws, seed=seed)
     best = nets.argmax(axis=1)
     return (
         [spread_of(costs[:, place]) for place in range(len(chosen))],

@@ -114,25 +114,26 @@ def _route(route: Route, *, throughput: float, deferred: float, worth: float) ->
 def draw(
     case: Case,
     chosen: Sequence[Strategy],
+    measures: Sequence[Measure],
     *,
     num_draws: int = 1000,
     seed: int = 0,
-    measure: Measure = lambda one: one.cost,
 ) -> Floats:
-    """float64 [draws, strategies]: a measure of each, all of a draw from the same inputs.
+    """float64 [measures, draws, strategies], all of a draw from the same inputs.
 
     Args:
         case: as given.
         chosen: strategies of it.
+        measures: of a forecast.
         num_draws: how many.
         seed: of the draws.
-        measure: of a forecast.
     """
     z = np.random.default_rng(seed).standard_normal((num_draws, len(INPUTS)))
-    found = np.empty((num_draws, len(chosen)))
+    found = np.empty((len(measures), num_draws, len(chosen)))
     for row, values in enumerate(z):
         drawn = vary(case, dict(zip(INPUTS, values.tolist(), strict=True)))
-        found[row] = [measure(forecast(drawn, one)) for one in chosen]
+        forecasts = [forecast(drawn, one) for one in chosen]
+        found[:, row] = [[measure(one) for one in forecasts] for measure in measures]
     return found
 
 

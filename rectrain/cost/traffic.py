@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +108,9 @@ class Traffic(Section):
     horizon_months: int = Field(default=24, ge=1, le=120, description="months that are looked at")
     retrain_every_months: int = Field(
         default=3, ge=0, le=120, description="months between trainings; 0: only once"
+    )
+    training_hours: dict[Literal["large", "small"], AtLeastZero] = Field(
+        default={}, description="device hours of a training (default: as the runs recorded)"
     )
     budget_per_month: AboveZero | None = Field(
         default=None, description="that the machines which serve may cost"
