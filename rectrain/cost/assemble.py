@@ -118,7 +118,7 @@ def make_case(
     currency = traffic.currency or prices.currency
 
     def amount(price: Price) -> float:
-        return float(price.exact * prices.rates.factor(price.currency, currency))
+        return float(price.value * prices.rates.factor(price.currency, currency))
 
     servers = tuple(_servers(prices, amount, device))
     owned = tuple(

@@ -312,7 +312,7 @@ def _sharing_flops(sharing: Any, sizes: Mapping[str, int]) -> int:
         for task, gate in sharing.gates.items()
         if task in sizes
     )
-    return 2 * (num_rows * of_all + own)
+    return int(2 * (num_rows * of_all + own))
 
 
 def _width(gate: nn.Linear) -> int:

@@ -15,7 +15,7 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
+from scipy.optimize import nnls  # type: ignore[import-untyped]
 
 from rectrain.cost.ledger import Kind
 from rectrain.errors import ConfigError, DataError

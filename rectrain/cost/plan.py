@@ -251,7 +251,7 @@ def num_servers(
     largest = max((stage.memory_bytes for stage in route.stages if stage.share), default=0.0)
     slots = server.threads
     if largest:
-        slots = min(float(slots), server.memory_bytes // largest)
+        slots = int(min(slots, server.memory_bytes // largest))
     if slots < 1:
         return None
     needed = _ceil(sum(processes(route, rate, speed=server.speed)) / slots)
@@ -390,7 +390,7 @@ def _turn(best: Plan, rival: Plan, bounds: Bounds, *, up: bool) -> float | None:
         )
         return theirs is not None and (ours is None or _better(theirs, ours))
 
-    step = _RANGE ** (1 / _GRID)
+    step = float(_RANGE ** (1 / _GRID))
     last = 1.0
     for _ in range(_GRID):
         factor = last * step if up else last / step

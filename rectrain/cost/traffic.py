@@ -207,8 +207,8 @@ class Traffic(Section):
         the first they always are."""
         month = np.arange(self.horizon_months)
         if not self.retrain_every_months:
-            return month == 0
-        return month % self.retrain_every_months == 0
+            return np.asarray(month == 0)
+        return np.asarray(month % self.retrain_every_months == 0)
 
     def shares(self, tasks: Sequence[str]) -> dict[str, float]:
         """Task -> its share of the requests; they sum to 1.
