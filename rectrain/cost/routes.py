@@ -12,8 +12,8 @@ large model sees, of a request,
     rows     d · n candidates, in the share 1 - (1 - d)^n of the requests
     lists    the head (or all) of the candidates, in the share d of the requests
 
-and u is the most at which the p99 of both models together keep the limit: no more than that can
-the p99 of an answer be, but for the one in a hundred of either, which the sum counts twice.
+and u is the most at which the p99 of both models together keep the limit: a bound for the deferred
+answers, of which one in fifty may be later, and so for all answers where few are deferred.
 
 What an answer is worth goes with the share of the first model's lift over a trivial one that a
 route has, (metric - trivial) / (first - trivial); that of a cascade lies between its models, in
@@ -74,18 +74,19 @@ class Speed:
 
 
 def _most_busy(curves: Sequence[tuple[tuple[float, float], ...]], limit_ms: float) -> float:
-    """The largest share of the time at which the sum of the p99 keeps the limit; 0: none does.
+    """The largest share of the time at which the sum of the p99 keeps the limit.
 
-    Between measured points the curve is a line; beyond the last one nothing is known.
+    Between measured points the curve is a line; beyond the last one nothing is known. Where even
+    an idle process is late, the last one: late answers are then at least not dear ones.
     """
     last = min(curve[-1][0] for curve in curves)
     first = max(curve[0][0] for curve in curves)
-    found = 0.0
+    found = None
     for busy in np.linspace(min(first, last), last, 401):
         if sum(_p99(curve, float(busy)) for curve in curves) > limit_ms:
             break
         found = float(busy)
-    return found
+    return last if found is None else found
 
 
 def _p99(curve: tuple[tuple[float, float], ...], busy: float) -> float:
@@ -107,7 +108,7 @@ def lone(speed: Speed, traffic: Traffic, *, worth_per_1000: float = 0.0) -> Rout
     )
     busy = _most_busy([speed.curve], traffic.latency_ms)
     p99_ms = _p99(speed.curve, busy)
-    stage = Stage(speed.model, 1.0, (busy or speed.curve[0][0]) / seconds, speed.memory_bytes)
+    stage = Stage(speed.model, 1.0, busy / seconds, speed.memory_bytes)
     return Route(
         speed.model, (stage,), deferred=1.0 if speed.model == "large" else 0.0, p99_ms=p99_ms,
         worth_per_1000=worth_per_1000,
@@ -147,7 +148,6 @@ def cascade(
     curves = [small.curve, large.curve] if asked else [small.curve]
     busy = _most_busy(curves, traffic.latency_ms)
     p99_ms = sum(_p99(curve, busy) for curve in curves)
-    busy = busy or small.curve[0][0]
     seconds = sum(w * small.tasks[task].seconds(traffic.candidates) for task, w in mix.items())
     stages = [Stage(small.model, 1.0, busy / seconds, small.memory_bytes)]
     if asked:

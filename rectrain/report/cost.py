@@ -41,8 +41,8 @@ def money(value: float, currency: str) -> str:
 def cost_table(found: Findings) -> str:
     """One line a route, in markdown."""
     lines = [
-        "| model | a month | 8 of 10 draws | per 1,000 requests | of it machines that answer |",
-        "|---|---|---|---|---|",
+        "| model | a month | 8 of 10 draws | per 1,000 requests | of it machines | p99 |",
+        "|---|---|---|---|---|---|",
     ]
     for name, one in found.routes.items():
         cells = _route_cells(found, name, one)
@@ -55,6 +55,7 @@ def _route_cells(found: Findings, name: str, one: Forecast) -> list[str]:
     return [
         name, money(one.monthly, found.currency), f"{low:,.0f} to {high:,.0f}",
         money(one.per_1000, found.currency), money(one.serving_per_1000, found.currency),
+        f"{found.case.routes[name].p99_ms:.0f} ms",
     ]  # fmt: skip
 
 
@@ -222,9 +223,8 @@ def _what(found: Findings) -> str:
             f"{escape(', '.join(sorted({one.machine for one in found.routes.values()})))}."
         ),
         monthly(found),
-        _table(
-            ["", "a month", "8 of 10", "per 1,000 requests", "of it, machines that answer"], rows
-        ),
+        _table(["", "a month", "8 of 10", "per 1,000 requests", "of it, machines", "p99"], rows),
+        *_late(found),
     ]
     if found.has_worth:
         parts += [
@@ -241,6 +241,16 @@ def _what(found: Findings) -> str:
             ),
         ]  # fmt: skip
     return _section("what", "What does each model, and the cascade, cost?", *parts)
+
+
+def _late(found: Findings) -> list[str]:
+    """What must be said of routes that can't keep the latency limit."""
+    limit = found.case.traffic.latency_ms
+    late = [name for name, route in found.case.routes.items() if route.p99_ms > limit]
+    if not late:
+        return []
+    return [_p(f"<b>{escape(', '.join(late))}</b> can't keep {limit:g} ms however few requests come"
+               ": priced as busy as can be, and no choice below.")]  # fmt: skip
 
 
 def _made(found: Findings) -> str:
