@@ -202,11 +202,12 @@ def _training(
         known = {past.folder for past in pasts["large"]}
         pasts["small"] = [past for past in pasts["small"] if past.folder not in known]
     told, hours = [], {"large": 0.0, "small": 0.0}
+    said = {str(role): hours for role, hours in traffic.training_hours.items()}
     for role, found in pasts.items():
         lives = sum(len(past.lives) for past in found)
-        hours[role] = traffic.training_hours.get(role, sum(device_hours(found).values()))
+        hours[role] = said.get(role, sum(device_hours(found).values()))
         how = f"recorded in {lives} lives of {len(found)} runs"
-        if role in traffic.training_hours:
+        if role in said:
             how = "as you said"
         elif not lives:
             how = (

@@ -183,6 +183,7 @@ class Traffic(Section):
             return np.array(self.hourly_rates) / self.mean
         wanted = self.mean / self.peak
         wave = (1 + np.cos(2 * np.pi * np.arange(_HOURS) / _HOURS)) / 2
+        wave = np.maximum(wave, 1e-12)  # 0 to the power of almost 0 is 0: no day would be flat
         # A peak of one hour alone has 1/24 of its rate as the mean: no day has less.
         wanted = max(wanted, (1 + 1e-9) / _HOURS)
         low, high = 0.0, 1e6
