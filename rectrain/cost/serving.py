@@ -2,7 +2,8 @@
 
 Requests are made up of the model's own vocabulary, with as many words and candidates as are asked
 for, and go through the whole of `PackagedModel.predict` or `recommend`: checks, tokens, encoder,
-heads. Texts differ, so no cache helps. One thread; seconds are of that core's work.
+heads. Texts differ, so no cache helps. One thread, and seconds are the process's CPU time: what
+other work on the machine takes away in the meantime is not this model's cost.
 
     seconds of a request = fixed_s + candidates · candidate_s      (a line through two sizes)
 
@@ -76,7 +77,7 @@ def measure_served(
     candidates: int,
     tokens: int,
     seed: int = 0,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] = time.process_time,
 ) -> Served:
     """Times requests of all tasks.
 
@@ -85,7 +86,7 @@ def measure_served(
         candidates: of a request.
         tokens: of a text, [CLS] and [SEP] included.
         seed: of the texts.
-        clock: seconds.
+        clock: seconds of the process.
     """
     random = np.random.default_rng(seed)
     tasks: dict[str, tuple[float, float]] = {}
