@@ -231,18 +231,18 @@ def request_models(models: Mapping[str, PackagedModel], limits: Limits) -> dict[
 
 def rows_of(request: BaseModel) -> tuple[dict[str, Any], ...]:
     """A request's rows in its task's fields, one a candidate; of a recommendation the user's."""
-    shared = {name: value for name, value in _given(request) if name not in _NO_FIELDS}
+    shared = {name: value for name, value in _given(request).items() if name not in _NO_FIELDS}
     if "k" in type(request).model_fields:
         return (shared,)
     return tuple(
-        {**shared, **dict(_given(candidate))}
+        shared | _given(candidate)
         for candidate in request.candidates  # type: ignore[attr-defined]
     )
 
 
-def _given(model: BaseModel) -> Iterator[tuple[str, Any]]:
-    """Names and values that are there; a field's value is none to copy."""
-    return ((name, value) for name, value in model if value is not None)
+def _given(model: BaseModel) -> dict[str, Any]:
+    """The fields that are there. (Iterating over the model itself takes four times as long.)"""
+    return {name: value for name, value in vars(model).items() if value is not None}
 
 
 def field_names(table: FieldTable) -> tuple[str, ...]:
@@ -395,6 +395,8 @@ def _whole(most: int) -> Any:
 
 
 def _as_text(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
     if isinstance(value, bool):
         return "true" if value else "false"
     value = _as_whole(value)

@@ -199,9 +199,10 @@ def _texts(work: Work, model: PackagedModel) -> set[str]:
     spec = model.predictor.spec(work.task)
     assert model.predictor.rows is not None
     limits = model.predictor.rows.limits[work.task]
+    names = (*spec.query, *spec.item)
     texts: set[str] = set()
     for row in work.rows:
-        for name in (*spec.query, *spec.item):
+        for name in names:
             value = row.get(name)
             if isinstance(value, str):
                 texts.add(value)
