@@ -1,7 +1,7 @@
 """What is best of many models under several objectives: the front, its knee, its hypervolume.
 
 All points are minimised: `minimised` turns the sign of what should be large. A point with a number
-that is none (a trial that failed) is in no front and adds no volume. Pure.
+that is not finite (a trial that failed) is in no front and adds no volume.
 
 Shapes: n points, d objectives.
 """
@@ -45,10 +45,10 @@ def non_dominated(points: ArrayLike) -> Mask:
     A point dominates another if it is nowhere worse and somewhere better.
 
     Args:
-        points: [n, d], to be minimised; NaN where there is no value.
+        points: [n, d], to be minimised.
     """
     values = np.asarray(points, dtype=np.float64)
-    alive: Mask = ~np.isnan(values).any(axis=1)
+    alive: Mask = np.isfinite(values.sum(axis=1))
     for place, one in enumerate(values):
         if alive[place]:
             equal = (values == one).all(axis=1)
@@ -95,7 +95,8 @@ def hypervolume(points: ArrayLike, *, reference: ArrayLike) -> float:
     """
     limit = np.asarray(reference, dtype=np.float64)
     values = np.asarray(points, dtype=np.float64).reshape(-1, len(limit))
-    return _volume(values[(values < limit).all(axis=1)], limit)
+    inside = np.isfinite(values) & (values < limit)
+    return _volume(values[inside.all(axis=1)], limit)
 
 
 def _volume(points: Floats, limit: Floats) -> float:
