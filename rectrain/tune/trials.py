@@ -179,8 +179,16 @@ def read_facts(path: str | Path) -> StudyFacts:
 
 
 def trials_of(found: Iterable[FrozenTrial]) -> list[Trial]:
-    """Optuna's trials as ours, without those that only wait."""
-    return [_trial(one) for one in found if one.state.name != "WAITING"]
+    """Optuna's trials as ours, without those that only wait.
+
+    A sampler also draws points that are already known; those are noted with `same_as`, the number
+    of the trial that tried the point, and are no trials of ours.
+    """
+    return [
+        _trial(one)
+        for one in found
+        if one.state.name != "WAITING" and "same_as" not in one.user_attrs
+    ]
 
 
 def _trial(found: FrozenTrial) -> Trial:
