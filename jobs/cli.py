@@ -37,6 +37,8 @@ _EXTRAS = {
     "mlflow": "tracking",
     "tensorboard": "tracking",
     "matplotlib": "report",
+    "plotly": "report",
+    "optuna": "search",
 }
 
 

