@@ -41,9 +41,11 @@ def run_search(config: SearchConfig, study: SearchStudy, *, told: Callable[[int]
     Raises:
         ResourceError: the cluster can't hold one trial.
     """
-    # Read by Tune as it starts: our own trackers write, and Ctrl-C ends the driver as it should.
+    # Read by Tune as it starts: our own trackers write, our own lines are printed, and Ctrl-C ends
+    # the driver as it should.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     have = ray.cluster_resources()  # type: ignore[no-untyped-call]
     at_once = num_concurrent(config, have)
     Store.open(config.output).remove(_FOLDER)

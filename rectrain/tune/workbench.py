@@ -109,9 +109,7 @@ class Workbench:
 
     def num_bytes(self, point: Point) -> int:
         """Of all weights of a point's model, in fp32."""
-        with torch.device("meta"):
-            model = self._model(point)
-        return 4 * sum(parameter.numel() for parameter in model.parameters())
+        return 4 * sum(parameter.numel() for parameter in self._model(point).parameters())
 
     def judged(self, point: Point, values: Mapping[str, float], *, device_seconds: float) -> Result:
         """A trial's result from its metrics; measures its latency.
