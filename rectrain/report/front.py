@@ -46,7 +46,7 @@ def front_of(trials: Sequence[Trial]) -> Front:
     """The front of three objectives; infeasible and unfinished trials are in none."""
     points = _points(trials)
     at = knee(points)
-    found = [trials[place] for place in np.flatnonzero(non_dominated(points))]
+    found = [trials[place] for place in np.flatnonzero(non_dominated(points)).tolist()]
     found.sort(key=lambda trial: _cost(trial))
     return Front(tuple(found), None if at is None else trials[at].number)
 
