@@ -67,7 +67,7 @@ _FULL = _Scale(
     "demo",
     (
         "--space.layers=[1,2,3]", "--space.heads=[4,6,8]", "--space.intermediate=[96,192,384]",
-        "--train.num_steps=60", "--train.evaluate_rows=100", "--refit_texts=400",
+        "--train.num_steps=100", "--train.evaluate_rows=100", "--refit_texts=400",
         "--measure.rows=8",
     ),
     seeds=(0, 1, 2),

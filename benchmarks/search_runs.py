@@ -2,18 +2,20 @@
 
 FOLDER/shapes.json              of each shape: latency, and seconds to measure it
 FOLDER/standards.json           what a random order and the teacher earn
+FOLDER/teacher.npy              the teacher's vectors of all texts
 FOLDER/seed-S/alone/*.json      of each shape trained alone: metrics, seconds
 FOLDER/seed-S/supernet/         one super-network
 FOLDER/seed-S/supernet.json     its seconds
 FOLDER/seed-S/sub/*.json        of each of its sub-networks: metrics, seconds to judge it
 
 Seconds are those of a process of one thread that it spent on a core: device-seconds that don't
-depend on what else the machine does. They have none of the teacher's texts in them, whose vectors
-are the same for every run: `Shapes.teacher_s` counts them.
+depend on what else the machine does. A run of the product makes the teacher's vectors anew; here
+all are given the same, whose seconds are `Shapes.teacher_s`.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import time
@@ -22,24 +24,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from benchmarks.one_process import in_processes, train_run
 from rectrain.config import dump_config, parse_yaml
-from rectrain.train.build import new_model, open_data
-from rectrain.train.frozen import keep_vectors
+from rectrain.data.shards import Prepared
+from rectrain.inference.backends import open_torch
+from rectrain.model.known import TextVectors
+from rectrain.train import worker
+from rectrain.train.frozen import training_texts
 from rectrain.train.storage import Store
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.latency import Latency
 from rectrain.tune.objective import Standard
 from rectrain.tune.runs import separate_run, supernet_run
-from rectrain.tune.space import Point, Space
+from rectrain.tune.space import Point
 from rectrain.tune.workbench import Workbench
 
 __all__ = ["SearchRuns", "Shape", "Shapes", "Trained", "point_name"]
 
 _NUM_PROCESSES = 2
 _SUPERNET = "supernet"
+_VECTORS = "teacher.npy"
 
 
 @dataclass(frozen=True)
@@ -154,19 +161,16 @@ class SearchRuns:
         return dump_config(self._config.model_copy(update=changes))
 
     def _parts(self) -> list[tuple[str, ...]]:
-        """Names of shapes, a few for each process, the largest first."""
-        names = [point_name(point) for point in _points(self._config)]
-        size = len(self._config.space.intermediate)
+        """Names of shapes, those of a depth for each process, the deepest first."""
+        space = self._config.space
+        points = itertools.product(space.layers, space.heads, space.intermediate)
+        names = ["x".join(map(str, point)) for point in points]
+        size = len(names) // len(space.layers)
         return [tuple(names[at : at + size]) for at in range(0, len(names), size)][::-1]
 
 
 def _root(folder: Path, seed: int) -> Path:
     return folder / f"seed-{seed}"
-
-
-def _points(config: SearchConfig) -> list[dict[str, Any]]:
-    values = {name: getattr(config.space, name) for name in ("layers", "heads", "intermediate")}
-    return list(Space(parent=None, values=values).points())  # type: ignore[arg-type]
 
 
 # ── in a process of its own ──────────────────────────────────────────────────────────────────────
@@ -193,25 +197,27 @@ def _measure_shapes(config: SearchConfig, work: _Work) -> None:
         latency, seconds = _timed(lambda point=point: bench.latency(point))
         shapes[point_name(point)] = asdict(Shape(latency, seconds))
         print(f"{point_name(point)}: {1000 * latency.request_s:.1f} ms a request", flush=True)
-    _write(root / "shapes.json", {"teacher_s": _teacher_s(bench), "shapes": shapes})
+    encoder = open_torch(bench.teacher.model.encoder)
+    vectors, seconds = _timed(lambda: encoder.encode(training_texts(bench.data)))
+    np.save(root / _VECTORS, vectors.numpy())
+    _write(root / "shapes.json", {"teacher_s": seconds, "shapes": shapes})
 
 
-def _teacher_s(bench: Workbench) -> float:
-    """Seconds in which a run makes the teacher's vectors."""
-    bench.start()
-    run = separate_run(bench.config, bench.teacher, bench.data, root=bench.root, settings={})
-    encoder = {**run.model.model_dump(), "encoder": str(bench.root / "start")}
-    run = run.model_copy(update={"model": type(run.model).model_validate(encoder)})
-    data = open_data(run)
-    model = new_model(run, data)
-    _, seconds = _timed(lambda: keep_vectors(model, run, data, device=torch.device("cpu")))
-    return seconds
+def _teach(folder: Path, data: Mapping[str, Prepared]) -> None:
+    """Lets the runs of this process have the teacher's vectors that are known."""
+    texts = training_texts(data)
+    known = TextVectors(texts, torch.from_numpy(np.load(folder / _VECTORS)))
+
+    def give(model: Any, *args: Any, **options: Any) -> None:
+        model.distillation.teacher.freeze_encoder(known)
+
+    worker.keep_vectors = give
 
 
 def _train_supernet(config: SearchConfig, work: _Work) -> None:
     root = Path(config.output)
     bench = Workbench(config)
-    teacher_s = _known_teacher_s(root)
+    _teach(root.parent, bench.data)
     if not (root / f"{_SUPERNET}.json").exists():
         _discard(root, "start", _SUPERNET)  # of a life that was killed: its seconds aren't known
 
@@ -220,7 +226,7 @@ def _train_supernet(config: SearchConfig, work: _Work) -> None:
             train_run(supernet_run(config, bench.teacher, bench.data, space=bench.space))
 
         _, seconds = _timed(train)
-        _write(root / f"{_SUPERNET}.json", {"seconds": seconds - teacher_s})
+        _write(root / f"{_SUPERNET}.json", {"seconds": seconds})
     for point in bench.space.points():
         path = root / "sub" / f"{point_name(point)}.json"
         if not path.exists():
@@ -235,6 +241,7 @@ def _train_alone(config: SearchConfig, work: _Work) -> None:
     if not names:
         return
     bench = Workbench(config)
+    _teach(root.parent, bench.data)
     points = {point_name(point): point for point in bench.space.points()}
     for name in names:
         folder = root / "alone" / name
@@ -242,7 +249,6 @@ def _train_alone(config: SearchConfig, work: _Work) -> None:
         values, seconds = _timed(
             lambda name=name, folder=folder: _alone(bench, points[name], folder)
         )
-        seconds -= _known_teacher_s(root)
         _write(root / "alone" / f"{name}.json", asdict(Trained(values, seconds)))
         _discard(folder.parent, name)
         print(f"{root.name}/alone/{name}: {seconds:.0f} s", flush=True)
@@ -253,10 +259,6 @@ def _alone(bench: Workbench, point: Point, folder: Path) -> dict[str, float]:
     bench.cut_encoder(bench.space.shape(point), folder / "cut")
     train_run(separate_run(bench.config, bench.teacher, bench.data, root=folder, settings={}))
     return bench.run_values(folder / "run")
-
-
-def _known_teacher_s(root: Path) -> float:
-    return float(json.loads((root.parent / "shapes.json").read_bytes())["teacher_s"])
 
 
 def _timed(action: Callable[[], Any]) -> tuple[Any, float]:

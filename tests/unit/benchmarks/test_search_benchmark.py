@@ -129,4 +129,4 @@ def test_a_name_is_that_of_the_file_and_parts_are_all_of_the_grid():
     runs = SearchRuns(Path("folder"), CONFIG, seeds=(0,))
     parts = runs._parts()
     assert sorted(name for part in parts for name in part) == sorted(NAMES)
-    assert parts[0] == ("3x8x96", "3x8x192", "3x8x384")
+    assert [part[0] for part in parts] == ["3x4x96", "2x4x96", "1x4x96"]
