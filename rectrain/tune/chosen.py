@@ -119,6 +119,7 @@ def _int8(bench: Workbench, trial: Trial, folder: Path, *, say: Say) -> Package:
             "tokens_per_micro_batch": config.tokens_per_micro_batch,
             "seed": config.seed,
             "head_steps": config.finish.head_steps,
+            "max_drop": config.finish.max_drop,
             "split": "validation",
             "train": {**train, "num_steps": config.finish.num_steps},
         }

@@ -105,6 +105,12 @@ class FinishConfig(Section):
     num_steps: PositiveInt = Field(
         default=200, description="int8: updates of encoder and heads together"
     )
+    max_drop: float = Field(
+        default=0.002,
+        ge=0.0,
+        lt=1.0,
+        description="int8: share of its validation metric that a task may lose to it",
+    )
     head_steps: PositiveInt = Field(default=300, description="updates of the heads alone")
 
 
@@ -202,4 +208,5 @@ class SearchConfig(Section):
             yield Idle(("finish.least_lift",), "without cheapest in finish.models",
                        ("finish.models",))  # fmt: skip
         if self.finish.package == "plain":
-            yield Idle(("finish.num_steps",), "with finish.package=plain", ("finish.package",))
+            keys = ("finish.num_steps", "finish.max_drop")
+            yield Idle(keys, "with finish.package=plain", ("finish.package",))

@@ -7,6 +7,7 @@ in the study's file alone, and nothing of Tune's is ever restored.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -46,6 +47,7 @@ def run_search(config: SearchConfig, study: SearchStudy, *, told: Callable[[int]
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files of its loggers
     have = ray.cluster_resources()  # type: ignore[no-untyped-call]
     at_once = num_concurrent(config, have)
     Store.open(config.output).remove(_FOLDER)
