@@ -113,6 +113,11 @@ class TrainConfig(Section):
         description="memory of a worker for the vectors of a frozen encoder and of a teacher, at "
         "most",
     )
+    vector_cache: str | None = Field(
+        default=None,
+        description="folder or URI, shared by all workers, that keeps these vectors for other runs "
+        "of the same encoder and texts",
+    )
     adapter: Adapter = Field(
         default="none",
         description="train small matrices beside the encoder's frozen linear layers: lora, or "
@@ -333,6 +338,9 @@ class TrainConfig(Section):
         if self.teacher is not None and self.distill_weight == 0:
             yield Idle(("train.distill_temperature",), "with train.distill_weight=0",
                        ("train.distill_weight",))  # fmt: skip
+        if self.teacher is None and self.freeze == "none":
+            yield Idle(("train.vector_cache",), "without train.teacher or train.freeze=encoder",
+                       ("train.teacher", "train.freeze"))  # fmt: skip
         if self.adapter == "none":
             names = ("rank", "alpha", "dropout", "targets")
             keys = tuple(f"train.adapter_{name}" for name in names)

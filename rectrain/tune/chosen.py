@@ -29,7 +29,7 @@ from rectrain.tune.config import FinishConfig
 from rectrain.tune.latency import time_requests
 from rectrain.tune.pareto import knee, minimised, non_dominated
 from rectrain.tune.quality import values_of
-from rectrain.tune.runs import heads_run
+from rectrain.tune.runs import VECTORS, heads_run
 from rectrain.tune.study import Result
 from rectrain.tune.trials import DIRECTIONS, Trial
 from rectrain.tune.workbench import Workbench
@@ -121,7 +121,11 @@ def _int8(bench: Workbench, trial: Trial, folder: Path, *, say: Say) -> Package:
             "head_steps": config.finish.head_steps,
             "max_drop": config.finish.max_drop,
             "split": "validation",
-            "train": {**train, "num_steps": config.finish.num_steps},
+            "train": {
+                **train,
+                "num_steps": config.finish.num_steps,
+                "vector_cache": str(bench.root / VECTORS),
+            },
         }
     )
     Pipeline(resolve(made), say=say).run()

@@ -29,7 +29,14 @@ Setting = int | float | str
 # What the search itself decides of a run.
 _DECIDED = (
     *("tasks", "start_from", "start_from_sha256", "freeze", "adapter", "teacher", "early_stopping"),
-    *("teacher_sha256", "num_epochs", "elastic_layers", "elastic_heads", "elastic_intermediate"),
+    *(
+        "teacher_sha256",
+        "vector_cache",
+        "num_epochs",
+        "elastic_layers",
+        "elastic_heads",
+        "elastic_intermediate",
+    ),
 )
 
 
@@ -199,7 +206,8 @@ class SearchConfig(Section):
     def idle(self) -> Iterator[Idle]:
         """See `Section.idle`."""
         for keys, because, deciders in self.train.idle():
-            kept = tuple(k for k in keys if not k.startswith(("train.distill", "train.elastic")))
+            decided = ("train.distill", "train.elastic", "train.vector_cache")
+            kept = tuple(key for key in keys if not key.startswith(decided))
             yield Idle(kept, because, deciders)
         if self.way == "separate":
             keys = ("threads_per_trial", "train.elastic_random")

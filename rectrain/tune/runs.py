@@ -17,9 +17,11 @@ from rectrain.train.config import RunConfig, TrainConfig
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.space import Space
 
-__all__ = ["SUPERNET", "heads_run", "separate_run", "supernet_run", "supernet_shape"]
+__all__ = ["SUPERNET", "VECTORS", "heads_run", "separate_run", "supernet_run", "supernet_shape"]
 
 SUPERNET = "supernet"
+#: The teacher's vectors of all texts: all runs of a search have the same.
+VECTORS = "vectors"
 _MIXING = ("num_negatives", "temperature", "mixing_weights")
 _HEAD_TOKENS = 4  # times as many in a micro-batch, where texts are vectors
 _OF_THE_ENCODER = ("learning_rate", "layer_decay", "balancer", "distill_relation", "offload")
@@ -114,7 +116,13 @@ def _run(
                 "tokens_per_micro_batch": tokens or config.tokens_per_micro_batch,
             },
             "model": {**taught["model"], "encoder": str(encoder)},
-            "train": {**train, "teacher": config.teacher, "tasks": list(data), **changes},
+            "train": {
+                **train,
+                "teacher": config.teacher,
+                "tasks": list(data),
+                "vector_cache": str(Path(config.output) / VECTORS),
+                **changes,
+            },
             "tracking": {**config.tracking.model_dump(), "mlflow": "off"},
         }
     )

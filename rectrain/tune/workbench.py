@@ -4,6 +4,7 @@ OUTPUT/study.db          the study, which Optuna and its dashboard open
 OUTPUT/start/            the encoder that the super-network begins with
 OUTPUT/supernet/         its run
 OUTPUT/trials/           what each trial found, and of separate ones their runs
+OUTPUT/vectors/          the teacher's, of all texts
 OUTPUT/latency/          what shapes were measured to take
 OUTPUT/chosen/           the chosen models, a folder each
 """
