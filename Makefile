@@ -1,6 +1,6 @@
 # make setup      the environment alone (.venv)
 # make demo       prepare the embedded data, train, evaluate, make a small model of the large one,
-#                 serve both; ends in runs/demo/summary.json (PRESET=tiny: a small one in 5 minutes)
+#                 serve both, price both; ends in runs/demo/summary.json (PRESET=tiny: a small one in 5 minutes)
 # make serve      the demo's models on 127.0.0.1:8000: a page at /, API docs at /docs (a tiny one,
 #                 made now, where there was no demo; ARGS=--http.port=9000 changes settings)
 # make test       what CI runs: lint, then every test but the slow ones
@@ -37,7 +37,9 @@ serve: setup
 	if [ ! -e runs/$$preset-small/package/policy.json ]; then \
 	  echo "runs/$$preset-small has no package to serve (make demo); taking a tiny one"; preset=tiny; fi; \
 	if [ ! -e runs/$$preset-small/package/policy.json ]; then python -m jobs.demo --preset tiny; fi; \
-	exec python -m serve.app --models.shop.small=runs/$$preset-small/package --models.shop.large=runs/$$preset/package $(ARGS)
+	costs=runs/$$preset/cost/cost.json; \
+	exec python -m serve.app --models.shop.small=runs/$$preset-small/package --models.shop.large=runs/$$preset/package \
+	  $$([ ! -e $$costs ] || echo --models.shop.cost=$$costs) $(ARGS)
 
 # Integration tests run Ray clusters and take all cores by themselves, one after the other. They run
 # in a child of pytest: the engines in it can crash as a process ends, with every test passed.

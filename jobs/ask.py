@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +124,7 @@ def _fetch(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def served(*, small: Path, large: Path, log: Path) -> Iterator[str]:
+def served(*, small: Path, large: Path, log: Path, more: Sequence[str] = ()) -> Iterator[str]:
     """The serving graph of two packages on a free port of this machine, in a cluster of its own.
 
     It is another process, as of `make serve`, and stops with the block.
@@ -132,6 +132,7 @@ def served(*, small: Path, large: Path, log: Path) -> Iterator[str]:
     Args:
         small, large: folders of the packages.
         log: the file that its output goes to.
+        more: further settings.
 
     Yields:
         Its address; it answers.
@@ -143,6 +144,7 @@ def served(*, small: Path, large: Path, log: Path) -> Iterator[str]:
     command = [
         sys.executable, "-m", "serve.app", f"--models.shop.small={small.absolute()}",
         f"--models.shop.large={large.absolute()}", f"--http.port={address.rpartition(':')[2]}",
+        *more,
     ]  # fmt: skip
     # Not on the cluster of RAY_ADDRESS: it may serve something else, and this stops it at its end.
     alone = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

@@ -3,8 +3,9 @@
 Training is two runs: first the encoder and all heads jointly (OUTPUT/NAME-joint), then the heads
 alone on the vectors of that encoder (OUTPUT/NAME), which takes rows about a hundred times as fast.
 OUTPUT/NAME-small/package is the small model, beside the large one in OUTPUT/NAME-small/summary.md;
-the large one's package is OUTPUT/NAME/package. Both are served at the end, and asked one request
-of each kind over HTTP: OUTPUT/NAME/answers.txt. `make serve` serves the same packages.
+the large one's package is OUTPUT/NAME/package. Both are served, and asked one request of each kind
+over HTTP: OUTPUT/NAME/answers.txt; `make serve` serves the same packages. It ends with what both
+models cost: OUTPUT/NAME/cost/report.html.
 
     python -m jobs.demo [--preset demo|tiny] [--output runs] [--overwrite] [--dry-run]
 
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from jobs import calibrate, compress, evaluate, prepare, publish, train
+from jobs import calibrate, compress, cost, evaluate, prepare, publish, train
 from jobs.ask import REQUESTS, Asked, ask, served
 from jobs.cli import JobParser, lasting, run
 from rectrain.cascade import read_policy
@@ -46,7 +47,10 @@ _PARTS = ("joint", "heads", "small")
 CONFIGS = Path(__file__).parent / "configs"
 _RUN, _SMALL = "config.yaml", "compress.yaml"  # what the folders of a run and of a small model have
 _PACKAGE, _ANSWERS, _LOG = "package", "answers.txt", "serve.log"
+_COST, _REPORT = "cost", "report.html"
 _SEED = 0
+# What the report takes for the shop's: a larger one, and answers that are worth something.
+_SHOP = ("--traffic", str(CONFIGS / "shop.yaml"))
 _BUDGET = 0.1  # no bound of the loss: the held-out rows are too few to prove one (docs/cascade.md)
 
 
@@ -64,7 +68,7 @@ def main(argv: list[str]) -> int:
         runs = {directory: _RUN, _beside(directory, "joint"): _RUN}
         _discard({**runs, _beside(directory, "small"): _SMALL, data: MANIFEST})
         account.unlink(missing_ok=True)
-    elif summary.exists() and (directory / _ANSWERS).exists():
+    elif all(path.exists() for path in (summary, directory / _ANSWERS, _report(directory))):
         for report in (directory / "evaluation.md", _beside(directory, "small") / "summary.md"):
             print(report.read_text(encoding="utf-8").partition("\n## ")[0])
         print((directory / _ANSWERS).read_text(encoding="utf-8"))
@@ -73,6 +77,7 @@ def main(argv: list[str]) -> int:
     with _counted(_Spent(account)) as spent:
         _run_jobs(options, data=data, directory=directory)
         answers = _serve(options.preset, data=data, directory=directory)
+        _price(directory)
     write_summary(
         directory,
         wall_s=spent.wall_s,
@@ -102,35 +107,35 @@ def _run_jobs(options: argparse.Namespace, *, data: Path, directory: Path) -> No
     config = {part: str(CONFIGS / f"{options.preset}-{part}.yaml") for part in _PARTS}
     joint, small = _beside(directory, "joint"), _beside(directory, "small")
     if options.overwrite or not (data / MANIFEST).exists():
-        _say(f"1/8 prepare {data}")
+        _say(f"1/9 prepare {data}")
         source = ["--source=simulated", f"--size={options.preset}", f"--seed={_SEED}"]
         prepare.main([*source, f"--output={data}", *dry_run])
         if dry_run:
             return  # the rest needs the data
-    _say(f"2/8 train encoder and heads {joint}")
+    _say(f"2/9 train encoder and heads {joint}")
     train.main(["--config", config["joint"], *common])
     if dry_run:
         return  # the rest needs the encoder
-    _say(f"3/8 train heads {directory}")
+    _say(f"3/9 train heads {directory}")
     train.main(["--config", config["heads"], f"--train.start_from={joint}", *common])
-    _say(f"4/8 evaluate {directory}")
+    _say(f"4/9 evaluate {directory}")
     evaluate.main(["--checkpoint", str(directory)])
-    _say(f"5/8 make a small model {small}")
+    _say(f"5/9 make a small model {small}")
     compress.main(["--config", config["small"], f"--teacher={directory}", f"--output={small}"])
 
 
 def _serve(preset: str, *, data: Path, directory: Path) -> list[Asked]:
-    """The last three parts: the large model as a package, when the small one asks it, and both of
+    """The next three parts: the large model as a package, when the small one asks it, and both of
     them served and asked, each time."""
     large, small = directory / _PACKAGE, _beside(directory, "small") / _PACKAGE
-    _say(f"6/8 publish {large}")
+    _say(f"6/9 publish {large}")
     if not (large / GOLDEN).exists():  # it comes last
         publish.main([f"--checkpoint={directory}", f"--output={large}", "--overwrite"])
-    _say(f"7/8 calibrate {small}")
+    _say(f"7/9 calibrate {small}")
     if not _is_calibrated(small, large):
         pair = [f"--small={small}", f"--large={large}", f"--budget={_BUDGET}"]
         calibrate.main([*pair, f"--data={data}"])
-    _say("8/8 serve both models, and ask")
+    _say("8/9 serve both models, and ask")
     requests = json.loads(REQUESTS.read_text(encoding="utf-8"))
     with served(small=small, large=large, log=directory / _LOG) as address:
         answers = ask(address, requests)
@@ -141,6 +146,19 @@ def _serve(preset: str, *, data: Path, directory: Path) -> list[Asked]:
     (directory / _ANSWERS).write_text(report, encoding="utf-8")
     print(report, flush=True)
     return answers
+
+
+def _price(directory: Path) -> None:
+    """The last part: what both models cost."""
+    _say(f"9/9 cost {_report(directory).parent}")
+    if not _report(directory).exists():
+        packages = [str(path / _PACKAGE) for path in (directory, _beside(directory, "small"))]
+        output = f"--output={_report(directory).parent}"
+        cost.main(["--models", *packages, output, *_SHOP])
+
+
+def _report(directory: Path) -> Path:
+    return directory / _COST / _REPORT
 
 
 def _is_calibrated(small: Path, large: Path) -> bool:

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from rectrain.cascade import Budget, Policy, TaskPolicy, decide
 from rectrain.inference.packaged import PackagedModel, Recommended
 from serve.caches import AnswerCache
+from serve.costs import AnswerCosts
 from serve.schemas import ENDPOINTS, Answer, Item, Options, Reason, Timings, Versions, rows_of
 from serve.scoring import Engine, Result, Work
 
@@ -68,6 +69,7 @@ class Answerer:
         large_version: SHA-256 of the large model.
         large_s: with less time left than this, the large model is not asked.
         cache: of answers; shared by pairs.
+        costs: of answers; None where nobody says.
         clock: as of the engine's batcher; deadlines are in its time.
     """
 
@@ -81,6 +83,7 @@ class Answerer:
         large_version: str | None = None,
         large_s: float = 0.0,
         cache: AnswerCache | None = None,
+        costs: AnswerCosts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name = name
@@ -90,6 +93,7 @@ class Answerer:
         self._ask_large = ask_large
         self._large_s = large_s
         self._cache = AnswerCache(0, ttl_s=0) if cache is None else cache
+        self._costs = costs
         self._clock = clock
         tasks = policy.tasks if policy else {}
         self.budgets = {task: Budget(one) for task, one in tasks.items()}
@@ -100,7 +104,7 @@ class Answerer:
         return self._engine.models[self.name]
 
     async def answer(self, path: str, request: BaseModel, *, deadline: float) -> Answer:
-        """The answer to a request, with timings whether asked for or not.
+        """The answer to a request, with timings and cost whether asked for or not.
 
         Args:
             path: of its endpoint, see `schemas.ENDPOINTS`.
@@ -125,7 +129,9 @@ class Answerer:
                 self._cache.put(key, known.model_copy(update=kept))
         assert known.timings is not None
         total = {"total_ms": 1000 * (self._clock() - begun)}
-        return known.model_copy(update={"timings": known.timings.model_copy(update=total)})
+        cost = None if self._costs is None else self._costs.of(path, known)
+        told = {"timings": known.timings.model_copy(update=total), "cost": cost}
+        return known.model_copy(update=told)
 
     async def _computed(
         self, path: str, request: BaseModel, options: Options, deadline: float

@@ -137,7 +137,8 @@ def _endpoint(
             await check()  # was it the model, the client is not to blame
             raise
         request.state.answers.append(given)
-        return given if options.timings else given.model_copy(update={"timings": None})
+        asked = {"timings": options.timings, "cost": options.cost}
+        return given.model_copy(update={name: None for name, wanted in asked.items() if not wanted})
 
     async def single(request: Request, body: Any) -> Answer:
         return await answer(request, body, _deadline(request, settings))

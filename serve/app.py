@@ -75,7 +75,11 @@ def _read_by_large(settings: Settings, name: str) -> Settings:
     assert pair.large is not None
     # Not checked again: beside its defaults what is right of these settings may look wrong.
     return Settings.model_construct(
-        models={name: pair.model_copy(update={"small": pair.large, "small_backend": "auto"})},
+        models={
+            name: pair.model_copy(
+                update={"small": pair.large, "small_backend": "auto", "cost": None}
+            )
+        },
         large=Replicas(threads=settings.large.threads),
         batching=settings.batching,
         cache=settings.cache,

@@ -39,7 +39,7 @@ class AnswerCache:
         timings; empty where nothing is kept."""
         if not self._capacity:
             return b""
-        asked = request.model_dump_json(exclude={"options": {"timings"}})
+        asked = request.model_dump_json(exclude={"options": {"timings", "cost"}})
         text = f"{versions.small} {versions.large} {path} {asked}"
         return hashlib.blake2b(text.encode(), digest_size=16).digest()
 

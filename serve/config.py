@@ -155,6 +155,9 @@ class ModelPair(Section):
         default="auto", description="what runs the small encoder; see rectrain.load"
     )
     large_backend: str = Field(default="auto", description="what runs the large encoder")
+    cost: str | None = Field(
+        default=None, description="cost.json of jobs.cost: answers tell what they cost"
+    )
 
 
 class Replicas(Section):
@@ -382,6 +385,7 @@ class Settings(Section):
                 update={
                     "small": _absolute(pair.small),
                     "large": _absolute(pair.large) if pair.large else None,
+                    "cost": _absolute(pair.cost) if pair.cost else None,
                 }
             )
             for name, pair in self.models.items()

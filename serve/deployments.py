@@ -97,7 +97,7 @@ class Ingress:
         self._engine.load(
             name, pair.small, pair.small_backend, settings.ingress.threads, settings.cache.texts
         )
-        _, large, policy = open_pair(pair)
+        _, large, policy, costs = open_pair(pair)
         ask = None
         if handle is not None and large is not None:
             ask = LargeClient(handle.score.remote, version=large.version).ask
@@ -109,6 +109,7 @@ class Ingress:
             large_version=large.version if large else None,
             large_s=settings.deadlines.large_ms / 1000,
             cache=cache,
+            costs=costs,
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

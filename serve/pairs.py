@@ -8,16 +8,19 @@ from rectrain.cascade import Policy, read_policy
 from rectrain.errors import ConfigError
 from rectrain.package import Package, open_package
 from serve.config import ModelPair
+from serve.costs import AnswerCosts, read_costs
 
 __all__ = ["OpenPair", "open_pair"]
 
 
 class OpenPair(NamedTuple):
-    """small and large: packages; policy: of the small one, None where it brings none."""
+    """small and large: packages; policy: of the small one, None where it brings none; costs: of
+    answers, None where nobody says."""
 
     small: Package
     large: Package | None
     policy: Policy | None
+    costs: AnswerCosts | None
 
 
 def open_pair(pair: ModelPair) -> OpenPair:
@@ -25,11 +28,15 @@ def open_pair(pair: ModelPair) -> OpenPair:
 
     Raises:
         ConfigError: a backend that a package does not have.
-        PackageError: a package that is foreign, incomplete or altered, or another pair's policy.
+        PackageError: a package that is foreign, incomplete or altered; another pair's policy or
+            costs.
     """
     small = _opened(pair.small, pair.small_backend)
     large = _opened(pair.large, pair.large_backend) if pair.large else None
-    return OpenPair(small, large, read_policy(small, large=large))
+    costs = None
+    if pair.cost is not None:
+        costs = read_costs(pair.cost, small=small.version, large=large.version if large else None)
+    return OpenPair(small, large, read_policy(small, large=large), costs)
 
 
 def _opened(path: str, backend: str) -> Package:

@@ -108,6 +108,13 @@ class Timings(_Model):
     total_ms: float = Field(default=0, description="all of it, inside the process that answered")
 
 
+class AnswerCost(_Model):
+    """What such answers cost, by the report of `jobs.cost`: machines at their plan's load."""
+
+    currency: str
+    per_1000: float = Field(description="of 1,000 answers that came about as this one")
+
+
 class Versions(_Model):
     """SHA-256 of the models that gave the scores of an answer."""
 
@@ -128,6 +135,9 @@ class Answer(_Model):
     confidence: float | None = Field(description="of the small model; null where nothing asked")
     cached: bool = Field(default=False, description="whether the answer was kept from before")
     timings: Timings | None = None
+    cost: AnswerCost | None = Field(
+        default=None, description="where it was asked for and the server knows"
+    )
 
 
 class BatchAnswer(_Model):
@@ -180,6 +190,9 @@ class Options(_Model):
         description="as the policy decides, or never or always the large model",
     )
     timings: Annotated[bool, Strict()] = Field(default=False, description="say where the time went")
+    cost: Annotated[bool, Strict()] = Field(
+        default=False, description="say what such an answer costs, where the server knows"
+    )
 
 
 @dataclass(frozen=True)

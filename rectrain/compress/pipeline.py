@@ -15,10 +15,13 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+import torch
 
 from rectrain.compress.card import small_card
 from rectrain.compress.config import CompressConfig
@@ -48,6 +51,7 @@ from rectrain.train.provenance import check_origin
 from rectrain.train.run_plan import plan_run
 from rectrain.train.selection import find_checkpoint, newest_checkpoint
 from rectrain.train.storage import Store
+from rectrain.train.usage import recorded
 
 __all__ = ["LARGE", "SMALL", "Pipeline", "resolve"]
 
@@ -178,14 +182,28 @@ class Pipeline:
             for number, step in enumerate(self.steps[self._num_done() :], self._num_done() + 1):
                 self._say(f"── {number}/{len(self.steps)} {step.text}")
                 self._forget(step.row, *self.steps[number:])
-                step.run()
-            return self._measure_all()
+                with self._recorded(step.folder):
+                    step.run()
+            with self._recorded("measured"):
+                return self._measure_all()
 
     def training(self, name: Run = "distilled") -> RunConfig:
         """The configuration of one of the two runs; the first needs most of the cluster."""
         taught = self.teacher.checkpoint.meta["config"]
         return run_config(
             name, self.config, teacher=taught, tasks=list(self.data), paths=self._paths
+        )
+
+    def _recorded(self, step: str) -> AbstractContextManager[None]:
+        """Notes what a step takes; a training notes it in its own folder, worker by worker."""
+        if step in get_args(Run):
+            return nullcontext()
+        return recorded(
+            Store.open(str(self.space.root)),
+            work="compress",
+            label=step,
+            num_threads=torch.get_num_threads(),
+            on_gpu=False,
         )
 
     def _num_done(self) -> int:

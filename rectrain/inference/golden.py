@@ -51,6 +51,7 @@ __all__ = [
     "Golden",
     "answered",
     "made_up",
+    "made_up_rows",
     "publish_golden",
     "read_golden",
 ]
@@ -265,22 +266,36 @@ def _scores(
 def _rows(model: PackagedModel, task: str) -> tuple[dict[str, Any], ...]:
     random = np.random.default_rng([_TASK_SEED, model.tasks.index(task)])
     assert model.predictor.rows is not None
+    longest = model.predictor.rows.limits[task].max_length
+    # From one word to more than is read.
+    sizes = [max(1, longest * number // (_ROWS - 1)) for number in range(_ROWS)]
+    return made_up_rows(model, task, sizes, random=random)
+
+
+def made_up_rows(
+    model: PackagedModel, task: str, sizes: Sequence[int], *, random: np.random.Generator
+) -> tuple[dict[str, Any], ...]:
+    """Rows that the model can read, of its own vocabulary and features.
+
+    Args:
+        model: whose.
+        task: one of its.
+        sizes: words of each row's texts.
+        random: decides them.
+    """
+    assert model.predictor.rows is not None
     vocabulary = model.predictor.rows.tokenizer.get_vocab()
     words = sorted(word for word in vocabulary if word.isalpha()) or ["a"]
-    longest = model.predictor.rows.limits[task].max_length
     features = model.predictor.features[task]
-    rows = []
-    for number in range(_ROWS):
-        size = max(1, longest * number // (_ROWS - 1))  # from one word to more than is read
-        rows.append(
-            {
-                field.name: _value(field, features, words, size, random)
-                for field in model.fields(task).fields
-                if field.kind not in ("timestamp", "split")
-                and (field.required or random.random() >= _MISSING)
-            }
-        )
-    return tuple(rows)
+    return tuple(
+        {
+            field.name: _value(field, features, words, size, random)
+            for field in model.fields(task).fields
+            if field.kind not in ("timestamp", "split")
+            and (field.required or random.random() >= _MISSING)
+        }
+        for size in sizes
+    )
 
 
 def _value(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from rectrain.metrics import Interval
 from rectrain.package.card import Card, encoder_card, package_card
 from rectrain.package.folder import (
     CARD,
@@ -64,10 +66,22 @@ def write_package(
         "source": card.source,
         "tasks": list(parts.model.task_names),
         "made": list(card.made),
+        "metrics": {
+            task: {name: _stored(value) for name, value in found.items()}
+            for task, found in card.metrics.items()
+        },
         "facts": dict(card.facts),
         "files": {**listed, CARD: entry(files[CARD])},
     }
     return write_folder(root, facts, files)
+
+
+def _stored(value: float | Interval) -> float | list[float] | None:
+    """A metric for JSON, its interval beside it where it is known; null for no number."""
+    if not isinstance(value, Interval):
+        return value if math.isfinite(value) else None
+    known = [number for number in value if math.isfinite(number)]
+    return known or None
 
 
 def update_package(package: Package, files: Mapping[str, bytes]) -> Package:

@@ -29,7 +29,7 @@ from rectrain.train.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from rectrain.train.config import RunConfig
+from rectrain.train.config import PretrainConfig, RunConfig
 from rectrain.train.frozen import keep_vectors
 from rectrain.train.history import (
     History,
@@ -54,6 +54,7 @@ from rectrain.train.step import (
     worker_device,
 )
 from rectrain.train.storage import Store
+from rectrain.train.usage import recorded
 from rectrain.train.validate import validate
 
 __all__ = ["train_in_group", "train_worker"]
@@ -111,11 +112,19 @@ def train_in_group(config: RunConfig, *, send: Send, report: Report) -> None:
         send: is given what happens.
         report: is called by every rank after each checkpoint.
     """
-    set_up_process(num_threads=config.train.threads_per_worker)
-    join_deepspeed(timeout_s=config.train.collective_timeout_s)
-    data = open_data(config)
-    run = plan_run(config, data)
-    _Session.open(config, data, run=run, send=send, report=report).finish()
+    with recorded(
+        Store.open(f"{config.output}/{config.name}"),
+        work="pretrain" if isinstance(config, PretrainConfig) else "train",
+        label=config.name,
+        num_threads=config.train.threads_per_worker,
+        rank=torch.distributed.get_rank(),
+        world_size=torch.distributed.get_world_size(),
+    ):
+        set_up_process(num_threads=config.train.threads_per_worker)
+        join_deepspeed(timeout_s=config.train.collective_timeout_s)
+        data = open_data(config)
+        run = plan_run(config, data)
+        _Session.open(config, data, run=run, send=send, report=report).finish()
 
 
 @dataclass

@@ -127,7 +127,7 @@ async function askPanel(path, attempt = 1) {
   panel.setAttribute("aria-busy", "true");
   try {
     const { body, show } = PANELS[path](), begun = performance.now();
-    const options = { model: chosen().name, route: document.querySelector("[name=route]:checked").value, timings: true };
+    const options = { model: chosen().name, route: document.querySelector("[name=route]:checked").value, timings: true, cost: true };
     const answer = await call(`v1/${path}`, { body: { ...body, options }, signal: stop.signal });
     const ms = performance.now() - begun;
     count(answer, ms);

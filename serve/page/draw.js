@@ -10,6 +10,7 @@ function make(tag, props = {}, ...children) {
 }
 
 const percent = share => `${(100 * share).toFixed(share < .1 ? 1 : 0)}%`;
+const costText = cost => `${cost.currency} ${Number(cost.per_1000.toPrecision(3))} per 1,000`;
 const msText = ms => `${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms`;
 
 function showPath(path, answer, ms) {
@@ -21,9 +22,10 @@ function showPath(path, answer, ms) {
   const sure = answer.confidence === null ? "" : ` · confidence ${answer.confidence.toFixed(2)}`;
   const way = make("p", { className: "way" }, by("small"), ...(answer.deferred ? [make("span", { className: "arrow", ariaLabel: "then" }, "→"), by("large")] : []),
     make("span", { className: "why" }, `${WHY[answer.reason] || answer.reason}${sure}${answer.cached ? " · cached" : ""}`),
-    make("span", { className: "ms" }, msText(ms)));
+    make("span", { className: "ms" }, answer.cost ? `${costText(answer.cost)} · ${msText(ms)}` : msText(ms)));
   const bar = make("div", { className: "time", ariaHidden: "true" }, ...spans.map(([kind, , span]) => make("i", { className: `t-${kind}`, style: { "flex-grow": span / ms } })));
   const rows = spans.map(([kind, name, span]) => [make("span", {}, make("i", { className: `dot t-${kind}` }), name), msText(span)]);
+  if (answer.cost) rows.push(["1,000 such answers", costText(answer.cost)]);
   rows.push(["reason", answer.reason], ["small model", answer.versions.small.slice(0, 12)]);
   if (answer.versions.large) rows.push(["large model", answer.versions.large.slice(0, 12)]);
   const wasOpen = $(path).querySelector(".path details")?.open;

@@ -158,6 +158,21 @@ def test_a_package_without_a_catalogue_and_without_a_large_model_says_so(tab):
     assert tab.page.is_hidden("#route")
 
 
+def test_what_an_answer_costs_is_shown_where_the_server_knows(tab):
+    assert "per 1,000" not in "".join(tab.texts(".path .ms"))
+
+    def priced(route: Any) -> None:
+        assert route.request.post_data_json["options"]["cost"] is True
+        answer = route.fetch()
+        cost = {"currency": "EUR", "per_1000": 0.0123456}
+        route.fulfill(response=answer, json={**answer.json(), "cost": cost})
+
+    tab.page.route("**/v1/rank", priced)
+    tab.page.fill("#query", "red lamp")
+    tab.page.press("#query", "Enter")
+    tab.page.wait_for_selector("#rank .path .ms >> text=EUR 0.0123 per 1,000")
+
+
 def test_a_busy_server_is_asked_again_when_it_says(tab):
     busy = {"code": "overload", "message": "more requests wait", "request_id": ""}
     refused = []

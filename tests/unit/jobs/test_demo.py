@@ -66,6 +66,10 @@ class FakeJobs:
     def publish(self, argv: list[str]) -> None:
         self.work("publish", given(argv, "--output"), "golden.json")
 
+    def cost(self, argv: list[str]) -> None:
+        assert argv[0] == "--models" and all(Path(one).is_dir() for one in argv[1:3])
+        self.work("cost", given(argv, "--output"), "report.html")
+
     def calibrate(self, argv: list[str]) -> None:
         assert given(argv, "--large").name == "package"
         self.work("calibrate", given(argv, "--small"), "policy.json")
@@ -88,7 +92,7 @@ def given(argv: list[str], key: str) -> Path:
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> FakeJobs:
     fake = FakeJobs()
-    for name in ("prepare", "train", "evaluate", "compress", "publish", "calibrate"):
+    for name in ("prepare", "train", "evaluate", "compress", "publish", "calibrate", "cost"):
         monkeypatch.setattr(demo, name, SimpleNamespace(main=getattr(fake, name)))
     for name in ("served", "ask"):
         monkeypatch.setattr(demo, name, getattr(fake, name))
@@ -121,9 +125,10 @@ def test_the_summary_counts_all_calls_that_the_demo_took(
         call()  # prepare, joint, and 10 s of heads
     jobs.interrupted_by = ""
     jobs.now_s += 1000.0  # nobody works
-    assert call() == 0  # joint is looked at again, heads, evaluate, small, and three that serve
+    # Joint is looked at again, heads, evaluate, small, three that serve, and cost.
+    assert call() == 0
     summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
-    assert summary["wall_s"] == 30.0 + 70.0
+    assert summary["wall_s"] == 30.0 + 80.0
     assert summary["peak_rss_bytes"] > 0
     made = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert made == ["tiny", "tiny-joint", "tiny-small"]
@@ -184,7 +189,9 @@ def test_a_policy_of_other_packages_is_made_anew(
     assert (small / "policy.json").read_text() == "0"
 
 
-@pytest.mark.parametrize("part", ["prepare", "joint", "heads", "small", "publish", "calibrate"])
+@pytest.mark.parametrize(
+    "part", ["prepare", "joint", "heads", "small", "publish", "calibrate", "cost"]
+)
 def test_overwriting_that_was_interrupted_goes_on_with_nothing_old(
     part: str, jobs: FakeJobs, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

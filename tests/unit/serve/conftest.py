@@ -17,6 +17,7 @@ from serve.answering import Answerer, LargeReply
 from serve.api import build_api
 from serve.caches import AnswerCache
 from serve.config import Settings
+from serve.costs import AnswerCosts
 from serve.health import Health
 from serve.schemas import Answer
 from serve.scoring import Engine, Work
@@ -86,7 +87,12 @@ def graph(engines: dict[str, Engine], packages: dict[str, Package]) -> Iterator[
     opened: list[TestClient] = []
 
     def make(
-        *, policy: Policy | None = None, cache: int = 0, large_ms: float = 0, **settings: Any
+        *,
+        policy: Policy | None = None,
+        cache: int = 0,
+        large_ms: float = 0,
+        costs: AnswerCosts | None = None,
+        **settings: Any,
     ) -> Graph:
         config = Settings.model_validate(_settings(**settings))
         made: list[Graph] = []
@@ -106,6 +112,7 @@ def graph(engines: dict[str, Engine], packages: dict[str, Package]) -> Iterator[
             large_version=packages["large"].version,
             large_s=large_ms / 1000,
             cache=AnswerCache(cache, ttl_s=60),
+            costs=costs,
         )
         recorded = Recorded()
         health = Health(engines["small"], config.golden, deviation=lambda name: None)

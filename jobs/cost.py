@@ -1,0 +1,303 @@
+"""What a large model, a small one and their cascade cost, and which to run: a report.
+
+    python -m jobs.cost --models runs/demo/package runs/demo-small/package \\
+        --traffic traffic.yaml --prices prices.yaml --output runs/cost
+
+Measures on this machine what each package takes to answer (kept in OUTPUT/measured.json), takes
+what training took from the runs' own records, and looks months ahead. Without --traffic and
+--prices, the defaults below and the list prices of rectrain/cost/prices.yaml count. Writes
+report.html, ledger.csv and cost.json (docs/cost.md).
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jobs.cli import JobParser, count, lasting, run
+from rectrain.cascade import read_policy
+from rectrain.config import help_text
+from rectrain.cost.assemble import (
+    Models,
+    answer_costs,
+    closed_form_factors,
+    lift_of,
+    make_case,
+    measured_factors,
+    options_of,
+)
+from rectrain.cost.findings import Findings, find
+from rectrain.cost.forecast import Training
+from rectrain.cost.ledger import Ledger
+from rectrain.cost.measure import Past, device_hours, history, training_ledger
+from rectrain.cost.prices import Prices, load_prices
+from rectrain.cost.routes import Speed
+from rectrain.cost.serving import Served, measure_served, to_speed
+from rectrain.cost.traffic import Traffic, load_traffic
+from rectrain.errors import ConfigError
+from rectrain.inference.packaged import load
+from rectrain.package import Package, open_package
+from rectrain.report.cost import cost_table, write_cost
+
+__all__ = ["main"]
+
+_MEASURED = "measured.json"
+_TOKENS = 12  # of a text, where nobody says: a product's title
+_ADAPTERS = "runs/bench/adapters.json"
+
+
+def main(argv: list[str]) -> int:
+    """Runs the job; see the module's docstring."""
+    parser = _parser()
+    options, overrides = parser.parse_known_args(argv)
+
+    import plotly  # noqa: F401 - missing, it must be told now
+
+    traffic = load_traffic(options.traffic, overrides=overrides)
+    prices = load_prices(options.prices)
+    packages = _by_role(options.models)
+    output = Path(lasting(options.output))
+    training, pasts, told = _training(packages, traffic, adapters=options.adapters)
+    mix = traffic.shares(packages["large"].tasks)
+    print("\n".join([*_plan(packages, traffic, mix), *(f"cost: {one}" for one in told)]))
+    if options.dry_run:
+        return 0
+    tokens = traffic.tokens or _TOKENS
+    served = {
+        role: _measured(role, package, traffic.candidates, tokens, output, options.backend)
+        for role, package in packages.items()
+    }
+    speeds = {
+        role: to_speed(one, role, mix, candidates=traffic.candidates)
+        for role, one in served.items()
+    }
+    models, more = _models(packages, speeds)
+    case, currency = make_case(models, traffic, prices, training, device="cpu")
+    print("cost: looking ahead", flush=True)
+    found = find(
+        case, options=options_of(models, traffic), currency=currency, seed=options.seed,
+        num_draws=options.num_draws,
+    )  # fmt: skip
+    notes = [*told, *more, f"Prices: version {prices.version}."]
+    facts = _facts(found, models, served, packages, notes)
+    write_cost(output, found, facts, _spent(pasts, prices, currency))
+    print(f"\n{cost_table(found)}\n\n{_verdict(found)}")
+    for name, file in (("report", "report.html"), ("ledger", "ledger.csv"), ("json", "cost.json")):
+        print(f"{name:10}{output / file}")
+    return 0
+
+
+def _parser() -> JobParser:
+    parser = JobParser(__doc__)
+    parser.add_argument(
+        "--models", nargs="+", required=True, metavar="PACKAGE",
+        help="one or two packages; the one with more bytes is the large one",
+    )  # fmt: skip
+    parser.add_argument("--traffic", metavar="FILE", help="YAML of the settings below")
+    parser.add_argument(
+        "--prices", metavar="FILE", help="YAML, what differs from rectrain/cost/prices.yaml"
+    )
+    parser.add_argument("--output", default="runs/cost", help="folder of the report")
+    parser.add_argument(
+        "--adapters", default=_ADAPTERS, metavar="FILE",
+        help="figures of benchmarks.adapters, where they are",
+    )  # fmt: skip
+    parser.add_argument(
+        "--backend", default="auto", help="what runs the encoders: as of rectrain.load"
+    )
+    parser.add_argument("--num-draws", type=count, default=1000, help="of the Monte Carlo")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.epilog = f"settings (in the traffic file, or --key=VALUE):\n{help_text(Traffic)}"
+    return parser
+
+
+def _by_role(paths: Sequence[str]) -> dict[str, Package]:
+    """ "large" and, of two, "small"."""
+    packages = sorted(map(open_package, paths), key=_size, reverse=True)
+    versions = [one.version for one in packages]
+    if len(packages) > 2 or len(set(versions)) < len(versions):
+        raise ConfigError(
+            what="--models",
+            got=f"{len(packages)} packages of {len(set(versions))} versions",
+            rule="a large model, and at most one small one beside it",
+            fix="give one package, or two different ones",
+        )
+    if len(packages) == 2 and (missing := set(packages[0].tasks) ^ set(packages[1].tasks)):
+        raise ConfigError(
+            what="--models",
+            got=f"{', '.join(sorted(missing))} in one of them alone",
+            rule="both must have the same tasks, or they can't take each other's place",
+            fix="give a small model that was made of the large one",
+        )
+    return dict(zip(("large", "small"), packages, strict=False))
+
+
+def _size(package: Package) -> int:
+    weights = ("encoder/model.safetensors", "heads.safetensors")
+    return sum(package.files[name]["bytes"] for name in weights)
+
+
+def _plan(packages: Mapping[str, Package], traffic: Traffic, mix: Mapping[str, float]) -> list[str]:
+    lines = [
+        f"cost: {role} {one.path}, version {one.version[:12]}" for role, one in packages.items()
+    ]
+    shares = ", ".join(f"{task} {share:.0%}" for task, share in mix.items())
+    lines.append(
+        f"cost: {traffic.mean:g} requests a second ({traffic.peak:g} at peak) of"
+        f" {traffic.candidates} candidates, 99 of 100 within {traffic.latency_ms:g} ms: {shares}"
+    )
+    return lines
+
+
+# --- what is measured ----------------------------------------------------------------------------
+
+
+def _measured(
+    role: str, package: Package, candidates: int, tokens: int, output: Path, backend: str
+) -> Served:
+    """From OUTPUT/measured.json, or measured now and put there."""
+    file = output / _MEASURED
+    kept: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    key = f"{package.version} {_chip()} {backend} {candidates} {tokens}"
+    if key in kept:
+        print(f"cost: {role} was measured here before ({file})")
+        return Served.from_json(kept[key])
+    print(f"cost: measuring {role}", flush=True)
+    # In a process of its own: its memory is what a server of this model takes, and no other
+    # work's threads slow it down.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        found = pool.submit(_measure, str(package.path), backend, candidates, tokens).result()
+    kept[key] = asdict(found)
+    output.mkdir(parents=True, exist_ok=True)
+    draft = output / f".{_MEASURED}.tmp"
+    draft.write_text(json.dumps(kept, indent=1) + "\n")
+    draft.replace(file)
+    return found
+
+
+def _measure(path: str, backend: str, candidates: int, tokens: int) -> Served:
+    model = load(path, backend=backend, threads=1, cached_texts=0)
+    return measure_served(model, candidates=candidates, tokens=tokens)
+
+
+def _chip() -> str:
+    names = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return names[0].partition(":")[2].strip() if names else "a CPU"
+
+
+def _training(
+    packages: Mapping[str, Package], traffic: Traffic, *, adapters: str
+) -> tuple[Training, dict[str, list[Past]], list[str]]:
+    """What trainings take, the records that say so, and notes of how it is known."""
+    pasts = {role: _recorded(one) for role, one in packages.items()}
+    if "small" in pasts:  # what went into the large model went into the small one, too
+        known = {past.folder for past in pasts["large"]}
+        pasts["small"] = [past for past in pasts["small"] if past.folder not in known]
+    told, hours = [], {"large": 0.0, "small": 0.0}
+    for role, found in pasts.items():
+        lives = sum(len(past.lives) for past in found)
+        hours[role] = traffic.training_hours.get(role, sum(device_hours(found).values()))
+        how = f"recorded in {lives} lives of {len(found)} runs"
+        if role in traffic.training_hours:
+            how = "as you said"
+        elif not lives:
+            how = (
+                f"not recorded beside {packages[role].path}, so it counts as nothing"
+                f" (--training_hours='{{{role}: HOURS}}' says what it takes)"
+            )
+        told.append(f"Training of {role}: {hours[role]:.3g} device hours, {how}.")
+    figures = Path(adapters)
+    factors, how = closed_form_factors(), "closed form: LoRA and AdaLoRA save weight gradients"
+    if figures.is_file():
+        factors, how = measured_factors(json.loads(figures.read_text())), f"measured ({adapters})"
+    return Training(hours["large"], hours["small"], factors, how), pasts, told
+
+
+def _recorded(package: Package) -> list[Past]:
+    """What went into a package, where it lies in the folder that it was made in."""
+    made_in = package.path.parent
+    if not any((made_in / name).is_file() for name in ("config.yaml", "compress.yaml")):
+        return []
+    return history(str(package.path))
+
+
+def _spent(pasts: Mapping[str, list[Past]], prices: Prices, currency: str) -> Ledger:
+    """What was computed already, on the first CPU instance of the prices."""
+    name = next((name for name, one in prices.instances.items() if one.device == "cpu"), None)
+    if name is None:
+        return Ledger()
+    every = [past for found in pasts.values() for past in found]
+    ledger = training_ledger(every, prices.instance(name), name=name)
+    return ledger.convert(currency, prices.rates)
+
+
+def _models(
+    packages: Mapping[str, Package], speeds: Mapping[str, Speed]
+) -> tuple[Models, list[str]]:
+    large, small = packages["large"], packages.get("small")
+    notes, policy = [], None
+    if small is not None:
+        policy = read_policy(small, large=large)
+        if policy is None:
+            notes.append("The small package has no policy (jobs.calibrate): no cascade.")
+    metrics = {role: one.manifest.get("metrics") or {} for role, one in packages.items()}
+    lift = None
+    if all(metrics.values()):
+        lift = {role: lift_of(found, metrics["large"]) for role, found in metrics.items()}
+    elif small is not None:
+        notes.append(
+            "The packages' manifests hold no metrics: all models' answers count as equally good."
+        )
+    return Models(speeds["large"], speeds.get("small"), policy, lift), notes
+
+
+# --- what is said --------------------------------------------------------------------------------
+
+
+def _facts(
+    found: Findings,
+    models: Models,
+    served: Mapping[str, Served],
+    packages: Mapping[str, Package],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    rows = []
+    for role, one in served.items():
+        rows.append(["version", role, one.version[:12]])
+        rows.append(["run by", role, one.backend])
+        rows.append(["memory of a process", role, f"{one.memory_bytes / 2**20:,.0f} MiB"])
+        for task, (fixed, each) in one.tasks.items():
+            text = f"{1000 * fixed:.2f} ms + {1000 * each:.3f} ms a candidate"
+            rows.append([task, role, text if each else f"{1000 * fixed:.2f} ms"])
+    best = found.choice.best
+    answers = {}
+    if best is not None:
+        answers = answer_costs(models, found.case.traffic, best.server)
+    return {
+        "notes": list(notes),
+        "measured_rows": rows,
+        "measured": {role: asdict(one) for role, one in served.items()},
+        "versions": {role: one.version for role, one in packages.items()},
+        "lift": models.lift,
+        "answers_per_1000": answers,
+    }
+
+
+def _verdict(found: Findings) -> str:
+    best, second = found.choice
+    if best is None:
+        return "cost: nothing keeps to the budget and the latency limit; see the report"
+    text = f"cost: at this traffic run {best}: {best.cost:,.2f} {found.currency} a month"
+    return text if second is None else f"{text}; next {second}: {second.cost:,.2f}"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,232 @@
+"""From files and measurements to a case: machines with prices in one currency, routes, answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rectrain.cascade.policy import Policy
+from rectrain.cost.forecast import METHODS, Case, Method, Owned, Training
+from rectrain.cost.plan import Route, Server
+from rectrain.cost.prices import Price, Prices
+from rectrain.cost.routes import DEFERRED, Speed, cascade, lone, worths
+from rectrain.cost.traffic import Traffic
+
+__all__ = [
+    "Models",
+    "answer_costs",
+    "closed_form_factors",
+    "lift_of",
+    "make_case",
+    "measured_factors",
+    "options_of",
+]
+
+_GIB = 2**30
+Metrics = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a case.
+
+    Attributes:
+        large: the one that answers alone, or is asked.
+        small: the one that answers first; None: there is none.
+        policy: when it asks the large one; None: never.
+        lift: name -> task -> share of the large model's lift; missing where nothing is known.
+    """
+
+    large: Speed
+    small: Speed | None = None
+    policy: Policy | None = None
+    lift: Mapping[str, Mapping[str, float]] | None = None
+
+    def worth(self, name: str, traffic: Traffic) -> float:
+        """What 1,000 answers of a model are worth."""
+        lift = (self.lift or {}).get(name, {})
+        return worths(traffic, lift, tasks=tuple(self.large.tasks))
+
+
+def lift_of(metrics: Metrics, first: Metrics) -> dict[str, float]:
+    """Task -> share of the first model's lift that another has, by the first metric of each task.
+
+    A trivial model's AUC and pair-wise accuracy are 1/2. Of rankings it depends on the lists, which
+    are not known here; 0 is taken, so that differences of rankings count for less than they are.
+
+    Args:
+        metrics, first: task -> metric -> value, or value and interval.
+    """
+    found = {}
+    for task, values in metrics.items():
+        for name, value in values.items():
+            other = first.get(task, {}).get(name)
+            trivial = 0.5 if name in ("auc", "gauc", "pairwise_accuracy") else 0.0
+            if other is not None and _first(other) > trivial:
+                found[task] = (_first(value) - trivial) / (_first(other) - trivial)
+                break
+    return found
+
+
+def _first(value: Any) -> float:
+    return float(value[0] if isinstance(value, list | tuple) else value)
+
+
+def closed_form_factors() -> dict[Method, float]:
+    """Share of a full training's products that each method takes.
+
+    Full: forward 1, gradients of activations 1, of weights 1 (Kaplan et al. 2020, section 2.1: a
+    backward pass is two forward passes). With adapters the frozen weights need no gradients: 2 of
+    3. Left out: the adapters' own products, the optimizer (less with adapters), AdaLoRA's updates
+    of ranks.
+    """
+    return {"full": 1.0, "lora": 2 / 3, "adalora": 2 / 3}
+
+
+def measured_factors(figures: list[dict[str, Any]]) -> dict[Method, float]:
+    """The same from `python -m benchmarks.adapters`: one over the speed in real tokens a second.
+
+    Args:
+        figures: of its JSON file; what is missing is taken from the closed form.
+    """
+    found = closed_form_factors()
+    speeds = {one["id"]: one["value"] for one in figures}
+    for method in METHODS:
+        if (speed := speeds.get(f"adapters/{method}/speed")) is not None:
+            found[method] = 1 / float(speed)
+    return found
+
+
+def make_case(
+    models: Models,
+    traffic: Traffic,
+    prices: Prices,
+    training: Training,
+    *,
+    device: Literal["cpu", "gpu"],
+) -> tuple[Case, str]:
+    """The case, and its currency.
+
+    Args:
+        models: what answers.
+        traffic: what is asked.
+        prices: of machines and people.
+        training: what trainings take.
+        device: that was measured: machines with others are left out.
+    """
+    currency = traffic.currency or prices.currency
+
+    def amount(price: Price) -> float:
+        return float(price.value * prices.rates.factor(price.currency, currency))
+
+    servers = tuple(_servers(prices, amount, device))
+    owned = tuple(
+        Owned(
+            Server(name, one.num_devices, 0.0, one.speed, one.memory_gib * _GIB),
+            monthly=float(
+                one.monthly_write_off * prices.rates.factor(one.purchase.currency, currency)
+            )
+            + (amount(one.hosting) if one.hosting else 0.0),
+            watts=one.watts * one.power_usage_effectiveness,
+            idle_watts=one.idle_watts * one.power_usage_effectiveness,
+        )
+        for name, one in prices.machines.items()
+        if one.device == device
+    )
+    people = prices.people
+    case = Case(
+        traffic=traffic,
+        routes=routes_of(models, traffic),
+        training=training,
+        servers=servers,
+        owned=owned,
+        engineer_h=amount(people["engineer"]) if "engineer" in people else 0.0,
+        operator_h=amount(people["operator"]) if "operator" in people else 0.0,
+        kwh=amount(prices.energy),
+        egress_gib=amount(prices.traffic["internet"]) if "internet" in prices.traffic else 0.0,
+        sources=_sources(prices),
+        licences={n: amount(p) for n, p in prices.licences.items() if p.unit == "month"},
+    )
+    return case, currency
+
+
+def _servers(prices: Prices, amount: Any, device: str) -> list[Server]:
+    found = []
+    for name, one in prices.instances.items():
+        if one.device != device:
+            continue
+        plain = (name, one.num_devices)
+        memory = one.memory_gib * _GIB
+        found.append(Server(*plain, amount(one.on_demand), one.speed, memory))
+        if one.spot is not None:
+            rate = one.spot.interruptions_per_hour
+            found.append(Server(*plain, amount(one.spot), one.speed, memory, True, rate))
+    return found
+
+
+def _sources(prices: Prices) -> dict[str, str]:
+    hours = sorted(
+        {one.on_demand.cited for one in prices.instances.values()}
+        | {one.spot.cited for one in prices.instances.values() if one.spot}
+    )
+    people = sorted({one.cited for one in prices.people.values()})
+    return {
+        "hour": "; ".join(hours), "people": "; ".join(people), "kwh": prices.energy.cited,
+        "gib": prices.traffic["internet"].cited if "internet" in prices.traffic else "",
+        "licence": "; ".join(sorted({one.cited for one in prices.licences.values()})),
+        "exchange": prices.rates.source,
+    }  # fmt: skip
+
+
+def routes_of(models: Models, traffic: Traffic) -> dict[str, Route]:
+    """Large alone, small alone, and the cascade as its policy says; as far as they are there."""
+    worth = {name: models.worth(name, traffic) for name in ("large", "small")}
+    found = {"large": lone(models.large, traffic, worth_per_1000=worth["large"])}
+    if models.small is not None:
+        found["small"] = lone(models.small, traffic, worth_per_1000=worth["small"])
+        if models.policy is not None:
+            found["cascade"] = cascade(
+                models.small, models.large, models.policy, traffic, worth_per_1000=worth
+            )
+    return found
+
+
+def options_of(models: Models, traffic: Traffic) -> tuple[Route, ...]:
+    """The routes, and cascades that defer other shares: what a plan may choose among."""
+    found = list(routes_of(models, traffic).values())
+    if models.small is not None and models.policy is not None:
+        worth = {name: models.worth(name, traffic) for name in ("large", "small")}
+        found += [
+            cascade(
+                models.small, models.large, models.policy, traffic, deferred=share,
+                worth_per_1000=worth, name=f"cascade of {share:.0%}",
+            )
+            for share in DEFERRED
+        ]  # fmt: skip
+    return tuple(found)
+
+
+def answer_costs(models: Models, traffic: Traffic, server: Server) -> dict[str, dict[str, float]]:
+    """Task -> "small", "large" -> what 1,000 answers cost on a machine, at its plan's load.
+
+    Of a task, a request that the model answers with the traffic's candidates; a deferred answer
+    costs the small model's and, for the candidates that are deferred on average, the large one's.
+
+    Args:
+        models: what answers.
+        traffic: whose candidates and limit.
+        server: what it runs on.
+    """
+    second = server.hourly / 3600 / (server.threads * server.speed)
+    found: dict[str, dict[str, float]] = {}
+    for task in models.large.tasks:
+        alone = traffic.model_copy(update={"mix": {task: 1.0}})
+        routes = routes_of(models, alone)
+        costs = {"large": routes["large"].core_s}
+        if "small" in routes:
+            costs["small"] = routes["small"].core_s
+        if "cascade" in routes and len(routes["cascade"].stages) > 1:
+            costs["deferred"] = costs["small"] + 1 / routes["cascade"].stages[1].rate
+        found[task] = {name: 1000 * seconds * second for name, seconds in costs.items()}
+    return found

@@ -1,0 +1,294 @@
+"""From what was measured to entries of the ledger.
+
+What a model took is what its own folder tells of (`rectrain.train.usage`), and what went into it:
+the run that it started from, the run that pre-trained its encoder, the large model that it is made
+of. A device-second counts whether the device was busy or waited: it was held. Not in it: starting
+Ray and its workers, preparing data, evaluating; the last seconds of a life that was killed; lives
+that `--overwrite` removed; anything that versions before this one have trained.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+from rectrain.config import yaml_mapping
+from rectrain.cost.ledger import Ledger, Stage, exact
+from rectrain.cost.prices import Instance, Price, Purchase, charge
+from rectrain.errors import ConfigError, DataError
+from rectrain.train.storage import Store
+from rectrain.train.usage import FOLDER, Usage, Work, read_usage
+
+__all__ = [
+    "STAGES",
+    "Past",
+    "Throughput",
+    "device_hours",
+    "history",
+    "read_throughput",
+    "serving_ledger",
+    "training_ledger",
+    "write_throughput",
+]
+
+#: Where each kind of work belongs in the ledger: making a model, and making it fit.
+STAGES: Mapping[Work, tuple[Stage, str]] = {
+    "pretrain": ("pretraining", "training"),
+    "train": ("pretraining", "training"),
+    "compress": ("tuning", "resources"),
+    "tune": ("tuning", "resources"),
+}
+
+_RUN, _COMPRESSION = "config.yaml", "compress.yaml"
+_OF_COMPRESSION = ("", "distilled", "heads")  # its own steps, and the two runs in it
+_FORMAT, _VERSION = "rectrain-throughput", 1
+
+
+@dataclass(frozen=True)
+class Past:
+    """Work that went into a model.
+
+    Attributes:
+        folder: where it was done.
+        work: what kind it was.
+        lives: of its processes, the earliest first; none where the folder is gone, or older than
+            the recording of usage.
+    """
+
+    folder: str
+    work: Work
+    lives: tuple[Usage, ...]
+
+    @property
+    def device_seconds(self) -> float:
+        """Of all lives."""
+        return sum(life.device_seconds for life in self.lives)
+
+
+def history(folder: str) -> list[Past]:
+    """All work that went into a model, the earliest first; each once.
+
+    Args:
+        folder: of a run, a compression, a study, or of a package in one of the first two.
+
+    Raises:
+        DataError: a record of another form.
+        ConfigError: stored settings that can't be read.
+    """
+    found: dict[str, Past] = {}
+    _collect(_maker(folder.rstrip("/")), found)
+    return list(found.values())
+
+
+def _collect(folder: str, found: dict[str, Past]) -> None:
+    """Adds a folder's work, after that of what it was made from."""
+    if folder in found:
+        return
+    store = Store.open(folder)
+    is_compression = store.exists(_COMPRESSION)
+    file = _COMPRESSION if is_compression else _RUN
+    settings = yaml_mapping(store.read(file), name=f"{folder}/{file}") if store.exists(file) else {}
+    for origin in _origins(settings, is_compression=is_compression):
+        _collect(origin, found)
+    parts = _OF_COMPRESSION if is_compression else ("",)
+    lives = [life for part in parts for life in read_usage(store.sub(part) if part else store)]
+    work: Work = "compress" if is_compression else (lives[0].work if lives else "train")
+    found[folder] = Past(folder, work, tuple(sorted(lives, key=lambda life: life.start)))
+
+
+def _origins(settings: Mapping[str, Any], *, is_compression: bool) -> Iterator[str]:
+    """Folders of what a run, or a compression, was made from."""
+    if is_compression:
+        yield _run_of(settings["teacher"])
+        return
+    train, encoder = settings.get("train", {}), settings.get("model", {}).get("encoder", "")
+    if train.get("start_from"):
+        yield _run_of(train["start_from"])
+    elif encoder.endswith("/encoder"):  # as a run exports it
+        run = encoder.removesuffix("/encoder")
+        if Store.open(run).exists(_RUN):
+            yield run
+    if train.get("teacher"):
+        yield _run_of(train["teacher"])
+
+
+def _run_of(checkpoint: str) -> str:
+    """The run's folder of a checkpoint's, or the same."""
+    run, _, step = checkpoint.rstrip("/").rpartition("/checkpoints/")
+    return run if run and "/" not in step else checkpoint.rstrip("/")
+
+
+def _maker(folder: str) -> str:
+    """Where a package was made; else the folder itself, absolute as in stored settings."""
+    store = Store.open(folder)
+    absolute = folder if "://" in folder else store.root
+    if any(store.exists(name) for name in (_RUN, _COMPRESSION, FOLDER)):
+        return absolute
+    parent = absolute.rpartition("/")[0]
+    above = Store.open(parent) if parent else store
+    if any(above.exists(name) for name in (_RUN, _COMPRESSION)):
+        return parent
+    raise DataError(
+        what="folder of a model",
+        got=folder,
+        rule=f"must be a run (with {_RUN}), a compression (with {_COMPRESSION}), a study, or a "
+        "package in one",
+        fix="give the folder that jobs.train, jobs.pretrain or jobs.compress wrote",
+    )
+
+
+def device_hours(pasts: Sequence[Past]) -> dict[Work, float]:
+    """Device hours by kind of work; only kinds that were done."""
+    hours: dict[Work, float] = defaultdict(float)
+    for past in pasts:
+        if past.lives:
+            hours[past.work] += past.device_seconds / 3600
+    return dict(hours)
+
+
+def training_ledger(
+    pasts: Sequence[Past], instance: Instance, *, name: str, purchase: Purchase = "on_demand"
+) -> Ledger:
+    """What measured work costs on an instance: one entry a folder and chip, once and fixed.
+
+    Instance hours = device-seconds / 3600 / (devices of the instance × speed of one over the
+    measured device). A whole instance may be rented for a part of its devices: give the devices
+    that are paid for to the run (`train.threads_per_worker`), or the figure is too small.
+
+    Args:
+        pasts: from `history`.
+        instance: that is paid for.
+        name: of the instance.
+        purchase: how.
+
+    Raises:
+        ConfigError: work on GPUs and an instance without, or the other way round; or no such price.
+    """
+    price = instance.hourly(purchase)
+    ledger = Ledger()
+    for past in pasts:
+        seconds: dict[tuple[str, str], list[Usage]] = defaultdict(list)
+        for life in past.lives:
+            seconds[life.device, life.chip].append(life)
+        for (device, chip), lives in seconds.items():
+            _check_device(device, instance, folder=past.folder, name=name)
+            stage, part = STAGES[past.work]
+            measured = sum((exact(life.seconds) * life.num_devices for life in lives), Fraction(0))
+            ledger = ledger.add(
+                charge(
+                    price,
+                    measured / 3600 / (instance.num_devices * exact(instance.speed)),
+                    stage=stage,
+                    part=part,
+                    kind="hardware",
+                    behaviour="fixed",
+                    label=f"{past.work} {past.folder.rpartition('/')[2]}",
+                    period="once",
+                    note=f"measured {float(measured):,.0f} device-seconds on {chip} in "
+                    f"{len(lives)} lives; on {name}, {purchase}",
+                )
+            )
+    return ledger
+
+
+def _check_device(device: str, instance: Instance, *, folder: str, name: str) -> None:
+    if device != instance.device:
+        raise ConfigError(
+            what=f"instance {name} for {folder}",
+            got=f"a {instance.device} machine",
+            rule=f"device-seconds were measured on a {device}, and say nothing of the other",
+            fix=f"choose a {device} instance, or measure a run on a {instance.device}",
+        )
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Requests that a server answers within a latency limit: measured, not the peak.
+
+    Attributes:
+        model: what answered.
+        device, chip, num_devices: of all processes that it takes to answer.
+        requests_per_s: the highest rate at which the limit was kept, at most what was offered.
+        p99_ms: at that rate; 99 of 100 answers come within it.
+        latency_limit_ms: that was kept.
+        how: the command, or what was asked.
+    """
+
+    model: str
+    device: Literal["cpu", "gpu"]
+    chip: str
+    num_devices: int
+    requests_per_s: float
+    p99_ms: float
+    latency_limit_ms: float
+    how: str
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p99_ms <= self.latency_limit_ms or not self.requests_per_s > 0:
+            raise DataError(
+                what=f"throughput of {self.model}",
+                got=f"{self.requests_per_s:g} requests/s with a p99 of {self.p99_ms:g} ms",
+                rule=f"must be a rate at which the limit of {self.latency_limit_ms:g} ms is kept",
+                fix="measure at a lower rate, or allow more latency",
+            )
+
+
+def write_throughput(found: Throughput) -> str:
+    """As JSON."""
+    content = {"format": _FORMAT, "version": _VERSION, **asdict(found)}
+    return json.dumps(content, indent=1) + "\n"
+
+
+def read_throughput(text: str, *, name: str) -> Throughput:
+    """The inverse of `write_throughput`.
+
+    Raises:
+        DataError: another form, or a rate that doesn't keep its limit.
+    """
+    try:
+        content = json.loads(text)
+        known = content.pop("format"), content.pop("version")
+        if known != (_FORMAT, _VERSION):
+            raise ValueError(f"{known[0]} {known[1]}")
+        return Throughput(**content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            what=f"throughput in {name}",
+            got=error,
+            rule=f"must be {_FORMAT} {_VERSION}",
+            fix="measure again with this version",
+        ) from None
+
+
+def serving_ledger(found: Throughput, price: Price, *, devices: int, speed: float = 1.0) -> Ledger:
+    """What 1,000 requests cost at full use: 1,000 / rate seconds of the devices that answer.
+
+    A floor: machines that wait for the next request cost as much (the forecast counts them).
+
+    Args:
+        found: what was measured.
+        price: an hour of a machine.
+        devices: of that machine.
+        speed: of one of them over the measured one (`Instance.speed`).
+    """
+    seconds = 1000 / exact(found.requests_per_s) * found.num_devices
+    return Ledger(
+        (
+            charge(
+                price,
+                seconds / 3600 / (devices * exact(speed)),
+                stage="deployment",
+                part="hardware",
+                kind="hardware",
+                behaviour="marginal",
+                label=f"serving {found.model}",
+                period="1000 requests",
+                note=f"{found.requests_per_s:g} requests/s at p99 {found.p99_ms:g} ms on "
+                f"{found.num_devices} × {found.chip} ({found.how})",
+            ),
+        )
+    )

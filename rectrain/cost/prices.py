@@ -1,0 +1,320 @@
+"""Prices: a versioned file, every price with its date, currency and source; a user's file over it.
+
+`prices.yaml` beside this module holds public list prices as a start. A user's file has the same
+form and only what differs: a price replaces a price as a whole, so that an amount never stands
+under a date or a source that isn't its own; machines and prices of other names are added.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import math
+from collections.abc import Mapping
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import Field, PositiveInt, model_validator
+
+from rectrain.config import Section, parse_yaml, yaml_mapping
+from rectrain.cost.ledger import Behaviour, Entry, Kind, Number, Period, Rates, Stage, exact
+from rectrain.errors import ConfigError
+
+__all__ = [
+    "HOURS_PER_MONTH",
+    "Exchange",
+    "Instance",
+    "Machine",
+    "Price",
+    "Prices",
+    "Purchase",
+    "Spot",
+    "Unit",
+    "charge",
+    "load_prices",
+]
+
+HOURS_PER_MONTH = 730  # 365 × 24 / 12: what cloud providers bill a whole month as
+Unit = Literal["once", "hour", "month", "gib", "gib month", "kwh", "1000 requests", "1000 labels"]
+Purchase = Literal["on_demand", "reserved", "spot"]
+
+_SHIPPED = Path(__file__).with_name("prices.yaml")
+_CURRENCY = r"^[A-Z]{3}$"
+T = TypeVar("T")
+
+
+class Price(Section):
+    """One price, and how it is known."""
+
+    amount: Decimal = Field(ge=0, description="of one unit, in the currency")
+    unit: Unit = Field(description="what is priced")
+    currency: str = Field(pattern=_CURRENCY, description="three capital letters (ISO 4217)")
+    date: datetime.date = Field(description="when it was so")
+    source: str = Field(min_length=1, description="where it was read, or why it is assumed")
+
+    @property
+    def value(self) -> Fraction:
+        """The amount, exactly."""
+        return Fraction(self.amount)
+
+    @property
+    def cited(self) -> str:
+        """Source and date, for an entry of the ledger."""
+        return f"{self.source} ({self.date.isoformat()})"
+
+
+class Spot(Price):
+    """The price of capacity that its owner may take back."""
+
+    interrupted_share: float = Field(
+        ge=0, lt=1, description="share of instances that are interrupted within a month"
+    )
+    interrupted_source: str = Field(min_length=1, description="where that share was read")
+
+    @property
+    def interruptions_per_hour(self) -> float:
+        """λ of an instance: 1 - exp(-λ · 730 h) is the share, if interruptions are independent."""
+        return -math.log1p(-self.interrupted_share) / HOURS_PER_MONTH
+
+
+class _Hardware(Section):
+    """What a machine has."""
+
+    device: Literal["cpu", "gpu"] = Field(description="what computes")
+    chip: str = Field(description="its name, for people")
+    num_devices: PositiveInt = Field(
+        description="hardware threads (vCPUs) of a cpu machine, GPUs of a gpu machine"
+    )
+    memory_gib: float = Field(gt=0, description="main memory")
+    device_memory_gib: float | None = Field(default=None, gt=0, description="of one GPU")
+    speed: float = Field(
+        default=1.0,
+        gt=0,
+        description="device-seconds of the machine that was measured which one of these does in a "
+        "second; 1 takes them for equal: measure it (docs/cost.md)",
+    )
+
+    @model_validator(mode="after")
+    def _gpu_memory(self) -> _Hardware:
+        if (self.device == "gpu") != (self.device_memory_gib is not None):
+            raise ConfigError(
+                what=f"device_memory_gib of {self.chip}", got=self.device_memory_gib,
+                rule="a gpu machine has it, a cpu machine has none",
+                fix="add it, or leave it out",
+            )  # fmt: skip
+        return self
+
+
+class Instance(_Hardware):
+    """A machine of a cloud, by the hour."""
+
+    provider: str = Field(description="whose cloud")
+    region: str = Field(description="where: prices differ by region")
+    on_demand: Price = Field(description="by the hour")
+    reserved: Price | None = Field(default=None, description="by the hour, bound for a term")
+    reserved_months: PositiveInt = Field(default=12, description="that term")
+    spot: Spot | None = Field(default=None, description="by the hour, may be taken back")
+
+    @model_validator(mode="after")
+    def _hourly(self) -> Instance:
+        for name in ("on_demand", "reserved", "spot"):
+            price = getattr(self, name)
+            if price is not None and price.unit != "hour":
+                raise ConfigError(
+                    what=f"{name} price of {self.chip}", got=price.unit,
+                    rule="an instance is priced by the hour", fix="give it with unit: hour",
+                )  # fmt: skip
+        return self
+
+    def hourly(self, purchase: Purchase) -> Price:
+        """The price of an hour.
+
+        Raises:
+            ConfigError: the prices file has none of this kind.
+        """
+        price: Price | None = getattr(self, purchase)
+        if price is None:
+            raise ConfigError(
+                what=f"{purchase} price of {self.provider} {self.chip}", got="none",
+                rule="must stand in the prices file", fix="add it, or buy on_demand",
+            )  # fmt: skip
+        return price
+
+
+class Machine(_Hardware):
+    """A machine of one's own: bought once, written off evenly, fed with energy."""
+
+    purchase: Price = Field(description="once")
+    life_months: PositiveInt = Field(description="over which it is written off")
+    resale_share: float = Field(default=0.0, ge=0, lt=1, description="of the price, at the end")
+    watts: float = Field(gt=0, description="it draws under load")
+    idle_watts: float = Field(default=0.0, ge=0, description="it draws without load")
+    power_usage_effectiveness: float = Field(
+        default=1.0, ge=1, description="of the building: all its energy over the machines'"
+    )
+    hosting: Price | None = Field(default=None, description="a month: room, network, upkeep")
+
+    @model_validator(mode="after")
+    def _units(self) -> Machine:
+        for name, unit in (("purchase", "once"), ("hosting", "month")):
+            price = getattr(self, name)
+            if price is not None and price.unit != unit:
+                raise ConfigError(
+                    what=f"{name} of {self.chip}", got=price.unit,
+                    rule=f"is priced with unit: {unit}", fix="mend the unit",
+                )  # fmt: skip
+        return self
+
+    @property
+    def monthly_write_off(self) -> Fraction:
+        """Straight-line amortisation: purchase × (1 - resale) / life, in purchase's currency."""
+        return self.purchase.value * (1 - exact(self.resale_share)) / self.life_months
+
+    def monthly_kwh(self, utilisation: float) -> Fraction:
+        """Energy of a month, the building's share in it.
+
+        Args:
+            utilisation: share of the time under load, 0..1.
+        """
+        assert 0 <= utilisation <= 1
+        load = exact(utilisation)
+        watts = exact(self.watts) * load + exact(self.idle_watts) * (1 - load)
+        return watts * exact(self.power_usage_effectiveness) * HOURS_PER_MONTH / 1000
+
+
+class Exchange(Section):
+    """A stated exchange rate."""
+
+    per_base: Decimal = Field(gt=0, description="units of this currency for one of the base")
+    date: datetime.date = Field(description="when it was so")
+    source: str = Field(min_length=1, description="where it was read")
+
+
+class Prices(Section):
+    """All prices of a calculation."""
+
+    version: str = Field(description="of the file, named in every report")
+    currency: str = Field(pattern=_CURRENCY, description="that reports are in")
+    base_currency: str = Field(pattern=_CURRENCY, description="that exchange rates are for")
+    exchange: dict[str, Exchange] = Field(default={}, description="currency -> rate")
+    instances: dict[str, Instance] = Field(default={}, description="name -> cloud instance")
+    machines: dict[str, Machine] = Field(default={}, description="name -> machine of one's own")
+    energy: Price = Field(description="a kWh")
+    storage: dict[str, Price] = Field(default={}, description="name -> a GiB a month")
+    traffic: dict[str, Price] = Field(default={}, description="name -> a GiB")
+    licences: dict[str, Price] = Field(default={}, description="name -> a month, or once")
+    people: dict[str, Price] = Field(default={}, description="role -> an hour, or 1,000 labels")
+
+    @property
+    def rates(self) -> Rates:
+        """Exchange rates as the ledger wants them."""
+        worth = {name: 1 / Fraction(rate.per_base) for name, rate in self.exchange.items()}
+        sources = sorted({f"{r.source} ({r.date.isoformat()})" for r in self.exchange.values()})
+        return Rates({**worth, self.base_currency: Fraction(1)}, "; ".join(sources))
+
+    def instance(self, name: str) -> Instance:
+        """An instance by name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        return _named(self.instances, name, what="instances")
+
+    def machine(self, name: str) -> Machine:
+        """A machine of one's own by name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        return _named(self.machines, name, what="machines")
+
+
+def _named(table: Mapping[str, T], name: str, *, what: str) -> T:
+    if name not in table:
+        raise ConfigError(
+            what=f"{what} of the prices",
+            got=name,
+            rule=f"must be one of {', '.join(sorted(table)) or 'none that is there'}",
+            fix=f"choose one, or add {what}.{name} to your prices file",
+        )
+    return table[name]
+
+
+def load_prices(file: str | None = None) -> Prices:
+    """The shipped prices, with a user's file over them, entry by entry.
+
+    Args:
+        file: YAML of the same form, with only what differs; a price in it is whole.
+
+    Raises:
+        ConfigError: the file can't be read, or what it says is wrong.
+    """
+    shipped = yaml_mapping(_SHIPPED.read_bytes(), name=str(_SHIPPED))
+    if file is None:
+        return _parsed(shipped, name=str(_SHIPPED))
+    try:
+        own = yaml_mapping(Path(file).read_bytes(), name=file)
+    except OSError as error:
+        raise ConfigError(
+            what="prices", got=file, rule=f"must be a readable file ({error.strerror})",
+            fix="give the path of a YAML file",
+        ) from None  # fmt: skip
+    merged = _over(shipped, own)
+    if "version" not in own:
+        merged["version"] = f"{shipped['version']} + {Path(file).name}"
+    return _parsed(merged, name=file)
+
+
+def _parsed(content: Mapping[str, Any], *, name: str) -> Prices:
+    return parse_yaml(Prices, yaml.safe_dump(dict(content)).encode(), name=name)
+
+
+def _over(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The old tree with the new one over it; prices and exchange rates are replaced whole."""
+    merged = copy.deepcopy(dict(old))
+    for key, value in new.items():
+        before = merged.get(key)
+        whole = {"amount", "per_base"}
+        if isinstance(before, dict) and isinstance(value, dict) and not whole & {*before, *value}:
+            merged[key] = _over(before, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def charge(
+    price: Price,
+    quantity: Number,
+    *,
+    stage: Stage,
+    part: str,
+    kind: Kind,
+    behaviour: Behaviour,
+    label: str,
+    period: Period,
+    note: str = "",
+) -> Entry:
+    """An entry of the ledger: so many units at this price.
+
+    Args:
+        price: of a unit.
+        quantity: of units in one period.
+        stage, part, kind, behaviour, label, period: as of `Entry`.
+        note: how the quantity is known; stands before the price's source.
+    """
+    return Entry(
+        stage=stage,
+        part=part,
+        kind=kind,
+        behaviour=behaviour,
+        label=label,
+        quantity=exact(quantity),
+        unit=price.unit,
+        unit_price=price.value,
+        currency=price.currency,
+        period=period,
+        source=f"{note}; {price.cited}" if note else price.cited,
+    )

@@ -1,0 +1,200 @@
+"""From what was measured of a small and a large model to the routes of a plan.
+
+A request of a task with n candidates takes `fixed_s + n · candidate_s` seconds of a core; a stream
+of tasks the mean over its mix. A process that is busy for the share u of the time has the latency
+of a measured curve; the most that keeps the limit is what a plan counts on, so that
+
+    rate of a stage = u / core seconds of a request that asks it
+
+Of a cascade that defers the share d of units (policy.json: rows of a 0/1 task, else lists) the
+large model sees, of a request,
+
+    rows     d · n candidates, in the share 1 - (1 - d)^n of the requests
+    lists    the head (or all) of the candidates, in the share d of the requests
+
+and u is the most at which the p99 of both models together keep the limit: a bound for the deferred
+answers, of which one in fifty may be later, and so for all answers where few are deferred.
+
+What an answer is worth goes with the share of the first model's lift over a trivial one that a
+route has, (metric - trivial) / (first - trivial); that of a cascade lies between its models, in
+proportion to d: the doubtful units gain most from the large model, so it is rather more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rectrain.cascade.policy import Policy, TaskPolicy
+from rectrain.cost.plan import Route, Stage
+from rectrain.cost.traffic import Traffic
+
+__all__ = ["DEFERRED", "Lift", "Speed", "TaskSpeed", "cascade", "lone", "threshold_for", "worths"]
+
+Lift = Mapping[str, float]
+"""Task -> share of the first model's lift over a trivial one."""
+
+#: Shares of units that plans may defer.
+DEFERRED = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+_EVENTS = {
+    "ad_ctr": "click", "ad_headline": "click", "recommendation": "order",
+    "search_ranking": "order", "risk": "fraud", "risk_text": "fraud",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TaskSpeed:
+    """Seconds of a core for a request of a task: fixed_s + candidates · candidate_s."""
+
+    fixed_s: float
+    candidate_s: float
+
+    def seconds(self, candidates: float) -> float:
+        """Of a request with so many."""
+        return self.fixed_s + candidates * self.candidate_s
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured of a model.
+
+    Attributes:
+        model: its name in a route.
+        tasks: task -> seconds of a core.
+        curve: (share of the time that a process is busy, p99 in ms), rising.
+        memory_bytes: of a process.
+    """
+
+    model: str
+    tasks: Mapping[str, TaskSpeed]
+    curve: tuple[tuple[float, float], ...]
+    memory_bytes: float = 0.0
+
+
+def _most_busy(curves: Sequence[tuple[tuple[float, float], ...]], limit_ms: float) -> float:
+    """The largest share of the time at which the sum of the p99 keeps the limit.
+
+    Between measured points the curve is a line; beyond the last one nothing is known. Where even
+    an idle process is late, the last one: late answers are then at least not dear ones.
+    """
+    last = min(curve[-1][0] for curve in curves)
+    first = max(curve[0][0] for curve in curves)
+    found = None
+    for busy in np.linspace(min(first, last), last, 401):
+        if sum(_p99(curve, float(busy)) for curve in curves) > limit_ms:
+            break
+        found = float(busy)
+    return last if found is None else found
+
+
+def _p99(curve: tuple[tuple[float, float], ...], busy: float) -> float:
+    shares, p99 = zip(*curve, strict=True)
+    return float(np.interp(busy, shares, p99))
+
+
+def lone(speed: Speed, traffic: Traffic, *, worth_per_1000: float = 0.0) -> Route:
+    """One model that answers everything.
+
+    Args:
+        speed: of the model.
+        traffic: whose mix, candidates and limit.
+        worth_per_1000: of its answers.
+    """
+    mix = traffic.shares(tuple(speed.tasks))
+    seconds = sum(
+        share * speed.tasks[task].seconds(traffic.candidates) for task, share in mix.items()
+    )
+    busy = _most_busy([speed.curve], traffic.latency_ms)
+    p99_ms = _p99(speed.curve, busy)
+    stage = Stage(speed.model, 1.0, busy / seconds, speed.memory_bytes)
+    return Route(
+        speed.model, (stage,), deferred=1.0 if speed.model == "large" else 0.0, p99_ms=p99_ms,
+        worth_per_1000=worth_per_1000,
+    )  # fmt: skip
+
+
+def cascade(
+    small: Speed,
+    large: Speed,
+    policy: Policy,
+    traffic: Traffic,
+    *,
+    deferred: float | None = None,
+    worth_per_1000: Mapping[str, float] | None = None,
+    name: str = "cascade",
+) -> Route:
+    """The small model, which asks the large one in doubt.
+
+    Args:
+        small, large: of the models.
+        policy: whose units and heads; and rates, where `deferred` is None.
+        traffic: whose mix, candidates and limit.
+        deferred: share of the units of each task that go to the large model.
+        worth_per_1000: "small" and "large" -> of their answers.
+        name: of the route.
+    """
+    mix = traffic.shares(tuple(small.tasks))
+    asked = work = units = 0.0
+    for task, weight in mix.items():
+        one = policy.tasks.get(task)
+        if one is None:  # without a policy nothing is deferred
+            continue
+        rate = one.rate if deferred is None else deferred
+        share, seconds = _deferral(one, large.tasks[task], traffic.candidates, rate)
+        asked, work, units = asked + weight * share, work + weight * seconds, units + weight * rate
+    alone = lone(small, traffic)
+    curves = [small.curve, large.curve] if asked else [small.curve]
+    busy = _most_busy(curves, traffic.latency_ms)
+    p99_ms = sum(_p99(curve, busy) for curve in curves)
+    seconds = sum(w * small.tasks[task].seconds(traffic.candidates) for task, w in mix.items())
+    stages = [Stage(small.model, 1.0, busy / seconds, small.memory_bytes)]
+    if asked:
+        stages.append(Stage(large.model, asked, busy * asked / work, large.memory_bytes))
+    worth = dict(worth_per_1000 or {"small": 0.0, "large": 0.0})
+    return Route(
+        name, tuple(stages), deferred=units, p99_ms=p99_ms if asked else alone.p99_ms,
+        worth_per_1000=worth["small"] + units * (worth["large"] - worth["small"]),
+    )  # fmt: skip
+
+
+def _deferral(
+    policy: TaskPolicy, large: TaskSpeed, candidates: int, rate: float
+) -> tuple[float, float]:
+    """Of a request: how likely it asks the large model, and seconds of a core there, on average."""
+    if policy.kind == "probability":
+        asked = 1 - (1 - rate) ** candidates
+        return asked, asked * large.fixed_s + rate * candidates * large.candidate_s
+    head = min(policy.head or candidates, candidates)
+    return rate, rate * large.seconds(head)
+
+
+def threshold_for(policy: TaskPolicy, rate: float) -> float:
+    """The threshold below which about this share of the held-out units lies.
+
+    The policy has nine deciles of their confidences; between them it is a line, and confidences
+    are in 0..1. Its own rate has its own threshold.
+    """
+    if rate == policy.rate:
+        return policy.threshold
+    if rate >= 1:
+        return 2.0
+    shares = np.linspace(0, 1, len(policy.deciles) + 2)
+    return float(np.interp(rate, shares, [0.0, *policy.deciles, 1.0]))
+
+
+def worths(traffic: Traffic, lift: Lift, *, tasks: Sequence[str]) -> float:
+    """What 1,000 answers are worth: Σ share · events · lift · worth of an event.
+
+    Args:
+        traffic: whose mix and worth.
+        lift: of the model, over the first one's; 1 where a task is missing.
+        tasks: that the models have.
+    """
+    worth = traffic.worth
+    return sum(
+        share * worth.events.get(task, 0.0) * lift.get(task, 1.0)
+        * (getattr(worth, _EVENTS[task]) if task in _EVENTS else 0.0)
+        for task, share in traffic.shares(tasks).items()
+    )  # fmt: skip

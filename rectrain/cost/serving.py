@@ -1,0 +1,213 @@
+"""What a package takes to answer here: seconds of a core by task, and latency by load.
+
+Requests are made up of the model's own vocabulary, with as many words and candidates as are asked
+for, and go through the whole of `PackagedModel.predict` or `recommend`: checks, tokens, encoder,
+heads. Texts differ, so no cache helps. One thread; seconds are of that core's work.
+
+    seconds of a request = fixed_s + candidates · candidate_s      (a line through two sizes)
+
+Latency comes of a queue that is simulated as the server keeps it: Poisson arrivals; whenever the
+model is free it takes what waits, in order, up to a batch of `_BATCH_S`; all of a batch are
+answered at its end. A request's seconds are the line's, times the ratio of a measured call, drawn
+at random. Left out: HTTP and JSON (docs/serving.md says what they cost), the way to another
+process, what requests scored in one call save.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from rectrain.cost.routes import Speed, TaskSpeed
+from rectrain.inference.golden import made_up_rows
+from rectrain.inference.packaged import PackagedModel
+
+__all__ = ["Served", "latency_curve", "measure_served", "to_speed"]
+
+Floats = NDArray[np.float64]
+
+_SHARE = 5  # the smaller of two sizes is this part of the candidates
+_CALLS, _SECONDS = 24, 2.5  # of each task and size: so many, or as many as go into this
+_FEWEST = 5
+_WARM_UP = 2
+_K = 10  # items recommended
+_BATCH_S = 0.1  # as serve's batching.max_ms
+_ARRIVALS = 6000
+_BUSY = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
+
+
+@dataclass(frozen=True)
+class Served:
+    """What was measured of a package on this machine.
+
+    Attributes:
+        version, backend: of the package, and what ran its encoder.
+        tasks: task -> (fixed_s, candidate_s).
+        ratios: of single calls to the line, all tasks together.
+        memory_bytes: of the process that held this model, at its end.
+        candidates, tokens: of the requests.
+    """
+
+    version: str
+    backend: str
+    tasks: Mapping[str, tuple[float, float]]
+    ratios: tuple[float, ...]
+    memory_bytes: int
+    candidates: int
+    tokens: int
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Served:
+        """Of `vars`, as JSON gives it back."""
+        tasks = {task: (float(a), float(b)) for task, (a, b) in stored["tasks"].items()}
+        return cls(**{**stored, "tasks": tasks, "ratios": tuple(stored["ratios"])})
+
+
+def measure_served(
+    model: PackagedModel,
+    *,
+    candidates: int,
+    tokens: int,
+    seed: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Served:
+    """Times requests of all tasks.
+
+    Args:
+        model: opened with one thread, and no cache of texts.
+        candidates: of a request.
+        tokens: of a text, [CLS] and [SEP] included.
+        seed: of the texts.
+        clock: seconds.
+    """
+    random = np.random.default_rng(seed)
+    tasks: dict[str, tuple[float, float]] = {}
+    ratios: list[float] = []
+    for task in model.tasks:
+        sizes = sorted({max(1, candidates // _SHARE), candidates})
+        if model.predictor.spec(task).has_catalogue:
+            sizes = [1]
+        found = {size: _calls(model, task, size, tokens, random, clock) for size in sizes}
+        middle = {size: float(np.median(seconds)) for size, seconds in found.items()}
+        tasks[task] = _line(middle)
+        ratios += [s / middle[size] for size, seconds in found.items() for s in seconds]
+    return Served(
+        version=model.version,
+        backend=model.engine.encoder.name,
+        tasks=tasks,
+        ratios=tuple(ratios),
+        memory_bytes=psutil.Process().memory_info().rss,
+        candidates=candidates,
+        tokens=tokens,
+    )
+
+
+def _line(middle: Mapping[int, float]) -> tuple[float, float]:
+    """(fixed_s, candidate_s) through the two sizes, neither below 0; of one size, all is fixed."""
+    if len(middle) == 1:
+        return next(iter(middle.values())), 0.0
+    (few, less), (many, more) = sorted(middle.items())
+    slope = min(max((more - less) / (many - few), 0.0), more / many)
+    return more - slope * many, slope
+
+
+def _calls(
+    model: PackagedModel,
+    task: str,
+    size: int,
+    tokens: int,
+    random: np.random.Generator,
+    clock: Callable[[], float],
+) -> list[float]:
+    """Seconds of each call, the first ones left out."""
+    seconds: list[float] = []
+    while len(seconds) < _WARM_UP + _FEWEST or (
+        len(seconds) < _WARM_UP + _CALLS and sum(seconds) < _SECONDS
+    ):
+        call = _request(model, task, size, tokens, random)
+        begun = clock()
+        call()
+        seconds.append(clock() - begun)
+    return seconds[_WARM_UP:]
+
+
+def _request(
+    model: PackagedModel, task: str, size: int, tokens: int, random: np.random.Generator
+) -> Callable[[], object]:
+    rows = made_up_rows(model, task, [max(1, tokens - 2)] * size, random=random)
+    spec = model.predictor.spec(task)
+    if spec.has_catalogue:
+        return partial(model.recommend, rows, k=_K, task=task)
+    beside = {*spec.query, *(f.name for f in model.fields(task).fields if f.kind == "group")}
+    shared = {name: value for name, value in rows[0].items() if name in beside}
+    return partial(model.predict, task, [{**row, **shared} for row in rows])
+
+
+def latency_curve(
+    served: Served, mix: Mapping[str, float], *, candidates: int, seed: int = 0
+) -> tuple[tuple[float, float], ...]:
+    """(share of the time that the process is busy, p99 in ms), from nearly idle to nearly full.
+
+    Args:
+        served: what was measured.
+        mix: task -> share of the requests.
+        candidates: of a request.
+        seed: of arrivals, tasks and ratios: the same for all loads.
+    """
+    random = np.random.default_rng(seed)
+    tasks = list(mix)
+    seconds = np.array([served.tasks[t][0] + candidates * served.tasks[t][1] for t in tasks])
+    drawn = random.choice(len(tasks), _ARRIVALS, p=np.array([mix[task] for task in tasks]))
+    work = seconds[drawn] * random.choice(np.array(served.ratios), _ARRIVALS)
+    gaps = random.exponential(1.0, _ARRIVALS)
+    mean = float(work.mean())
+    # Of the same draws more load never is less latency, but for the luck of a batch's end.
+    p99 = [_p99(np.cumsum(gaps) * mean / busy, work) for busy in _BUSY]
+    return tuple(zip(_BUSY, np.maximum.accumulate(p99).tolist(), strict=True))
+
+
+def _p99(arrivals: Floats, work: Floats) -> float:
+    """In ms, of requests that arrive so and take so long."""
+    latency = np.empty(len(work))
+    free, first = 0.0, 0
+    times, seconds = arrivals.tolist(), work.tolist()
+    while first < len(seconds):
+        start = max(free, times[first])
+        end, last = start + seconds[first], first + 1
+        while (
+            last < len(seconds) and times[last] <= start
+            and end + seconds[last] - start <= _BATCH_S
+        ):  # fmt: skip
+            end, last = end + seconds[last], last + 1
+        latency[first:last] = end - arrivals[first:last]
+        free, first = end, last
+    return float(1000 * np.quantile(latency, 0.99))
+
+
+def to_speed(
+    served: Served, name: str, mix: Mapping[str, float], *, candidates: int, overhead_s: float = 0.0
+) -> Speed:
+    """What routes are made of.
+
+    Args:
+        served: what was measured.
+        name: of the model in routes.
+        mix: task -> share of the requests.
+        candidates: of a request.
+        overhead_s: seconds of a core that a request takes beside the model.
+    """
+    # By the mean, not the median call: that is what adds up to a core's time.
+    slow = float(np.mean(served.ratios))
+    tasks = {
+        task: TaskSpeed(fixed * slow + overhead_s, each * slow)
+        for task, (fixed, each) in served.tasks.items()
+    }
+    curve = latency_curve(served, mix, candidates=candidates)
+    return Speed(name, tasks, curve, float(served.memory_bytes))

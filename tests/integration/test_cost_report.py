@@ -1,0 +1,117 @@
+"""The cost report in a real browser: it needs nothing beside itself, and fits a phone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rectrain.cost.findings import Findings, find
+from rectrain.cost.forecast import Case, Owned, Training
+from rectrain.cost.ledger import Ledger
+from rectrain.cost.plan import Route, Server, Stage
+from rectrain.cost.traffic import Traffic
+from rectrain.report.cost import write_cost
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: extra dev")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+WIDTHS = {"phone": 390, "desktop": 1280}
+QUESTIONS = [
+    "What does each model, and the cascade, cost?",
+    "What is it made of?",
+    "When does extra training pay back?",
+    "What should I run at my traffic?",
+    "How sure is that?",
+    "From what is this computed?",
+]
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+
+
+def found(**traffic: Any) -> Findings:
+    """Answers about three made-up routes on two machines."""
+    small, large = Stage("small", 1.0, 40.0, 1e9), Stage("large", 1.0, 3.0, 1e9)
+    routes = {
+        "large": Route("large", (large,), 1.0, 80.0, 0.02),
+        "small": Route("small", (small,), 0.0, 30.0, 0.0197),
+        "cascade": Route("cascade", (small, Stage("large", 0.1, 5.0, 1e9)), 0.1, 90.0, 0.0199),
+    }
+    servers = [
+        Server(name, threads, threads * 0.045 * share, memory_bytes=threads * 2e9, **spot)
+        for name, threads in (("a-machine.large", 2), ("a-machine.2xlarge", 8))
+        for share, spot in (
+            (1.0, {}), (0.45, {"is_spot": True, "interruptions_per_hour": 7e-5})
+        )
+    ]  # fmt: skip
+    training = Training(10.0, 4.0, {"full": 1.0, "lora": 0.7, "adalora": 0.8}, "<made> up")
+    owned = Owned(Server("my-server", 32, 0.0), 184.0, 375.0, 135.0)
+    case = Case(
+        Traffic.model_validate(traffic), routes, training, tuple(servers), (owned,), 91.0, 66.0, 0.2
+    )
+    return find(case, options=tuple(routes.values()), currency="EUR", num_draws=50)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    as_root = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=as_root)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report alone in its folder."""
+    made, alone = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("alone")
+    facts = {"notes": ["A note with <b>no</b> markup."], "measured_rows": [["risk", "large", "1"]]}
+    write_cost(made, found(latency_ms=120.0, budget_per_month=900.0), facts, Ledger())
+    return Path(shutil.copy(made / "report.html", alone / "moved.html"))
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+def test_it_loads_alone_without_complaint_and_is_no_wider_than_the_screen(browser, report, width):
+    context = browser.new_context(viewport={"width": width, "height": 850}, offline=True)
+    page, complaints, asked = context.new_page(), [], []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(report.as_uri())
+    page.wait_for_selector("#leads .main-svg")
+    assert complaints == [] and [one for one in asked if not one.startswith("data:")] == [
+        report.as_uri()
+    ]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("h2").all_inner_texts() == QUESTIONS
+    drawn = page.locator(".plotly-graph-div")
+    assert drawn.count() == 6
+    for place in range(drawn.count()):
+        box = drawn.nth(place).locator(".main-svg").first.bounding_box()
+        assert box is not None and box["width"] <= width and box["height"] > 80
+    context.close()
+
+
+def test_it_says_what_to_run_and_what_would_have_to_change(browser, report):
+    page = browser.new_page()
+    page.goto(report.as_uri())
+    lead = page.inner_text(".lead")
+    assert "requests a second" in lead and "a month" in lead and "EUR" in lead
+    best, *others = page.locator(".rival").all_inner_texts()
+    assert best.startswith("Best: ") and others[0].startswith("Runner-up: ")
+    assert all("It would win" in one for one in others)
+    assert "A note with <b>no</b> markup." in page.inner_text("#known")
+    page.close()
+
+
+def test_where_nothing_keeps_to_the_bounds_it_says_so(browser, tmp_path):
+    write_cost(tmp_path, found(latency_ms=5.0), {}, Ledger())
+    page = browser.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    assert "nothing answers 99 of 100 requests within 5 ms" in page.inner_text(".lead")
+    assert "Nothing keeps to the budget and the latency limit." in page.inner_text("#run")
+    page.close()

@@ -1,0 +1,184 @@
+"""What to run: against an oracle that tries everything, and by hand."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.plan_oracle import best_plan
+from rectrain.cost.plan import Bounds, Plan, Route, Server, Stage, choose, plans, rivals, spares
+from rectrain.cost.plan import ties as what_would_change
+
+SMALL = Route("small", (Stage("small", 1.0, 40.0),), p99_ms=20.0, worth_per_1000=0.010)
+LARGE = Route("large", (Stage("large", 1.0, 4.0),), deferred=1.0, p99_ms=60.0, worth_per_1000=0.020)
+CASCADE = Route(
+    "cascade",
+    (Stage("small", 1.0, 40.0), Stage("large", 0.1, 4.0)),
+    deferred=0.1,
+    p99_ms=80.0,
+    worth_per_1000=0.019,
+)
+ROUTES = (SMALL, LARGE, CASCADE)
+TWO = Server("two", 2, 0.1)
+EIGHT = Server("eight", 8, 0.36)
+BOUNDS = Bounds(mean_rate=10.0, peak_rate=30.0, latency_ms=100.0)
+
+
+def known(plan: Plan | None) -> tuple[str, bool, str, int] | None:
+    return plan and (plan.server.name, plan.server.is_spot, plan.route.name, plan.num_servers)
+
+
+def test_machines_are_counted_by_processes_of_each_stage():
+    # 30 requests/s: 1 small; large: 8; cascade: 1 small + 1 large (3 requests/s of 4).
+    found = {
+        (p.server.name, p.route.name): p.num_servers for p in plans([TWO, EIGHT], ROUTES, BOUNDS)
+    }
+    assert found == {
+        ("two", "small"): 1, ("two", "large"): 4, ("two", "cascade"): 1,
+        ("eight", "small"): 1, ("eight", "large"): 1, ("eight", "cascade"): 1,
+    }  # fmt: skip
+
+
+def test_the_best_plan_has_the_highest_worth_less_cost():
+    # A month has 10 · 3600 · 730 = 26.28 million requests; 0.019 per 1,000 is 499.32, a machine 73.
+    best, second = choose([TWO, EIGHT], ROUTES, BOUNDS)
+    assert known(best) == ("two", False, "cascade", 1)
+    assert best is not None and best.net == pytest.approx(499.32 - 73.0)
+    assert known(second) == ("eight", False, "large", 1)  # 525.6 - 262.8 = 262.8, small has 189.8
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ({"latency_ms": 70.0}, ("eight", False, "large", 1)),  # the cascade is too slow
+        ({"latency_ms": 70.0, "budget": 100.0}, ("two", False, "small", 1)),
+        ({"latency_ms": 10.0}, None),
+        ({"budget": 50.0}, None),
+    ],
+)
+def test_bounds_are_kept(bounds, expected):
+    assert known(choose([TWO, EIGHT], ROUTES, replace(BOUNDS, **bounds)).best) == expected
+
+
+def test_a_process_must_fit_into_the_memory():
+    big = replace(SMALL, stages=(replace(SMALL.stages[0], memory_bytes=3.0),))
+    tight = replace(TWO, memory_bytes=5.0)  # holds one process, not two
+    fits = list(plans([tight], [big], replace(BOUNDS, peak_rate=80.0)))
+    assert [plan.num_servers for plan in fits] == [2]
+    assert not list(plans([replace(TWO, memory_bytes=2.0)], [big], BOUNDS))
+
+
+def test_spares_are_the_fewest_that_keep_the_availability():
+    # Each of 10 machines is away a hundredth of the time. All ten run in 0.904 of it; of eleven at
+    # least ten in 0.995, of twelve in 0.9998.
+    server = replace(TWO, is_spot=True, interruptions_per_hour=0.0101010101)
+    assert [
+        spares(10, server, availability=share, restart_h=1.0)
+        for share in (0.9, 0.99, 0.999, 0.9999)
+    ] == [0, 1, 2, 3]
+    assert spares(10, replace(server, is_spot=False), availability=0.9999, restart_h=1.0) == 0
+
+
+def test_of_equals_the_rule_decides():
+    spot = replace(TWO, is_spot=True)  # never interrupted, and as dear
+    best, second = choose([spot, TWO], [SMALL], BOUNDS)
+    assert known(best) == ("two", False, "small", 1) and known(second) == ("two", True, "small", 1)
+    both = replace(LARGE, worth_per_1000=SMALL.worth_per_1000, stages=SMALL.stages)
+    assert known(choose([TWO], [both, SMALL], BOUNDS).best) == ("two", False, "small", 1)
+
+
+def test_the_rivals_differ_in_the_choice_that_they_are_named_for():
+    best = choose([TWO, EIGHT], ROUTES, BOUNDS).best
+    assert best is not None
+    found = rivals(best, [TWO, EIGHT], ROUTES, BOUNDS)
+    assert {name: known(plan) for name, plan in found.items()} == {
+        "route": ("eight", False, "large", 1), "machine": ("eight", False, "large", 1)
+    }  # fmt: skip
+
+
+def test_at_what_would_have_to_change_both_plans_are_equal():
+    servers, routes = [TWO, EIGHT], ROUTES
+    best, second = choose(servers, routes, BOUNDS)
+    assert best is not None and second is not None
+    change = what_would_change(best, second, BOUNDS)
+    assert change.rival_hourly is not None and change.best_hourly is not None
+    cheaper = replace(second.server, hourly=change.rival_hourly)
+    (plan,) = plans([cheaper], [second.route], BOUNDS)
+    assert plan.net == pytest.approx(best.net)
+    dearer = replace(best.server, hourly=change.best_hourly)
+    (plan,) = plans([dearer], [best.route], BOUNDS)
+    assert plan.net == pytest.approx(second.net)
+    assert change.worth is not None
+    scaled = [
+        replace(p.route, worth_per_1000=p.route.worth_per_1000 * change.worth)
+        for p in (best, second)
+    ]
+    (ours,), (theirs,) = (
+        plans([p.server], [r], BOUNDS) for p, r in zip((best, second), scaled, strict=True)
+    )
+    assert ours.net == pytest.approx(theirs.net)
+
+
+def test_at_the_traffic_named_the_rival_takes_over():
+    # With one thread each, the cascade takes a machine more: 73 a month, for 236 at this traffic.
+    single = Server("single", 1, 0.1)
+    best, rival = choose([single], [SMALL, CASCADE], BOUNDS)
+    assert best is not None and rival is not None
+    assert (best.route.name, rival.route.name) == ("cascade", "small")
+    change = what_would_change(best, rival, BOUNDS)
+    assert change.traffic_up is None
+    assert change.traffic_down == pytest.approx(73.0 / (0.009 * 26280), rel=1e-6)
+
+
+# --- against the oracle --------------------------------------------------------------------------
+
+positive = st.floats(0.01, 100.0)
+stage = st.builds(
+    Stage, model=st.just("m"), share=st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0]), rate=positive,
+    memory_bytes=st.sampled_from([0.0, 1.0, 3.0]),
+)  # fmt: skip
+route = st.builds(
+    Route, name=st.sampled_from("abcd"), p99_ms=st.sampled_from([10.0, 50.0, 90.0]),
+    stages=st.one_of(
+        st.tuples(st.builds(Stage, model=st.just("s"), share=st.just(1.0), rate=positive)),
+        st.tuples(st.builds(Stage, model=st.just("s"), share=st.just(1.0), rate=positive), stage),
+    ),
+    deferred=st.sampled_from([0.0, 0.1, 1.0]), worth_per_1000=st.sampled_from([0.0, 0.01, 0.1]),
+)  # fmt: skip
+server = st.builds(
+    Server, name=st.sampled_from("wxyz"), threads=st.integers(1, 16),
+    hourly=st.sampled_from([0.0, 0.05, 0.1, 0.2, 0.4]), speed=st.sampled_from([0.5, 1.0, 2.0]),
+    memory_bytes=st.sampled_from([2.0, 8.0, 1e9]), is_spot=st.booleans(),
+    interruptions_per_hour=st.sampled_from([0.0, 1e-4, 0.02]),
+)  # fmt: skip
+bound = st.builds(
+    Bounds, mean_rate=positive, peak_rate=positive, latency_ms=st.sampled_from([20.0, 60.0, 1e9]),
+    budget=st.sampled_from([50.0, 500.0, 1e12]),
+    availability=st.sampled_from([0.9, 0.999, 0.99999]), restart_h=st.sampled_from([0.1, 1.0]),
+)  # fmt: skip
+
+
+@settings(max_examples=200)
+@given(
+    servers=st.lists(server, min_size=1, max_size=4, unique_by=lambda s: (s.name, s.is_spot)),
+    routes=st.lists(route, min_size=1, max_size=4, unique_by=lambda r: r.name),
+    bounds=bound,
+)
+def test_the_choice_is_the_oracles(servers, routes, bounds):
+    best = choose(servers, routes, bounds).best
+    expected = best_plan(
+        [asdict(one) for one in servers], [asdict(one) for one in routes], asdict(bounds)
+    )
+    assert known(best) == (expected and expected[:4])
+    if best is not None and expected is not None:
+        assert best.net == pytest.approx(expected.net)
+
+
+@given(routes=st.lists(route, min_size=1, max_size=3, unique_by=lambda r: r.name), bounds=bound)
+def test_more_traffic_never_takes_fewer_machines(routes, bounds):
+    for one in plans([TWO], routes, bounds):
+        for more in plans([TWO], [one.route], replace(bounds, peak_rate=bounds.peak_rate * 1.5)):
+            assert more.num_servers >= one.num_servers

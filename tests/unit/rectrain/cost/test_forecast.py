@@ -1,0 +1,243 @@
+"""Forecasts by hand, and what must hold of any: they add up, and ranges hold the middle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rectrain.cost.forecast import (
+    Case,
+    Owned,
+    Strategy,
+    Training,
+    break_even,
+    forecast,
+    payback,
+    strategies,
+    times,
+)
+from rectrain.cost.plan import Route, Server, Stage
+from rectrain.cost.ranges import INPUTS, draw, sensitivity, spread_of, vary
+from rectrain.cost.traffic import Traffic, load_traffic
+from rectrain.errors import ConfigError
+
+FREE = {
+    "data": 0, "labelling": 0, "tuning": 0, "shrinking": 0, "deployment": 0, "maintenance": 0,
+    "retraining": 0,
+}  # fmt: skip
+FLAT = {
+    "mean_rate": 10.0, "peak_rate": 10.0, "growth_per_month": 0.0, "horizon_months": 6,
+    "retrain_every_months": 3, "hardware_price_change": 0.0, "labour_price_change": 0.0,
+}  # fmt: skip
+SMALL = Route("small", (Stage("small", 1.0, 20.0),), worth_per_1000=0.09)
+LARGE = Route("large", (Stage("large", 1.0, 2.0),), deferred=1.0, worth_per_1000=0.1)
+CASCADE = Route(
+    "cascade", (SMALL.stages[0], Stage("large", 0.1, 2.0)), deferred=0.1, worth_per_1000=0.095
+)
+ONE = Server("one", 1, 0.1)
+SPOT = replace(ONE, hourly=0.04, is_spot=True, interruptions_per_hour=0.001)
+TRAINING = Training(100.0, 30.0, {"full": 1.0, "lora": 0.5, "adalora": 0.75}, "a test")
+
+
+def case(effort: dict[str, float] | None = None, **traffic: object) -> Case:
+    given = {**FLAT, "effort": {**FREE, **(effort or {})}, **traffic}
+    return Case(
+        traffic=Traffic.model_validate(given),
+        routes={"large": LARGE, "small": SMALL, "cascade": CASCADE},
+        training=TRAINING,
+        servers=(ONE, SPOT),
+        owned=(Owned(Server("own", 4, 0.0), monthly=100.0, watts=200.0, idle_watts=100.0),),
+        engineer_h=90.0,
+        operator_h=60.0,
+        kwh=0.2,
+    )
+
+
+def test_a_forecast_by_hand():
+    found = forecast(case(), Strategy("large"))
+    # 10 requests/s take 5 processes of 2 a second: 5 · 0.1 · 730 = 365 a month. Trainings in month
+    # 1 and 4: 100 hours of a device at 0.1.
+    assert found.costs.tolist() == pytest.approx([375, 365, 365, 375, 365, 365])
+    assert found.requests.tolist() == [10 * 3600 * 730] * 6
+    assert found.worth.tolist() == pytest.approx([2628.0] * 6)  # 26.28 million at 0.1 per 1,000
+    assert found.per_1000 == pytest.approx(1000 * 2210 / (6 * 26.28e6))
+    assert found.serving_per_1000 == pytest.approx(1000 * 365 / 26.28e6)
+    assert found.roi == pytest.approx((6 * 2628 - 2210) / 2210)
+    assert found.machines.tolist() == [5] * 6
+
+
+def test_the_small_model_is_trained_besides_and_the_cascade_runs_both():
+    small = forecast(case(), Strategy("small"))
+    assert small.costs.tolist() == pytest.approx([73 + 13, 73, 73, 73 + 13, 73, 73])
+    cascade = forecast(case(), Strategy("cascade"))  # 1 request/s of 2 takes one process more
+    assert cascade.machines.tolist() == [2] * 6
+
+
+def test_adapters_save_the_trainings_after_the_first():
+    full, lora = (forecast(case(), Strategy("large", method)) for method in ("full", "lora"))
+    assert (full.costs - lora.costs).tolist() == pytest.approx([0, 0, 0, 5, 0, 0])
+
+
+def test_interruptions_cost_spares_and_work_done_again():
+    spot = case(availability=0.9999, restart_minutes=60, checkpoint_minutes=120)
+    found = forecast(spot, Strategy("large", purchase="spot"))
+    # q = 0.001 / 1.001: five of six run in all but 1.5e-5 of the time, five of five not in 5e-3.
+    assert found.machines.tolist() == [6] * 6
+    again = 1 + 0.001 * (1 + 1)  # half an interval, and the restart, in hours
+    assert found.costs[0] == pytest.approx(6 * 0.04 * 730 + 100 * 0.04 * again)
+
+
+def test_own_machines_cost_what_they_are_and_what_they_draw():
+    found = forecast(case(retrain_every_months=0), Strategy("small", hosting="own"))
+    # One machine; half a process of four is busy: 112.5 W.
+    kwh = (200 * 0.125 + 100 * 0.875) * 730 / 1000
+    assert found.costs[1] == pytest.approx(100 + kwh * 0.2)
+
+
+def test_both_uses_the_cloud_for_the_hours_that_own_machines_do_not_cover():
+    day = [4.0] * 23 + [20.0]
+    wide = case(mean_rate=None, peak_rate=None, hourly_rates=day, retrain_every_months=0)
+    wide = replace(wide, kwh=0.0, training=replace(TRAINING, large=0.0, small=0.0))
+    found = forecast(wide, Strategy("large", hosting="both"))
+    # Own: 4 threads of 2 a second; one machine covers 8 of the 20, 6 cloud processes for an hour.
+    assert found.costs.tolist() == pytest.approx([100 + 6 * 0.1 * 730 / 24] * 6)
+    own = forecast(wide, Strategy("large", hosting="own"))
+    assert own.costs.tolist() == pytest.approx([300.0] * 6)
+
+
+def test_growth_seasons_and_prices_move_months():
+    moved = case(
+        growth_per_month=0.1, seasons=[1.0] * 11 + [2.0], start_month=11, horizon_months=3,
+        hardware_price_change=-0.5, retrain_every_months=0,
+    )  # fmt: skip
+    found = forecast(moved, Strategy("large"))
+    assert (found.requests / (10 * 3600 * 730)).tolist() == pytest.approx([1.0, 2.2, 1.21])
+    assert found.machines.tolist() == [5, 11, 7]  # of 10, 22, 12.1 requests a second
+    expected = [(5 * 73, 10), (11 * 73, 0), (7 * 73, 0)]
+    months = [sum(one) * 0.5 ** (month / 12) for month, one in enumerate(expected)]
+    assert found.costs.tolist() == pytest.approx(months)
+
+
+def test_people_are_paid_when_they_work():
+    hours = {"data": 10.0, "shrinking": 2.0, "maintenance": 1.0, "retraining": 3.0}
+    plain, busy = (forecast(case(effort), Strategy("small")) for effort in ({}, hours))
+    assert (busy.costs - plain.costs).tolist() == pytest.approx(
+        [12 * 90 + 60, 60, 60, 3 * 90 + 60, 60, 60]
+    )
+
+
+@given(
+    rate=st.floats(0.01, 500), growth=st.floats(-0.2, 0.3), months=st.integers(1, 18),
+    rhythm=st.integers(0, 5), hourly=st.booleans(),
+)  # fmt: skip
+def test_any_forecast_adds_up_line_by_line_and_in_the_ledger(rate, growth, months, rhythm, hourly):
+    some = case(
+        {"data": 3.3, "maintenance": 1.7}, mean_rate=rate, peak_rate=rate * 2.5,
+        growth_per_month=growth, horizon_months=months, retrain_every_months=rhythm,
+        scales_hourly=hourly,
+    )  # fmt: skip
+    for strategy in (Strategy("cascade", "lora", "both", "spot"), Strategy("large")):
+        found = forecast(some, strategy)
+        ledger = found.ledger("EUR")
+        assert float(ledger.total()) == pytest.approx(found.cost)
+        assert sum(ledger.totals("stage", "kind").values()) == ledger.total()
+        assert sum(found.parts().values()) == pytest.approx(found.cost)
+
+
+def test_every_choice_is_a_strategy_once():
+    every = strategies(case())
+    assert len(every) == len(set(every)) == 3 * 3 * 5
+    assert len(strategies(replace(case(), owned=()))) == 3 * 3 * 2
+
+
+# --- comparisons ---------------------------------------------------------------------------------
+
+
+def test_what_was_spent_first_is_back_when_the_sums_cross():
+    # The small model costs 1,000 and 3 more in the first month, and saves 292 in each.
+    some = replace(case({"shrinking": 1000 / 90}, retrain_every_months=0), routes={
+        name: replace(route, worth_per_1000=0.0) for name, route in case().routes.items()
+    })  # fmt: skip
+    small, large = (forecast(some, Strategy(name)) for name in ("small", "large"))
+    assert payback(small, large) == 4  # 4 · 292 = 1,168 > 1,003 > 3 · 292
+    assert payback(large, small) is None and payback(large, large) == 0
+
+
+def test_at_the_break_even_volume_both_cost_the_same_and_then_the_cheaper_one_changes():
+    some = case({"shrinking": 5.0})
+    (rate,) = break_even(some, Strategy("small"), Strategy("large"))
+    for factor, cheaper in ((0.99, "large"), (1.01, "small")):
+        there = replace(some, traffic=times(some.traffic, factor * rate / some.traffic.mean))
+        costs = {name: forecast(there, Strategy(name)).cost for name in ("small", "large")}
+        assert min(costs, key=lambda name: costs[name]) == cheaper
+
+
+# --- ranges --------------------------------------------------------------------------------------
+
+
+def test_draws_are_the_seeds_and_hold_the_case_in_their_middle():
+    some, chosen = case({"maintenance": 10.0}), [Strategy("large"), Strategy("small")]
+    measures = [lambda one: one.cost]
+    first, again, other = (
+        draw(some, chosen, measures, num_draws=300, seed=seed) for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    low, middle, high = spread_of(first[0, :, 0])
+    assert low < forecast(some, chosen[0]).cost < high and low < middle < high
+
+
+def test_without_spread_every_draw_is_the_forecast():
+    sure = case(spread=dict.fromkeys(INPUTS, 0.0))
+    drawn = draw(sure, [Strategy("cascade")], [lambda one: one.cost], num_draws=3)
+    assert drawn.ravel().tolist() == pytest.approx([forecast(sure, Strategy("cascade")).cost] * 3)
+
+
+def test_the_input_that_moves_the_result_most_comes_first():
+    heavy = case({"maintenance": 100.0})  # 6,000 a month of people, 365 of machines
+    effects = sensitivity(heavy, lambda one: forecast(one, Strategy("large")).cost)
+    assert effects[0].name == "effort" and effects[0].low < effects[0].high
+    assert effects[0].high == pytest.approx(
+        forecast(vary(heavy, {"effort": 1.2815515655446004}), Strategy("large")).cost
+    )
+    (deferred,) = [one for one in effects if one.name == "deferred"]
+    assert deferred.swing == 0  # the large model alone defers nothing
+
+
+# --- the traffic file ----------------------------------------------------------------------------
+
+
+@given(mean=st.floats(0.01, 1e4), factor=st.floats(1.0, 24.0))
+def test_a_day_has_the_mean_and_the_peak(mean, factor):
+    day = Traffic(mean_rate=mean, peak_rate=mean * factor).day()
+    assert day.mean() == pytest.approx(1.0) and day.min() >= 0
+    assert day.max() == pytest.approx(factor, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("rate: 5", "an unknown key"),
+        ("mean_rate: 5\npeak_rate: 2", "must be at least mean_rate"),
+        ("hourly_rates: [1, 2]", "must be 24"),
+        ("mean_rate: 1\nhourly_rates: [" + "1," * 23 + "1]", "they say the same"),
+        ("seasons: [1, 1]", "must be 12"),
+        ("worth: {clicks: 1}", "worth.click"),
+        ("mean_rate: .nan", "mean_rate"),
+    ],
+)
+def test_a_wrong_traffic_file_is_refused_with_its_key(text, said, tmp_path):
+    path = tmp_path / "traffic.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_traffic(str(path))
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_mix_of_tasks_that_the_models_lack_is_refused():
+    assert Traffic(mix={"a": 3.0, "b": 1.0}).shares(["a", "b", "c"]) == {"a": 0.75, "b": 0.25}
+    with pytest.raises(ConfigError, match="the models have a"):
+        Traffic(mix={"b": 1.0}).shares(["a"])

@@ -1,0 +1,157 @@
+"""Prices: what is shipped is whole, and a user's file lies over it entry by entry."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import date
+from decimal import Decimal
+from fractions import Fraction
+from importlib import resources
+
+import pytest
+
+from rectrain.cost.ledger import Ledger
+from rectrain.cost.prices import HOURS_PER_MONTH, Price, charge, load_prices
+from rectrain.errors import ConfigError
+
+PRICE = "{amount: 0.5, unit: hour, currency: EUR, date: 2026-02-03, source: our contract}"
+
+
+@pytest.fixture
+def own(tmp_path):
+    """own(text): the prices with a user's file over them."""
+
+    def load(text):
+        path = tmp_path / "own.yaml"
+        path.write_text(text)
+        return load_prices(str(path))
+
+    return load
+
+
+def all_prices(value, path=""):
+    """Every price in a section, with its dotted path."""
+    if isinstance(value, Price):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from all_prices(inner, f"{path}.{key}")
+    elif hasattr(type(value), "model_fields"):
+        for key in type(value).model_fields:
+            yield from all_prices(getattr(value, key), f"{path}.{key}")
+
+
+def test_shipped_prices_have_date_currency_and_source():
+    prices = load_prices()
+    found = dict(all_prices(prices))
+    assert len(found) > 25 and re.fullmatch(r"\d{4}\.\d+", prices.version)
+    for price in found.values():
+        assert date(2020, 1, 1) < price.date <= date.today()
+        assert price.source in price.cited and price.date.isoformat() in price.cited
+        assert prices.rates.factor(price.currency, "JPY") > 0  # each has a stated rate
+
+
+def test_shipped_prices_hold_every_way_to_buy():
+    prices = load_prices()
+    assert {one.device for one in prices.instances.values()} == {"cpu", "gpu"}
+    for one in prices.instances.values():
+        hourly = [one.hourly(way).amount for way in ("on_demand", "reserved", "spot")]
+        assert hourly == sorted(hourly, reverse=True)
+        assert 0 < one.spot.interrupted_share < 1
+    assert prices.machines and prices.storage and prices.traffic and prices.licences
+    assert {"engineer", "labeller"} <= prices.people.keys()
+
+
+def test_the_file_is_package_data():
+    assert resources.files("rectrain.cost").joinpath("prices.yaml").is_file()
+    pyproject = resources.files("rectrain").joinpath("../pyproject.toml").read_text()
+    assert '"cost/prices.yaml"' in pyproject
+
+
+def test_a_price_replaces_a_price_as_a_whole(own):
+    before, prices = load_prices(), own(f"instances: {{aws-g5-xlarge: {{on_demand: {PRICE}}}}}")
+    found = prices.instance("aws-g5-xlarge")
+    assert found.on_demand.cited == "our contract (2026-02-03)"
+    assert (found.on_demand.amount, found.on_demand.currency) == (Decimal("0.5"), "EUR")
+    assert found.spot == before.instance("aws-g5-xlarge").spot
+    assert prices.instances["aws-g6-xlarge"] == before.instances["aws-g6-xlarge"]
+    assert prices.version == f"{before.version} + own.yaml"
+
+
+def test_a_new_machine_and_a_new_currency(own):
+    prices = own(
+        "version: ours\n"
+        "exchange: {CNY: {per_base: 7.8, date: 2026-02-03, source: bank}}\n"
+        f"people: {{engineer: {PRICE.replace('EUR', 'CNY')}}}\n"
+    )
+    assert prices.version == "ours"
+    assert prices.rates.factor("CNY", "EUR") == 1 / Fraction("7.8")
+    assert "bank (2026-02-03)" in prices.rates.source
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("enrgy: {}", "enrgy in .*unknown key"),
+        (f"instances: {{aws-g5-xlarge: {{on_demnd: {PRICE}}}}}", "on_demnd.*unknown key"),
+        ("energy: {amount: 1}", r"energy\.unit .*got nothing; is required"),
+        ("energy: {amount: .nan, unit: kwh, currency: EUR, date: 2026-01-01, source: a}", "finite"),
+        (f"energy: {PRICE.replace('0.5', '-1')}", "greater than or equal to 0"),
+        (f"energy: {PRICE.replace('EUR', 'euro')}", "energy.currency"),
+        (f"energy: {PRICE.replace('2026-02-03', 'soon')}", "energy.date"),
+        (f"instances: {{aws-g5-xlarge: {{on_demand: {PRICE.replace('hour', 'month')}}}}}",
+         "an instance is priced by the hour"),
+        ("instances: {aws-g5-xlarge: {device: cpu}}", "a gpu machine has it, a cpu machine has"),
+        ("exchange: {USD: {per_base: 0, date: 2026-01-01, source: a}}", "greater than 0"),
+        ("a: 1\na: 2", "stands twice"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_is_refused_in_one_line(own, text, said):
+    with pytest.raises(ConfigError, match=said) as caught:
+        own(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match="must be a readable file"):
+        load_prices("/nowhere/prices.yaml")
+
+
+def test_an_unknown_name_says_which_there_are():
+    with pytest.raises(ConfigError, match="must be one of aws-c7i-2xlarge, "):
+        load_prices().instance("c7i")
+    with pytest.raises(ConfigError, match="server-1-l4"):
+        load_prices().machine("mine")
+
+
+def test_a_way_to_buy_that_is_not_there_is_refused(own):
+    prices = own("instances: {aws-g5-xlarge: {spot: null}}")
+    with pytest.raises(ConfigError, match="spot price of aws"):
+        prices.instance("aws-g5-xlarge").hourly("spot")
+
+
+def test_interruptions_an_hour_make_the_share_of_a_month():
+    spot = load_prices().instance("aws-g5-xlarge").spot
+    survived = math.exp(-spot.interruptions_per_hour * HOURS_PER_MONTH)
+    assert survived == pytest.approx(1 - spot.interrupted_share)
+
+
+def test_own_hardware_by_write_off_and_energy():
+    machine = load_prices().machine("server-32-threads")  # 5000 over 48 months; 250 and 90 W
+    assert machine.monthly_write_off == Fraction(5000, 48)
+    assert machine.monthly_kwh(1) == Fraction(250 * 730 * 3, 2000)
+    assert machine.monthly_kwh(0) == Fraction(90 * 730 * 3, 2000)
+    sold = machine.model_copy(update={"resale_share": 0.25})
+    assert sold.monthly_write_off == Fraction(5000 * 3, 48 * 4)
+
+
+def test_a_charge_is_price_times_quantity_with_its_source():
+    price = load_prices().instance("aws-c7i-large").on_demand
+    entry = charge(
+        price, 730, stage="deployment", part="hardware", kind="hardware", behaviour="fixed",
+        label="small", period="month", note="1 replica",
+    )  # fmt: skip
+    assert entry.amount == Fraction("0.08925") * 730
+    assert entry.source == f"1 replica; {price.cited}"
+    assert Ledger((entry,)).total() == entry.amount

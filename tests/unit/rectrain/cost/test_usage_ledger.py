@@ -1,0 +1,153 @@
+"""Measured work and measured throughput as entries of the ledger."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from fractions import Fraction
+
+import pytest
+
+from rectrain.cost.measure import (
+    Throughput,
+    device_hours,
+    history,
+    read_throughput,
+    serving_ledger,
+    training_ledger,
+    write_throughput,
+)
+from rectrain.cost.prices import load_prices
+from rectrain.errors import ConfigError, DataError
+from rectrain.train.usage import Usage
+
+CPU = load_prices().instance("aws-c7i-2xlarge")  # 8 devices, 0.357 an hour
+GPU = load_prices().instance("aws-g5-xlarge")
+
+
+def life(seconds, *, work="train", day=1, **changes):
+    values = {
+        "work": work, "label": "l", "device": "cpu", "chip": "Xeon", "num_devices": 2, "rank": 0,
+        "world_size": 1, "start": f"2026-01-{day:02}T00:00:00.000+00:00",
+        "end": f"2026-01-{day:02}T01:00:00.000+00:00", "seconds": seconds,
+        "peak_memory_bytes": 1 << 20, "finished": True,
+    }  # fmt: skip
+    return Usage(**{**values, **changes})
+
+
+def write(folder, *lives, settings=None):
+    """A folder with these lives, and maybe the settings of a run or a compression."""
+    (folder / "usage").mkdir(parents=True)
+    for number, one in enumerate(lives):
+        content = {"format": "rectrain-usage", "version": 1, **asdict(one)}
+        (folder / "usage" / f"{number}.json").write_text(json.dumps(content))
+    for name, text in (settings or {"config.yaml": "name: r"}).items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_device_seconds_of_all_lives_cost_instance_hours(tmp_path):
+    run = write(tmp_path / "run", life(1000), life(800, day=2, finished=False))
+    (past,) = history(str(run))
+    assert past.device_seconds == 2 * 1800
+    assert device_hours([past]) == {"train": 1.0}
+    (entry,) = training_ledger([past], CPU, name="aws-c7i-2xlarge")
+    assert (entry.stage, entry.part, entry.kind) == ("pretraining", "training", "hardware")
+    assert entry.amount == Fraction("0.357") / 8  # one hour of one of its eight devices
+    assert "measured 3,600 device-seconds on Xeon in 2 lives; on aws-c7i-2xlarge" in entry.source
+    assert CPU.on_demand.cited in entry.source
+
+
+def test_a_faster_device_takes_less(tmp_path):
+    pasts = history(str(write(tmp_path / "run", life(1800))))
+    twice = CPU.model_copy(update={"speed": 2.0})
+    one, half = (training_ledger(pasts, each, name="i").total() for each in (CPU, twice))
+    assert one == 2 * half
+
+
+def test_what_went_into_a_model_counts_once_and_in_order(tmp_path):
+    pre = write(tmp_path / "pre", life(10, work="pretrain"))
+    joint = write(
+        tmp_path / "joint", life(20),
+        settings={"config.yaml": f"model: {{encoder: {pre}/encoder}}"},
+    )  # fmt: skip
+    heads = write(
+        tmp_path / "heads", life(5),
+        settings={"config.yaml": f"train: {{start_from: {joint}/checkpoints/step-00000009,"
+                                 f" teacher: {joint}/checkpoints/step-00000009}}"},
+    )  # fmt: skip
+    small = write(
+        tmp_path / "small", life(3, work="compress"),
+        settings={"compress.yaml": f"teacher: {heads}/checkpoints/step-00000002"},
+    )  # fmt: skip
+    write(
+        small / "distilled", life(40), settings={"config.yaml": f"model: {{encoder: {small}/cut}}"}
+    )
+    write(small / "heads", life(2))
+    package = small / "package"
+    package.mkdir()
+    pasts = history(str(package))
+    assert [past.folder for past in pasts] == [str(one) for one in (pre, joint, heads, small)]
+    assert [past.device_seconds / 2 for past in pasts] == [10, 20, 5, 45]
+    ledger = training_ledger(pasts, CPU, name="i")
+    shares = {key: amount / ledger.total() for key, amount in ledger.totals("stage").items()}
+    assert shares == {("pretraining",): Fraction(35, 80), ("tuning",): Fraction(45, 80)}
+
+
+def test_a_run_of_before_usage_was_recorded_has_no_lives(tmp_path):
+    run = tmp_path / "old"
+    run.mkdir()
+    (run / "config.yaml").write_text(f"train: {{start_from: {tmp_path}/gone/checkpoints/step-1}}")
+    pasts = history(str(run))
+    assert [(past.folder, past.lives) for past in pasts] == [
+        (f"{tmp_path}/gone", ()),
+        (str(run), ()),
+    ]
+    assert device_hours(pasts) == {} and len(training_ledger(pasts, CPU, name="i")) == 0
+
+
+def test_a_study_is_tuning(tmp_path):
+    study = write(tmp_path / "study", life(7, work="tune"), settings={"notes": ""})
+    (entry,) = training_ledger(history(str(study)), CPU, name="i")
+    assert (entry.stage, entry.part) == ("tuning", "resources")
+
+
+def test_seconds_of_a_cpu_are_not_sold_as_a_gpu(tmp_path):
+    pasts = history(str(write(tmp_path / "run", life(1))))
+    with pytest.raises(ConfigError, match="measured on a cpu"):
+        training_ledger(pasts, GPU, name="aws-g5-xlarge")
+
+
+def test_another_folder_is_refused(tmp_path):
+    with pytest.raises(DataError, match="folder of a model"):
+        history(str(tmp_path / "nothing"))
+
+
+THROUGHPUT = Throughput(
+    model="small", device="cpu", chip="Xeon", num_devices=2, requests_per_s=50.0, p99_ms=80.0,
+    latency_limit_ms=100.0, how="python -m benchmarks.cost",
+)  # fmt: skip
+
+
+def test_a_throughput_comes_back_from_its_file():
+    assert read_throughput(write_throughput(THROUGHPUT), name="t.json") == THROUGHPUT
+
+
+def test_a_thousand_requests_take_the_seconds_of_all_devices():
+    (entry,) = serving_ledger(THROUGHPUT, CPU.on_demand, devices=8)
+    assert entry.period == "1000 requests" and entry.behaviour == "marginal"
+    assert entry.amount == Fraction("0.357") * 20 * 2 / 3600 / 8  # 20 s of two devices of eight
+
+
+@pytest.mark.parametrize("change", [{"p99_ms": 120.0}, {"requests_per_s": 0.0}])
+def test_a_rate_beyond_the_limit_is_refused(change):
+    with pytest.raises(DataError, match="throughput of small"):
+        Throughput(**{**asdict(THROUGHPUT), **change})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": "rectrain-throughput", "version": 2}']
+)
+def test_another_form_is_refused(text):
+    with pytest.raises(DataError, match=r"throughput in t\.json"):
+        read_throughput(text, name="t.json")
