@@ -169,7 +169,7 @@ class SearchConfig(Section):
     measure: MeasureConfig = MeasureConfig()
     price: PriceConfig = PriceConfig()
     threads_per_trial: PositiveInt = Field(
-        default=1, description="elastic: CPU threads of one trial"
+        default=1, description="CPU threads of a trial's own process, which judges its model"
     )
     max_concurrent: PositiveInt | None = Field(
         default=None, description="trials at a time; as many as the cluster holds by default"
@@ -210,8 +210,7 @@ class SearchConfig(Section):
             kept = tuple(key for key in keys if not key.startswith(decided))
             yield Idle(kept, because, deciders)
         if self.way == "separate":
-            keys = ("threads_per_trial", "train.elastic_random")
-            yield Idle(keys, "with way=separate", ("way",))
+            yield Idle(("train.elastic_random",), "with way=separate", ("way",))
         if "cheapest" not in self.finish.models:
             yield Idle(("finish.least_lift",), "without cheapest in finish.models",
                        ("finish.models",))  # fmt: skip

@@ -13,6 +13,8 @@ import torch
 from rectrain.compress.runs import train_run
 from rectrain.config import dump_config, parse_yaml
 from rectrain.errors import without_credentials
+from rectrain.train.storage import Store
+from rectrain.train.usage import read_usage, recorded
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.latency import busy
 from rectrain.tune.objective import lifts
@@ -51,8 +53,13 @@ def answer(config: SearchConfig, question: Question, *, report: Report) -> Resul
 
 def _tried(config: SearchConfig, question: Question, *, report: Report) -> Result:
     bench = _bench(dump_config(config))
-    way = _elastic if config.way == "elastic" else _separate
-    return way(bench, question, report)
+    threads = config.threads_per_trial
+    torch.set_num_threads(threads)
+    store, label = Store.open(config.output), f"trial {question.number}"
+    with recorded(store, work="tune", label=label, num_threads=threads, on_gpu=False):
+        if config.way == "elastic":
+            return _elastic(bench, question)
+        return _separate(bench, question, report)
 
 
 @lru_cache(maxsize=1)
@@ -61,35 +68,36 @@ def _bench(config: str) -> Workbench:
     return Workbench(parse_yaml(SearchConfig, config.encode(), name="the search's settings"))
 
 
-def _elastic(bench: Workbench, question: Question, report: Report) -> Result:
-    threads = bench.config.threads_per_trial
-    torch.set_num_threads(threads)
+def _elastic(bench: Workbench, question: Question) -> Result:
     with busy():
         began = time.monotonic()
         values = bench.sub_values(question.parameters)
-        seconds = threads * (time.monotonic() - began)
+        seconds = bench.config.threads_per_trial * (time.monotonic() - began)
     return bench.judged(question.parameters, values, device_seconds=seconds)
 
 
 def _separate(bench: Workbench, question: Question, report: Report) -> Result:
+    """Trains through Ray Train, whose workers compute beside this process, and note their time."""
     config, point = bench.config, question.parameters
     folder = bench.root / "trials" / f"{question.number:04d}"
+
+    def listen(event: Mapping[str, Any]) -> None:
+        if event["kind"] == "validation" and set(event["validation"]) >= set(bench.standards):
+            shares = lifts(event["validation"], bench.standards)
+            report({"mean_lift": sum(shares.values()) / len(shares)})
+
     with busy():
         began = time.monotonic()
         bench.cut_encoder(bench.space.shape(point), folder / "cut")
-        run = separate_run(
-            config, bench.teacher, bench.data, root=folder, settings=bench.space.settings(point)
-        )
-
-        def listen(event: Mapping[str, Any]) -> None:
-            if event["kind"] == "validation" and set(event["validation"]) >= set(bench.standards):
-                shares = lifts(event["validation"], bench.standards)
-                report({"mean_lift": sum(shares.values()) / len(shares)})
-
+        settings = bench.space.settings(point)
+        run = separate_run(config, bench.teacher, bench.data, root=folder, settings=settings)
+        seconds = time.monotonic() - began
         train_run(run, say=_log, listen=listen if config.asha else None)
+        began = time.monotonic()
         values = bench.run_values(folder / "run")
-        cpus = run.train.max_workers * run.train.threads_per_worker
-        seconds = cpus * (time.monotonic() - began)
+        seconds = config.threads_per_trial * (seconds + time.monotonic() - began)
+    lives = read_usage(Store.open(str(folder / "run")))
+    seconds += sum(life.device_seconds for life in lives)
     return bench.judged(point, values, device_seconds=seconds)
 
 

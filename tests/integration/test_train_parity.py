@@ -49,7 +49,7 @@ CRAFT: dict[str, dict[str, Any]] = {
     "l2 split": {"decay": "l2", "zero_stage": 2},
     "l2 in pieces": {"decay": "l2", "zero_stage": 3},
 }
-MODEL_ROWS = Path(__file__).parents[1] / "unit" / "rectrain" / "model" / "conftest.py"
+MODEL_ROWS = Path(__file__).parents[1] / "model_toy.py"
 Weights = dict[str, NDArray[np.float32]]
 
 

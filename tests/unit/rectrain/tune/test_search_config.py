@@ -32,7 +32,7 @@ def config(*more: str) -> SearchConfig:
         (("--sampler=annealing",), r"sampler"),
         (("--space.layers=[0]",), r"space\.layers"),
         (("--finish.models=[worst]",), r"finish\.models"),
-        (("--way=separate", "--threads_per_trial=2"), r"has no effect with way=separate"),
+        (("--way=separate", "--train.elastic_random=1"), r"has no effect with way=separate"),
         (("--finish.package=plain", "--finish.num_steps=9"), r"finish\.num_steps"),
         (("--price.currency=euro",), r"price\.currency"),
     ],
