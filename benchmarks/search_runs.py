@@ -2,15 +2,15 @@
 
 FOLDER/shapes.json              of each shape: latency, and seconds to measure it
 FOLDER/standards.json           what a random order and the teacher earn
-FOLDER/teacher.npy              the teacher's vectors of all texts
+FOLDER/vectors/                 the teacher's, of all texts
 FOLDER/seed-S/alone/*.json      of each shape trained alone: metrics, seconds
 FOLDER/seed-S/supernet/         one super-network
 FOLDER/seed-S/supernet.json     its seconds
 FOLDER/seed-S/sub/*.json        of each of its sub-networks: metrics, seconds to judge it
 
 Seconds are those of a process of one thread that it spent on a core: device-seconds that don't
-depend on what else the machine does. A run of the product makes the teacher's vectors anew; here
-all are given the same, whose seconds are `Shapes.teacher_s`.
+depend on what else the machine does. All runs share the teacher's vectors, as those of one search
+do; their seconds are `Shapes.teacher_s`.
 """
 
 from __future__ import annotations
@@ -24,21 +24,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from benchmarks.one_process import in_processes, train_run
 from rectrain.config import dump_config, parse_yaml
-from rectrain.data.shards import Prepared
-from rectrain.inference.backends import open_torch
-from rectrain.model.known import TextVectors
-from rectrain.train import worker
-from rectrain.train.frozen import training_texts
+from rectrain.train.build import new_model, open_data
+from rectrain.train.config import RunConfig
+from rectrain.train.frozen import keep_vectors
 from rectrain.train.storage import Store
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.latency import Latency
 from rectrain.tune.objective import Standard
-from rectrain.tune.runs import separate_run, supernet_run
+from rectrain.tune.runs import VECTORS, separate_run, supernet_run
 from rectrain.tune.space import Point
 from rectrain.tune.workbench import Workbench
 
@@ -46,7 +43,6 @@ __all__ = ["SearchRuns", "Shape", "Shapes", "Trained", "point_name"]
 
 _NUM_PROCESSES = 2
 _SUPERNET = "supernet"
-_VECTORS = "teacher.npy"
 
 
 @dataclass(frozen=True)
@@ -197,33 +193,35 @@ def _measure_shapes(config: SearchConfig, work: _Work) -> None:
         latency, seconds = _timed(lambda point=point: bench.latency(point))
         shapes[point_name(point)] = asdict(Shape(latency, seconds))
         print(f"{point_name(point)}: {1000 * latency.request_s:.1f} ms a request", flush=True)
-    encoder = open_torch(bench.teacher.model.encoder)
-    vectors, seconds = _timed(lambda: encoder.encode(training_texts(bench.data)))
-    np.save(root / _VECTORS, vectors.numpy())
-    _write(root / "shapes.json", {"teacher_s": seconds, "shapes": shapes})
+    _write(root / "shapes.json", {"teacher_s": _teacher_s(bench), "shapes": shapes})
 
 
-def _teach(folder: Path, data: Mapping[str, Prepared]) -> None:
-    """Lets the runs of this process have the teacher's vectors that are known."""
-    texts = training_texts(data)
-    known = TextVectors(texts, torch.from_numpy(np.load(folder / _VECTORS)))
+def _teacher_s(bench: Workbench) -> float:
+    """Makes the teacher's vectors for all runs; the seconds that it took."""
+    _discard(bench.root, VECTORS, "cut")
+    bench.cut_encoder(bench.space.shape(bench.space.smallest), bench.root / "cut")
+    run = separate_run(bench.config, bench.teacher, bench.data, root=bench.root, settings={})
+    data = open_data(run)
+    model = new_model(run, data)
+    return _timed(lambda: keep_vectors(model, run, data, device=torch.device("cpu")))[1]
 
-    def give(model: Any, *args: Any, **options: Any) -> None:
-        model.distillation.teacher.freeze_encoder(known)
 
-    worker.keep_vectors = give
+def _train(run: RunConfig, root: Path) -> None:
+    """Trains a run with the vectors that are there."""
+    folder = root.parent / VECTORS
+    train = run.train.model_copy(update={"vector_cache": str(folder)})
+    train_run(run.model_copy(update={"train": train}))
 
 
 def _train_supernet(config: SearchConfig, work: _Work) -> None:
     root = Path(config.output)
     bench = Workbench(config)
-    _teach(root.parent, bench.data)
     if not (root / f"{_SUPERNET}.json").exists():
         _discard(root, "start", _SUPERNET)  # of a life that was killed: its seconds aren't known
 
         def train() -> None:
             bench.start()
-            train_run(supernet_run(config, bench.teacher, bench.data, space=bench.space))
+            _train(supernet_run(config, bench.teacher, bench.data, space=bench.space), root)
 
         _, seconds = _timed(train)
         _write(root / f"{_SUPERNET}.json", {"seconds": seconds})
@@ -241,7 +239,6 @@ def _train_alone(config: SearchConfig, work: _Work) -> None:
     if not names:
         return
     bench = Workbench(config)
-    _teach(root.parent, bench.data)
     points = {point_name(point): point for point in bench.space.points()}
     for name in names:
         folder = root / "alone" / name
@@ -257,7 +254,8 @@ def _train_alone(config: SearchConfig, work: _Work) -> None:
 def _alone(bench: Workbench, point: Point, folder: Path) -> dict[str, float]:
     """What a separate trial does: cut, refit, train, judge."""
     bench.cut_encoder(bench.space.shape(point), folder / "cut")
-    train_run(separate_run(bench.config, bench.teacher, bench.data, root=folder, settings={}))
+    run = separate_run(bench.config, bench.teacher, bench.data, root=folder, settings={})
+    _train(run, bench.root)
     return bench.run_values(folder / "run")
 
 

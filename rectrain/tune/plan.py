@@ -8,16 +8,25 @@ from rectrain.errors import ResourceError, without_credentials
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.space import Point, Space
 
-__all__ = ["cpus_per_trial", "describe_search", "needed_cpus", "num_concurrent", "point_text"]
+__all__ = [
+    "describe_search",
+    "needed_cpus",
+    "num_concurrent",
+    "point_text",
+    "trial_resources",
+]
 
 
-def cpus_per_trial(config: SearchConfig) -> int:
-    """CPUs that Tune gives to one trial's own process.
+def trial_resources(config: SearchConfig) -> dict[str, float]:
+    """What Tune reserves for one trial's own process.
 
-    A separate one has none: what it waits for, Ray Train's workers, asks for its own, and a trial
-    that held CPUs while its workers wait for them would wait for ever.
+    A separate one has no CPU: what it waits for, Ray Train's workers, asks for its own, and a trial
+    that held CPUs while its workers wait for them would wait for ever. Tune wants something to
+    reserve, so it is a byte.
     """
-    return config.threads_per_trial if config.way == "elastic" else 0
+    if config.way == "separate":
+        return {"memory": 1.0}
+    return {"CPU": float(config.threads_per_trial)}
 
 
 def needed_cpus(config: SearchConfig) -> int:

@@ -21,7 +21,7 @@ from ray.util.metrics import Gauge
 
 from rectrain.train.storage import Store
 from rectrain.tune.config import SearchConfig
-from rectrain.tune.plan import cpus_per_trial, num_concurrent
+from rectrain.tune.plan import num_concurrent, trial_resources
 from rectrain.tune.study import Question, Result, SearchStudy, read_result
 from rectrain.tune.trial import answer
 
@@ -53,7 +53,7 @@ def run_search(config: SearchConfig, study: SearchStudy, *, told: Callable[[int]
     Store.open(config.output).remove(_FOLDER)
     any_tune: Any = tune
     trainable = any_tune.with_resources(
-        any_tune.with_parameters(_trial, config=config), {"CPU": cpus_per_trial(config)}
+        any_tune.with_parameters(_trial, config=config), trial_resources(config)
     )
     left = config.num_trials - len(study.finished())
     tuner = any_tune.Tuner(
@@ -99,7 +99,7 @@ def _scheduler(config: SearchConfig) -> Any:
     )  # fmt: skip
 
 
-class _Questions(Searcher):  # type: ignore[misc]
+class _Questions(Searcher):
     """Our study in the place of one of Tune's searchers.
 
     Args:
@@ -120,11 +120,11 @@ class _Questions(Searcher):  # type: ignore[misc]
             )
         }
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """The next question's number and point."""
         question = self._study.ask()
         if question is None:
-            return str(Searcher.FINISHED)
+            return Searcher.FINISHED
         self._numbers[trial_id] = question.number
         return {"number": question.number, "parameters": dict(question.parameters)}
 

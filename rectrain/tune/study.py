@@ -143,8 +143,7 @@ class SearchStudy:
             elif trial.params.keys() == self._space.values.keys():
                 left.append(Question(trial.number, dict(trial.params)))
             else:  # the driver died while it drew
-                self._study.tell(trial.number, state=_state("FAIL"))
-                self._note(trial.number, {"same_as": -1})
+                self._drop(trial.number, known=-1)
         return left
 
     # --- questions -------------------------------------------------------------------------------
@@ -162,13 +161,17 @@ class SearchStudy:
             known = self._numbers(but=question.number).get(_key(question.parameters))
             if known is None:
                 return question
-            self._study.tell(question.number, state=_state("FAIL"))
-            self._note(question.number, {"same_as": known})
+            self._drop(question.number, known=known)
         return self._unseen()
 
     def _asked(self) -> Question:
         trial = self._study.ask(self._space.distributions())
         return Question(trial.number, dict(trial.params))
+
+    def _drop(self, number: int, *, known: int) -> None:
+        """Makes no trial of a point that trial `known` tries; see `trials.trials_of`."""
+        self._note(number, {"same_as": known})  # first: what has ended can't be noted of
+        self._study.tell(number, state=_state("FAIL"))
 
     def _unseen(self) -> Question | None:
         """A point that was not tried: of a grid the next, else any."""

@@ -1,4 +1,4 @@
-"""Latency: measured alone, once a shape, and in a way that a moment's disturbance doesn't change."""
+"""Latency: measured alone, once a shape, and so that a moment's disturbance changes nothing."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from transformers import BertConfig
 from rectrain.config import dump_config, load_config, parse_yaml
 from rectrain.errors import ConfigError, ResourceError
 from rectrain.tune.config import SearchConfig, SpaceConfig
-from rectrain.tune.plan import describe_search, num_concurrent
+from rectrain.tune.plan import describe_search, num_concurrent, trial_resources
 from rectrain.tune.space import Space
 
 BASE = ("--teacher=t", "--output=o")
@@ -74,6 +74,11 @@ def test_as_many_trials_at_a_time_as_their_workers_fit(more, have, expected):
 def test_a_trial_that_could_only_wait_is_refused():
     with pytest.raises(ResourceError, match=r"a trial: got 4 CPUs.*has 2 CPUs"):
         num_concurrent(config("--way=separate", "--train.num_workers=4"), {"CPU": 2.0})
+
+
+def test_a_separate_trial_holds_no_cpu_that_its_workers_wait_for():
+    assert trial_resources(config("--way=separate")).get("CPU", 0) == 0
+    assert trial_resources(config("--threads_per_trial=2")) == {"CPU": 2.0}
 
 
 def test_the_plan_says_how_large_the_space_is():
