@@ -18,6 +18,7 @@ from rectrain.train.usage import read_usage, recorded
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.latency import busy
 from rectrain.tune.objective import lifts
+from rectrain.tune.plan import needed_cpus
 from rectrain.tune.runs import separate_run
 from rectrain.tune.study import Question, Result, read_result, write_result
 from rectrain.tune.workbench import Workbench
@@ -43,10 +44,12 @@ def answer(config: SearchConfig, question: Question, *, report: Report) -> Resul
     root = Path(config.output)
     found = read_result(root, question.number)
     if found is None:
+        began = time.monotonic()
         try:
             found = _tried(config, question, report=report)
         except Exception as error:
-            found = Result(error=_line(error))
+            seconds = needed_cpus(config) * (time.monotonic() - began)
+            found = Result(error=_line(error), device_seconds=seconds)
         write_result(root, question.number, found)
     return found
 
