@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ _OUTPUT = Path("runs/bench")
 #: Lift, and cost and p99 as multiples of the largest shape's: what bounds the hypervolume.
 _REFERENCE = (0.0, 1.1, 1.1)
 _SHARE = 0.25  # of the grid's device-seconds
-_REPLAYS = 10  # of a search whose sampler draws
+_REPLAYS = 20  # of a search whose sampler draws
 _COLORS = {"elastic": "C0", "separate": "C1", "random": "C2", "grid": "0.4"}
 
 
@@ -125,7 +126,7 @@ def main(argv: Sequence[str]) -> int:
     shapes = runs.shapes()
     space = Space.of(config.space, load_model(config.teacher).model.encoder.config)
     seeds = [_seed(runs, shapes, config, seed) for seed in scale.seeds]
-    curves = [_curves(one, config, space, replays=_REPLAYS) for one in seeds]
+    curves = [_curves(one, space) for one in seeds]
     figures = _figures(seeds, curves)
     print_table(figures)
     path = _OUTPUT / f"{name}.json"
@@ -187,15 +188,13 @@ def _worth(model: Trained, shapes: Shapes, name: str, *, config: SearchConfig) -
     return objectives(facts, standards=shapes.standards, price=config.price)
 
 
-def _curves(
-    one: _Seed, config: SearchConfig, space: Space, *, replays: int
-) -> dict[str, list[Curve]]:
+def _curves(one: _Seed, space: Space) -> dict[str, list[Curve]]:
     """System -> searches that differ in their sampler's seed alone."""
 
-    def searches(pool: Pool, sampler: str) -> list[Curve]:
-        settings = config.model_copy(update={"sampler": sampler})
+    def searches(pool: Pool, sampler: Literal["tpe", "random"]) -> list[Curve]:
         return [
-            replay(pool, settings, space, seed=seed, budget=one.budget) for seed in range(replays)
+            replay(pool, space, sampler=sampler, seed=seed, budget=one.budget)
+            for seed in range(_REPLAYS)
         ]
 
     return {

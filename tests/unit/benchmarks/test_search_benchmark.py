@@ -16,11 +16,12 @@ from rectrain.tune.config import SearchConfig
 from rectrain.tune.latency import Latency
 from rectrain.tune.objective import Standard
 from rectrain.tune.space import Space
+from rectrain.tune.study import Result, SearchStudy
 from rectrain.tune.trials import Objectives
 
 CONFIG = SearchConfig.model_validate(
     {
-        "teacher": "runs/large", "output": "runs/x", "sampler": "random",
+        "teacher": "runs/large", "output": "runs/x",
         "space": {"layers": [1, 2, 3], "heads": [4, 6, 8], "intermediate": [96, 192, 384]},
     }
 )  # fmt: skip
@@ -47,25 +48,39 @@ def test_a_curve_counts_what_was_known_by_then():
     assert float(mean_volume([curve, other], 35.0)) == pytest.approx(3.5)
 
 
-def test_every_model_is_seen_once_and_costs_its_seconds():
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_every_model_is_seen_once_and_costs_its_seconds(sampler):
     everything = pool(before_s=50.0)
-    curve = replay(everything, CONFIG, SPACE, seed=0, budget=1e9)
+    curve = replay(everything, SPACE, sampler=sampler, seed=0, budget=1e9)
     assert len(curve.spent) == len(NAMES) == 27
     assert curve.spent[0] == 60.0 and curve.spent[-1] == everything.total_s == 320.0
     assert curve.volumes[-1] == pytest.approx(everything.whole)
     assert (np.diff(curve.volumes) >= 0).all()
 
 
-def test_a_budget_ends_a_search_and_seeds_draw_others():
-    first, second = (replay(pool(), CONFIG, SPACE, seed=seed, budget=55.0) for seed in (0, 1))
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_budget_ends_a_search_and_seeds_draw_others(sampler):
+    first, second = (
+        replay(pool(), SPACE, sampler=sampler, seed=seed, budget=55.0) for seed in (0, 1)
+    )
     assert len(first.spent) == 6  # the last begins at 50 and ends at 60
     assert float(first.at(55.0)) == first.volumes[4]
     assert first.volumes.tolist() != second.volumes.tolist()
 
 
-def test_a_tree_of_parzen_estimators_can_be_replayed():
-    settings = CONFIG.model_copy(update={"sampler": "tpe"})
-    assert len(replay(pool(), settings, SPACE, seed=0, budget=100.0).spent) == 10
+def test_a_search_draws_as_the_products_study_does(tmp_path):
+    models = pool(before_s=50.0)
+    settings = {"seed": 3, "num_trials": 27, "budget_s": 175.0, "sampler": "tpe"}
+    study = SearchStudy(tmp_path, CONFIG.model_copy(update=settings), SPACE)
+    study.note(preparation_seconds=50.0)
+    order = []
+    while (question := study.ask()) is not None:
+        order.append(point_name({key: question.parameters[key] for key in SPACE.values}))
+        result = Result(objectives=models.found[order[-1]], device_seconds=10.0)
+        study.tell(question.number, result)
+    curve = replay(models, SPACE, sampler="tpe", seed=3, budget=175.0)
+    assert len(order) == 13
+    assert curve.volumes.tolist() == models.curve(order).volumes.tolist()
 
 
 class StubRuns:
