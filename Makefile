@@ -24,7 +24,7 @@ $(STAMP):
 	@command -v $(PYTHON) > /dev/null || { echo "error: $(PYTHON) not found; set PYTHON=…" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	@echo 'installing pinned packages into $(VENV) (about 2.5 GB, some minutes)'
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,tracking,report,balancing,peft,inference,serve,bench,dev]' --constraint constraints.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,tracking,report,balancing,peft,inference,serve,search,bench,dev]' --constraint constraints.txt
 	rm -f $(VENV)/.installed-*
 	touch $@
 

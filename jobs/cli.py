@@ -38,6 +38,7 @@ _EXTRAS = {
     "tensorboard": "tracking",
     "matplotlib": "report",
     "plotly": "report",
+    "optuna": "search",
 }
 
 

@@ -41,9 +41,10 @@ def small_card(
         source=source,
         made=[
             f"The encoder of a model that was trained on {', '.join(parts.specs)} for "
-            f"{teacher['step']:,} steps was cut to layers {', '.join(map(str, shape.layers))}, "
+            f"{teacher['step']:,} steps was cut to {_layers(config, shape)}, "
             f"hidden size {shape.hidden}, {shape.heads} heads and inner size "
-            f"{shape.intermediate}, and refitted to the large one's hidden states.",
+            f"{shape.intermediate}, and refitted to the large one's hidden states"
+            f"{', within a super-network of several such' if config.encoder else ''}.",
             f"Encoder and heads learned of that model for {train.num_steps:,} steps: "
             f"{train.distill_weight:.0%} soft labels at temperature "
             f"{train.distill_temperature:g}, relation of texts × {train.distill_relation:g}.",
@@ -61,3 +62,10 @@ def small_card(
         measured=f"On the {config.split} split, by the graph {measured.backend}, the fastest where "
         "it was made; intervals are 95% of a bootstrap over groups.",
     )
+
+
+def _layers(config: CompressConfig, shape: Shape) -> str:
+    """Which of the parent's, or how many where it was cut elsewhere."""
+    if config.encoder is not None:
+        return f"{len(shape.layers)} layers"
+    return f"layers {', '.join(map(str, shape.layers))}"

@@ -18,6 +18,7 @@ __all__ = ["CompressConfig", "DistilConfig"]
 _DECIDED = (
     *("tasks", "start_from", "start_from_sha256", "freeze", "adapter"),
     *("early_stopping", "num_epochs"),
+    *("elastic_layers", "elastic_heads", "elastic_intermediate"),
 )
 
 
@@ -44,6 +45,11 @@ class CompressConfig(Section):
         default="small",
         description=f"shape of the small encoder, as shares of the large one's: "
         f"{', '.join(SHAPE_PRESETS)}",
+    )
+    encoder: str | None = Field(
+        default=None,
+        description="directory of a BERT that was already cut from the teacher's, as by jobs.tune, "
+        "in the place of a preset",
     )
     data: tuple[str, ...] = Field(
         default=(), description="prepared directories; those of the teacher by default"
@@ -103,5 +109,7 @@ class CompressConfig(Section):
     def idle(self) -> Iterator[Idle]:
         """See `Section.idle`."""
         yield from self.train.idle()
+        if self.encoder is not None:
+            yield Idle(("preset", "refit_texts"), "with encoder", ("encoder",))
         if self.train.teacher != self.teacher:
             yield Idle(("train.teacher",), "beside another teacher", ("teacher",))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +25,7 @@ import torch
 
 from rectrain.compress.card import small_card
 from rectrain.compress.config import CompressConfig
+from rectrain.compress.cutting import cut_and_refit, open_cut, write_encoder
 from rectrain.compress.measure import Measured, measure, worst_share
 from rectrain.compress.quantize import check_engines, export_graphs, pack
 from rectrain.compress.runs import Run, run_config, train_run
@@ -39,16 +39,13 @@ from rectrain.inference.golden import GOLDEN, publish_golden
 from rectrain.inference.packaged import item_indexes
 from rectrain.inference.predictor import Predictor, check_threads, open_prepared
 from rectrain.inference.text_encoder import TextEncoder
-from rectrain.model.refit import refit
-from rectrain.model.shape import preset_shape
-from rectrain.model.slicing import cut, measure_importance
+from rectrain.model.shape import Shape, preset_shape
 from rectrain.model.vocabulary import kept_pieces, measure_fallback, trim
 from rectrain.package import Card, ModelParts, num_head_bytes, open_package, write_package
 from rectrain.train import preflight
 from rectrain.train.build import load_model, new_model
 from rectrain.train.checkpoint import manifest_sha256
 from rectrain.train.config import RunConfig
-from rectrain.train.export import encoder_files
 from rectrain.train.frozen import training_texts
 from rectrain.train.provenance import check_origin
 from rectrain.train.run_plan import plan_run
@@ -80,6 +77,7 @@ def resolve(config: CompressConfig) -> CompressConfig:
     update = {
         "teacher": teacher,
         "output": absolute(config.output),
+        "encoder": config.encoder and absolute(config.encoder),
         "data": tuple(absolute(path) for path in config.data),
         "train": train,
     }
@@ -124,7 +122,12 @@ class Pipeline:
         check_engines()
         check_threads(config.threads)
         self.teacher = load_model(config.teacher)
-        self.shape = preset_shape(config.preset, self.teacher.model.encoder.config)
+        self._given = config.encoder and open_cut(config.encoder, self.teacher)
+        self.shape = (
+            Shape.of(self._given.config)
+            if self._given
+            else preset_shape(config.preset, self.teacher.model.encoder.config)
+        )
         trained_on = self.teacher.checkpoint.meta["config"]["data"]["paths"]
         self._paths = list(config.data or trained_on)
         predictor = Predictor.from_checkpoint(config.teacher)
@@ -152,9 +155,13 @@ class Pipeline:
             f"teacher: {without_credentials(self.config.teacher)} (step "
             f"{self.teacher.checkpoint.step}, {size:,} parameters, {', '.join(self.data)})",
             f"encoder: {bert.num_hidden_layers} layers of {bert.hidden_size} → "
-            f"{self.config.preset}: layers {', '.join(map(str, shape.layers))} (of 0 to "
-            f"{bert.num_hidden_layers - 1}) of {shape.hidden}, {shape.heads} heads, inner size "
-            f"{shape.intermediate}",
+            + (
+                f"{self.config.preset}: layers {', '.join(map(str, shape.layers))} (of 0 to "
+                f"{bert.num_hidden_layers - 1})"
+                if not self._given
+                else f"{without_credentials(self.config.encoder or '')}: {len(shape.layers)} layers"
+            )
+            + f" of {shape.hidden}, {shape.heads} heads, inner size {shape.intermediate}",
             f"training: {train.num_steps} steps of encoder and heads, {self.config.head_steps} of "
             f"the heads alone, {train.max_workers} workers, ZeRO-{train.zero_stage}",
             f"output: {self.space.root}",
@@ -221,19 +228,17 @@ class Pipeline:
         return (self.space.root / "package" / GOLDEN).exists()  # what is written last
 
     def _cut(self) -> None:
-        large = self.teacher.model.encoder
-        texts = sample(self.data, num_texts=self.config.refit_texts, seed=self.config.seed)
-        packed = [pack(texts)]
-        importance = measure_importance(large, packed)
-        student = cut(large, shape=self.shape, importance=importance)
-        refit(student, large, shape=self.shape, importance=importance, texts=packed)
+        facts: dict[str, Any] = {"shape": asdict(self.shape)}
+        if self._given:
+            student = self._given
+            facts["encoder"] = without_credentials(self.config.encoder or "")
+        else:
+            texts = sample(self.data, num_texts=self.config.refit_texts, seed=self.config.seed)
+            student = cut_and_refit(self.teacher.model.encoder, shape=self.shape, texts=texts)
+            facts["texts"] = digest(texts)
         folder = self.space.fresh("cut")
-        shutil.copytree(self.teacher.tokenizer_path, folder, dirs_exist_ok=True)
-        # Not by save_pretrained, which shows a bar and wakes DeepSpeed in this process.
-        files = encoder_files(student, tokenizer={}, max_length=0, card="")
-        for name in ("config.json", "model.safetensors"):
-            (folder / name).write_bytes(files[name])
-        self.space.finish("cut", {"shape": asdict(self.shape), "texts": digest(texts)})
+        write_encoder(student, folder, tokenizer=Path(self.teacher.tokenizer_path))
+        self.space.finish("cut", facts)
 
     def _train(self, name: Run) -> None:
         config = self.training(name)

@@ -67,12 +67,18 @@ def run_config(
     )
 
 
-def train_run(config: RunConfig, *, say: Callable[[str], None]) -> None:
+def train_run(
+    config: RunConfig,
+    *,
+    say: Callable[[str], None],
+    listen: Callable[[Mapping[str, Any]], None] | None = None,
+) -> None:
     """Trains a run to its end, from where it is.
 
     Args:
         config: from `run_config`.
         say: is given the lines that a user should see.
+        listen: is given the workers' events; see `launch.launch`.
 
     Raises:
         RectrainError: see `preflight` and `launch`.
@@ -82,6 +88,6 @@ def train_run(config: RunConfig, *, say: Callable[[str], None]) -> None:
     place = preflight.claim(config, overwrite=False)
     if place.result is None:
         connect()
-        launch.launch(config, place, say=say)
+        launch.launch(config, place, say=say, listen=listen)
     else:  # a kill came between the last checkpoint and the export
         export_encoder(load_trained_encoder(place.result), place.store)

@@ -24,6 +24,7 @@ from rectrain.metrics.ranking import (
     rank_within_groups,
 )
 from rectrain.metrics.table import METRICS, MetricSpec, compute, metric
+from rectrain.metrics.trivial import trivial
 
 __all__ = [
     "METRICS",
@@ -45,4 +46,5 @@ __all__ = [
     "rank_within_groups",
     "resample",
     "summarise",
+    "trivial",
 ]

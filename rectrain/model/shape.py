@@ -38,6 +38,16 @@ class Shape:
     heads: int
     intermediate: int
 
+    @classmethod
+    def of(cls, config: BertConfig) -> Shape:
+        """A BERT's own."""
+        return cls(
+            layers=tuple(range(config.num_hidden_layers)),
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads,
+            intermediate=config.intermediate_size,
+        )
+
 
 def spread_layers(num_layers: int, num_kept: int) -> tuple[int, ...]:
     """Evenly spread layers with the last among them: 3 of 6 are (1, 3, 5).

@@ -30,9 +30,12 @@ __all__ = [
     "Parts",
     "check_texts",
     "cut",
+    "first_parts",
     "head_rows",
     "kept_parts",
     "measure_importance",
+    "narrowed",
+    "ordered",
     "reorder",
     "with_weights",
 ]
@@ -135,6 +138,62 @@ def reorder(bert: BertModel, importance: Importance) -> BertModel:
     return _select(bert, Parts(layers, _order(importance.hidden), falling[0], falling[1]))
 
 
+def ordered(config: BertConfig) -> Importance:
+    """The importance that a reordered BERT's parts are taken to have: the first are the most.
+
+    Args:
+        config: of the BERT.
+    """
+
+    def falling(count: int) -> Tensor:
+        return -torch.arange(count, dtype=torch.float64)
+
+    layers = config.num_hidden_layers
+    return Importance(
+        hidden=falling(config.hidden_size),
+        heads=falling(config.num_attention_heads).expand(layers, -1),
+        intermediate=falling(config.intermediate_size).expand(layers, -1),
+    )
+
+
+def first_parts(bert: BertModel, shape: Shape) -> dict[str, Tensor]:
+    """Weights and buffers of the first parts of a BERT, as views: gradients flow into it.
+
+    Of a reordered BERT these are what `cut` takes with the importance of `ordered`.
+
+    Args:
+        bert: the parent.
+        shape: which fits it.
+
+    Returns:
+        State dictionary of a BERT of this shape.
+    """
+    sizes = {"d": shape.hidden, "h": shape.hidden, "i": shape.intermediate}
+    state = dict(bert.named_parameters()) | dict(bert.named_buffers())
+    found = {
+        name: tensor[..., : shape.hidden] if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+        if name.startswith("embeddings.")
+    }
+    for new, old in enumerate(shape.layers):
+        for module, axes in AXES.items():
+            for kind in ("weight", "bias"):
+                tensor = state[f"encoder.layer.{old}.{module}.{kind}"]
+                place = tuple(slice(sizes[axis]) for axis in axes[: tensor.dim()])
+                found[f"encoder.layer.{new}.{module}.{kind}"] = tensor[place]
+    return found
+
+
+def narrowed(config: BertConfig, shape: Shape) -> BertConfig:
+    """The configuration of a BERT cut to a shape."""
+    found = copy.deepcopy(config)
+    found.num_hidden_layers = len(shape.layers)
+    found.hidden_size = shape.hidden
+    found.num_attention_heads = shape.heads
+    found.intermediate_size = shape.intermediate
+    return found
+
+
 def with_weights(config: BertConfig, weights: Mapping[str, Tensor]) -> BertModel:
     """A BERT with these weights, without pooler, in evaluation mode.
 
@@ -214,12 +273,8 @@ def _select(bert: BertModel, parts: Parts) -> BertModel:
                 tensor = state[f"encoder.layer.{old}.{module}.{kind}"]
                 chosen = [index[axis] for axis in axes[: tensor.dim()]]
                 weights[f"encoder.layer.{new}.{module}.{kind}"] = _take(tensor, chosen)
-    config = copy.deepcopy(bert.config)
-    config.num_hidden_layers = len(parts.layers)
-    config.hidden_size = len(hidden)
-    config.num_attention_heads = len(parts.heads[0])
-    config.intermediate_size = len(parts.intermediate[0])
-    return with_weights(config, weights)
+    shape = Shape(parts.layers, len(hidden), len(parts.heads[0]), len(parts.intermediate[0]))
+    return with_weights(narrowed(bert.config, shape), weights)
 
 
 def _take(tensor: Tensor, index: Sequence[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from rectrain.data.tokenize import load_tokenizer, tokenizer_hash, tokenizer_pat
 from rectrain.errors import CheckpointError, ConfigError, EncoderError
 from rectrain.model.adapters import RankBudget, add_adapters, merge_adapters
 from rectrain.model.balancing import DynamicWeightAverage, check_installed, dwa_window
+from rectrain.model.elastic import Choices, Elastic, SuperNetwork
 from rectrain.model.encoder import PRESETS, check_positions, load_encoder
 from rectrain.model.masked import MaskedLanguageModel
 from rectrain.model.multitask import Distillation, MultiTaskModel
@@ -194,7 +195,30 @@ def new_model(
         model.balancer.window = dwa_window(num_steps)
     if config.train.teacher is not None:
         model.distillation = _distillation(config, data, features=features)
+    if isinstance(model, SuperNetwork):
+        model.elastic = _elastic(model.encoder.config, config.train)
     return model
+
+
+def _elastic(encoder: BertConfig, train: TrainConfig) -> Elastic:
+    """How a super-network's sub-networks learn: of its largest, as a run does of a teacher.
+
+    Raises:
+        ConfigError: one of them doesn't fit the encoder.
+    """
+    return Elastic(
+        choices=Choices.of(
+            encoder,
+            layers=train.elastic_layers,
+            heads=train.elastic_heads,
+            intermediate=train.elastic_intermediate,
+        ),
+        num_random=train.elastic_random,
+        weight=train.distill_weight,
+        temperature=train.distill_temperature,
+        relation=train.distill_relation,
+        num_micro_batches=train.micro_batches,
+    )
 
 
 def _distillation(
@@ -324,7 +348,8 @@ def _check_same_tokenizer(given: LoadedModel, data: Data, *, where: str) -> None
 def _assemble(
     encoder: BertModel, *, features: Mapping[str, FeatureEncoder], config: RunConfig
 ) -> MultiTaskModel:
-    return MultiTaskModel(
+    kind = SuperNetwork if config.train.is_elastic else MultiTaskModel
+    return kind(
         encoder,
         tasks={task: TASKS[task] for task in features},
         features=features,

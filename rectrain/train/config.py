@@ -113,6 +113,11 @@ class TrainConfig(Section):
         description="memory of a worker for the vectors of a frozen encoder and of a teacher, at "
         "most",
     )
+    vector_cache: str | None = Field(
+        default=None,
+        description="folder or URI, shared by all workers, that keeps these vectors for other runs "
+        "of the same encoder and texts",
+    )
     adapter: Adapter = Field(
         default="none",
         description="train small matrices beside the encoder's frozen linear layers: lora, or "
@@ -129,6 +134,22 @@ class TrainConfig(Section):
         default=("query", "key", "value", "dense"),
         description="linear layers with an adapter; dense: those after attention, and the two "
         "inner ones",
+    )
+    elastic_layers: tuple[PositiveInt, ...] = Field(
+        default=(),
+        description="numbers of layers of sub-networks that are trained together with the encoder "
+        "(a super-network, docs/search.md), beside its own",
+    )
+    elastic_heads: tuple[PositiveInt, ...] = Field(
+        default=(), description="the same of attention heads, and so of the hidden size"
+    )
+    elastic_intermediate: tuple[PositiveInt, ...] = Field(
+        default=(), description="the same of inner sizes"
+    )
+    elastic_random: int = Field(
+        default=2,
+        ge=0,
+        description="random sub-networks of each step, beside the largest and the smallest",
     )
     optimizer: Literal["adamw", "adafactor"] = Field(
         default="adamw",
@@ -272,6 +293,8 @@ class TrainConfig(Section):
             raise ValueError("layer_decay needs an encoder that trains; drop it or freeze")
         if self.zero_stage == 3 and self.freeze != "none":
             raise ValueError("freeze needs zero_stage 0, 1 or 2: a frozen encoder is not split")
+        if self.is_elastic:
+            self._check_elastic()
         if self.follows_validation and self.evaluate_interval is None:
             raise ValueError("early_stopping and schedule=plateau need evaluate_interval")
         if self.balancer in GRADIENT_BALANCERS and self.freeze != "none":
@@ -287,9 +310,27 @@ class TrainConfig(Section):
             )
         return self
 
+    def _check_elastic(self) -> None:
+        if self.zero_stage == 3:
+            raise ValueError(
+                "a super-network (elastic_layers, _heads, _intermediate) needs zero_stage 0, 1 or "
+                "2: its sub-networks read parts of weights outside of the modules that stage 3 "
+                "gathers them for"
+            )
+        if self.freeze != "none" or self.adapter != "none":
+            raise ValueError(
+                "a super-network trains its whole encoder; leave out freeze and adapter, or "
+                "elastic_layers, _heads and _intermediate"
+            )
+        if self.balancer != "static":
+            raise ValueError("a super-network weighs its tasks by loss_weights; balancer=static")
+
     def idle(self) -> Iterator[Idle]:
         """See `Section.idle`; for the sections that hold this one as `train`."""
-        if self.teacher is None:
+        if not self.is_elastic:
+            sizes = ("train.elastic_layers", "train.elastic_heads", "train.elastic_intermediate")
+            yield Idle(("train.elastic_random",), f"without {', '.join(sizes)}", sizes)
+        if self.teacher is None and not self.is_elastic:
             taught = ("train.distill_weight", "train.distill_temperature", "train.distill_relation")
             yield Idle(taught, "without train.teacher", ("train.teacher",))
         elif self.freeze == "encoder":
@@ -297,6 +338,9 @@ class TrainConfig(Section):
         if self.teacher is not None and self.distill_weight == 0:
             yield Idle(("train.distill_temperature",), "with train.distill_weight=0",
                        ("train.distill_weight",))  # fmt: skip
+        if self.teacher is None and self.freeze == "none":
+            yield Idle(("train.vector_cache",), "without train.teacher or train.freeze=encoder",
+                       ("train.teacher", "train.freeze"))  # fmt: skip
         if self.adapter == "none":
             names = ("rank", "alpha", "dropout", "targets")
             keys = tuple(f"train.adapter_{name}" for name in names)
@@ -313,6 +357,11 @@ class TrainConfig(Section):
         if not self.follows_validation:
             rule = "without train.early_stopping or train.schedule=plateau"
             yield Idle(("train.min_delta",), rule, ("train.early_stopping", "train.schedule"))
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether sub-networks of the encoder are trained with it."""
+        return bool(self.elastic_layers or self.elastic_heads or self.elastic_intermediate)
 
     @property
     def encoder_rate(self) -> float:

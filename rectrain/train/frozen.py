@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import torch
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 from transformers import BertModel
 
@@ -18,10 +21,12 @@ from rectrain.model.known import TextVectors
 from rectrain.model.multitask import MultiTaskModel
 from rectrain.train.build import Model
 from rectrain.train.config import RunConfig
+from rectrain.train.storage import Store
 
 __all__ = ["CachedTexts", "cached_texts", "fixed_models", "keep_vectors", "training_texts"]
 
 _GIB = 1 << 30
+_KEPT = "vectors"
 _KEY_BYTES = 140  # at most, besides its tokens: bytes, integer, place in a dictionary (CPython)
 _ROWS = 1 << 16  # looked at together
 
@@ -81,7 +86,8 @@ def keep_vectors(
 
     Texts that are not among `cached_texts` are encoded when they come. The texts are cut into
     slices that depend on nothing but the data and `tokens_per_micro_batch`, and the ranks share the
-    slices. So a vector has the same bits in every life of a run.
+    slices. So a vector has the same bits in every life of a run. With `train.vector_cache` they are
+    kept for other runs with the same encoder and texts, which then have the same bits as well.
 
     Args:
         model: not split; it, or its teacher, is moved.
@@ -99,7 +105,7 @@ def keep_vectors(
     texts = cached_texts(config, data, widths=widths).texts
     for one in fixed:
         one.to(device).encoder.train(False)
-        vectors = _encode_all(one.encoder, texts, budget=config.data.micro_batch_tokens)
+        vectors = _vectors(one.encoder, texts, config)
         one.freeze_encoder(TextVectors(texts, vectors))
 
 
@@ -112,6 +118,31 @@ def _tables(data: Mapping[str, Prepared]) -> Iterator[pa.Table]:
         for table in tables:
             for start in range(0, table.num_rows, _ROWS):
                 yield table.slice(start, _ROWS)
+
+
+def _vectors(encoder: BertModel, texts: PackedTexts, config: RunConfig) -> Tensor:
+    """Vectors float32 [U, D] of texts: those that are kept, or made, and kept where wanted."""
+    budget, cache = config.data.micro_batch_tokens, config.train.vector_cache
+    if cache is None:
+        return _encode_all(encoder, texts, budget=budget)
+    store, name = Store.open(cache), f"{_digest(encoder, texts)}.safetensors"
+    is_kept = [store.exists(name) if torch.distributed.get_rank() == 0 else False]
+    torch.distributed.broadcast_object_list(is_kept, src=0)
+    if is_kept[0]:
+        return from_safetensors(store.read(name))[_KEPT].to(encoder.device)
+    vectors = _encode_all(encoder, texts, budget=budget)
+    if torch.distributed.get_rank() == 0:
+        store.replace(name, to_safetensors({_KEPT: vectors.cpu()}))
+    return vectors
+
+
+def _digest(encoder: BertModel, texts: PackedTexts) -> str:
+    """SHA-256 of all that decides vectors, rounding aside: weights, configuration, texts."""
+    digest = hashlib.sha256(encoder.config.to_json_string().encode())
+    tensors = [tensor for _, tensor in sorted(encoder.state_dict().items())]
+    for tensor in (*tensors, texts.input_ids, texts.lengths):
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 @torch.no_grad()

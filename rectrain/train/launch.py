@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 Say = Callable[[str], None]
+Listen = Callable[[Mapping[str, Any]], None]
 
 _POLL_S = 0.5
 _MAX_DEATHS = 3
@@ -110,13 +111,14 @@ def _last_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
-def launch(config: RunConfig, place: RunPlace, *, say: Say) -> Store:
+def launch(config: RunConfig, place: RunPlace, *, say: Say, listen: Listen | None = None) -> Store:
     """Trains on the connected Ray cluster until the run is finished.
 
     Args:
         config: with absolute paths.
         place: from `claim`.
         say: is given the lines that a user should see.
+        listen: is given the workers' events, on a thread of its own.
 
     Returns:
         The checkpoint that the run has come to: the last, or with early stopping the best one.
@@ -129,17 +131,19 @@ def launch(config: RunConfig, place: RunPlace, *, say: Say) -> Store:
     use_gpu = check_resources(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
     with place.store.locked():
         begin(config, place)
-        _run(config, place, use_gpu=use_gpu, say=say)
+        _run(config, place, use_gpu=use_gpu, say=say, listen=listen)
         found = result(config, place.store)
         assert found is not None, "the workers ended without an error"
         export_encoder(load_trained_encoder(found), place.store)
         return found
 
 
-def _run(config: RunConfig, place: RunPlace, *, use_gpu: bool, say: Say) -> None:
+def _run(
+    config: RunConfig, place: RunPlace, *, use_gpu: bool, say: Say, listen: Listen | None
+) -> None:
     node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     channel: Any = ray.remote(Channel).options(num_cpus=0, scheduling_strategy=node).remote()
-    with _Listener(channel, config, place.store, say=say):
+    with _Listener(channel, config, place.store, say=say, listen=listen):
         try:
             _trainer(config, channel, use_gpu=use_gpu).fit()
         except SystemExit as stop:  # what Ray Train's own handler makes of Ctrl-C
@@ -249,8 +253,10 @@ def _gauge(name: str, text: str, keys: tuple[str, ...], tags: dict[str, str]) ->
 class _Listener:
     """Takes events from the channel on a thread: gauges, tracking, progress lines."""
 
-    def __init__(self, channel: Any, config: RunConfig, store: Store, *, say: Say) -> None:
-        self._channel = channel
+    def __init__(
+        self, channel: Any, config: RunConfig, store: Store, *, say: Say, listen: Listen | None
+    ) -> None:
+        self._channel, self._listener = channel, listen
         self._tracker = Tracker(config, store, say=say)
         self._gauges = _Gauges(config.name)
         self._ended = threading.Event()
@@ -277,6 +283,8 @@ class _Listener:
                 for event in ray.get(self._channel.take.remote()):
                     self._gauges.set(event)
                     self._tracker.record(event)
+                    if self._listener is not None:
+                        self._listener(event)
                 if not last:
                     time.sleep(_POLL_S)
         except BaseException as error:

@@ -124,8 +124,10 @@ def _forward_bytes(
     }
     num_tokens = plan.most_tokens(item_tokens=items)
     held = {}
+    # Of a super-network the largest, the smallest and random ones, none larger than the first.
+    num_forwards = 2 + train.elastic_random if train.is_elastic else 1
     if train.freeze == "none":
-        held["activations, at most"] = activation_bytes(
+        held["activations, at most"] = num_forwards * activation_bytes(
             num_tokens=num_tokens,
             hidden_size=bert.hidden_size,
             num_layers=bert.num_hidden_layers,
@@ -138,6 +140,7 @@ def _forward_bytes(
         )
     if items:
         num_values = _PAIR_VALUES + (0 if train.teacher is None else _SOFT_VALUES)
+        num_values += (num_forwards - 1) * (_PAIR_VALUES + _SOFT_VALUES)
         held["logits"] = (
             4
             * num_values

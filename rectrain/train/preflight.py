@@ -47,6 +47,7 @@ _FREE = {
     "keep_last",
     "evaluate_interval",
     "evaluate_rows",
+    "vector_cache",
     "max_failures",
     "collective_timeout_s",
     "resize_interval_s",
@@ -92,6 +93,9 @@ def resolve_paths(config: RunConfig, *, overwrite: bool = False) -> RunConfig:
             update={"encoder": absolute(config.model.encoder)}
         )
     found = config.model_copy(update=update)
+    if config.train.vector_cache is not None:
+        kept = {"vector_cache": absolute(config.train.vector_cache)}
+        found = found.model_copy(update={"train": found.train.model_copy(update=kept)})
     if config.train.teacher is not None:
         found = _noted(found, "teacher", newest_checkpoint(absolute(config.train.teacher)))
     if config.train.start_from is not None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.optimization import Adafactor
 
 from rectrain.model.config import GradientPlace
+from rectrain.model.elastic import SuperNetwork
 from rectrain.train.balance import Balance, balance_of_step, observe_step
 from rectrain.train.config import Schedule, TrainConfig
 from rectrain.train.zero import DeviceFacts, ModelFacts, device_facts, zero_config
@@ -314,6 +315,9 @@ def train_step(
     for group in engine.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * learning_rate_share
     losses = torch.zeros(len(tasks), device=engine.device)
+    if isinstance(engine.module, SuperNetwork):
+        # One draw a step: all ranks then have as much to do, and their gradients one order.
+        engine.module.draw(dropout_seed(seed, step=step, micro_batch=-1))
 
     def forward(place: int, balance: Balance | None) -> Any:
         torch.manual_seed(dropout_seed(seed, step=step, micro_batch=place * world_size + rank))

@@ -40,6 +40,7 @@ TAUGHT = [
     (2, "uncertainty", "gated_experts"),
     (3, "static", "mmoe"),
 ]
+ELASTIC = (0, 1, 2)  # stages at which a super-network trains
 OFFLOADED = [(1, "optimizer"), (2, "optimizer"), (3, "optimizer"), (3, "all")]
 # Settings of the optimizer, and the stage that they run at.
 CRAFT: dict[str, dict[str, Any]] = {
@@ -48,7 +49,7 @@ CRAFT: dict[str, dict[str, Any]] = {
     "l2 split": {"decay": "l2", "zero_stage": 2},
     "l2 in pieces": {"decay": "l2", "zero_stage": 3},
 }
-MODEL_ROWS = Path(__file__).parents[1] / "unit" / "rectrain" / "model" / "conftest.py"
+MODEL_ROWS = Path(__file__).parents[1] / "model_toy.py"
 Weights = dict[str, NDArray[np.float32]]
 
 
@@ -130,11 +131,19 @@ def _train_model(
 
 
 def _train_real(
-    rank: int, stage: int, balancer: Any, sharing: Any, *, is_taught: bool = False, **more: Any
+    rank: int,
+    stage: int,
+    balancer: Any,
+    sharing: Any,
+    *,
+    is_taught: bool = False,
+    is_elastic: bool = False,
+    **more: Any,
 ) -> tuple[Weights, Any]:
     """The multi-task model itself, on ragged batches of all tasks, one of them empty."""
     from rectrain.data.batch import build_micro_batch
     from rectrain.model.config import ModelConfig
+    from rectrain.model.elastic import Choices, Elastic, SuperNetwork
     from rectrain.model.encoder import load_encoder
     from rectrain.model.multitask import Distillation, MultiTaskModel
     from rectrain.tasks import TASKS as REAL
@@ -154,7 +163,8 @@ def _train_real(
         return build_micro_batch(tables, counts=counts)
 
     def build(seed: int) -> MultiTaskModel:
-        return MultiTaskModel(
+        kind = SuperNetwork if is_elastic else MultiTaskModel
+        return kind(
             load_encoder("tiny", vocab_size=made._VOCAB_SIZE, dropout=0.1, seed=seed),
             tasks=REAL,
             features=dict.fromkeys(REAL, made._FEATURES),
@@ -172,6 +182,9 @@ def _train_real(
             relation=1.0,
             num_micro_batches=NUM_MICRO_BATCHES,
         )
+    if isinstance(model, SuperNetwork):
+        choices = Choices.of(model.encoder.config, layers=[1], heads=[1], intermediate=[64, 200])
+        model.elastic = Elastic(choices, 2, 0.7, 2.0, 1.0, NUM_MICRO_BATCHES)
     changes = {"num_steps": 10, "learning_rate": 1e-3, "num_micro_batches": NUM_MICRO_BATCHES}
     train = _settings(stage).model_copy(update=changes | more)
     state, curve = _train_model(rank, model, train=train, batch=batch, tasks=list(REAL))
@@ -213,6 +226,10 @@ def _all_cases(rank: int) -> dict[Any, Any]:
         results[case] = _train_real(rank, *case)
     for case in TAUGHT:
         results["taught", case] = _train_real(rank, *case, is_taught=True)
+    for stage in ELASTIC:
+        results["elastic", stage] = _train_real(
+            rank, stage, "static", "shared_bottom", is_elastic=True
+        )
     results["untaught"] = _train_real(rank, *TAUGHT[1])
     for name, changes in CRAFT.items():
         results[name] = _train(rank, _settings(2).model_copy(update=changes), "static")
@@ -375,6 +392,15 @@ def test_two_workers_learn_of_a_teacher_as_one_does(
     one_worker: Any, two_workers: Any, case: Any
 ) -> None:
     _assert_close(two_workers["taught", case], one_worker["taught", case])
+
+
+@pytest.mark.parametrize("stage", ELASTIC)
+def test_two_workers_train_a_super_network_as_one_does(
+    one_worker: Any, two_workers: Any, stage: int
+) -> None:
+    _assert_close(two_workers["elastic", stage], one_worker["elastic", stage])
+    _assert_close(one_worker["elastic", stage], one_worker["elastic", 0])
+    assert one_worker["elastic", stage][1] != one_worker["untaught"][1]
 
 
 def test_a_teacher_changes_what_is_learned_and_nothing_that_is_kept(one_worker: Any) -> None:

@@ -50,7 +50,12 @@ MAY_IMPORT = {
         "jobs",
         "serve",
     ),
-    "mlflow": ("rectrain.train.tracking", "rectrain.registry", "jobs"),
+    "mlflow": (
+        "rectrain.train.tracking",
+        "rectrain.tune.tracking",
+        "rectrain.registry",
+        "jobs",
+    ),
 }
 
 # These cost seconds or are extras, so they are imported by the function that needs them.
@@ -67,6 +72,7 @@ ONLY_INSIDE_FUNCTIONS = {
     "nncf",
     "onnxruntime",
     "onnx",
+    "optuna",
 }
 
 OURS = ("rectrain", "jobs", "serve")

@@ -62,3 +62,27 @@ def test_the_plan_refuses_more_than_a_worker_may_hold(root: Path) -> None:
         with pytest.raises(ConfigError, match="different texts") as caught:
             describe(config(root, frozen_cache_gib=num_bytes / 2**30))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("one_process")
+def test_kept_vectors_are_those_of_the_same_encoder_and_texts_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = config(root, vector_cache=str(root / "vectors"))
+    data = open_data(own)
+
+    def vectors(*, change: float = 0.0) -> torch.Tensor:
+        model = new_model(own, data)
+        assert isinstance(model, MultiTaskModel)
+        with torch.no_grad():
+            model.encoder.embeddings.word_embeddings.weight.add_(change)
+        keep_vectors(model, own, data, device=torch.device("cpu"))
+        assert model._known is not None
+        return model._known._vectors
+
+    made = vectors()
+    (kept,) = (root / "vectors").iterdir()
+    assert not vectors(change=0.5).equal(made)
+    assert len(list((root / "vectors").iterdir())) == 2
+    monkeypatch.setattr("rectrain.train.frozen._encode_all", None)  # not called again
+    assert vectors().equal(made) and kept.exists()

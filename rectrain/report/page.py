@@ -1,0 +1,152 @@
+"""One HTML file with everything in it: text, tables and plotly's charts; it asks no network.
+
+page = render_page("Title", lead="One sentence.", sections=[
+    Section("Cost", [chart(figure, name="cost"), table(["model", "€"], [["small", "1.20"]])]),
+])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = ["PALETTE", "Section", "chart", "paragraph", "render_page", "table"]
+
+#: Colours of lines and marks that differ in kind; told apart by most eyes (Okabe and Ito 2008).
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
+
+# plotly.js holds addresses of maps and fonts. Nothing here uses them, and the browser may not.
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+)
+_STYLE = """
+:root { color-scheme: light; --ink: #1b2028; --soft: #565f6d; --line: #e0ddd6; --back: #f6f4ef; }
+* { box-sizing: border-box; }
+body { margin: 0; font: 16px/1.5 system-ui, "Segoe UI", Roboto, sans-serif; color: var(--ink);
+  background: var(--back); overflow-wrap: break-word; }
+main { max-width: 66rem; margin: 0 auto; padding: 1.2rem; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .3rem; }
+h2 { font-size: 1.1rem; margin: 0 0 .5rem; }
+p { margin: 0 0 .7rem; max-width: 48rem; }
+.lead { color: var(--soft); margin-bottom: 1.2rem; }
+section { background: #fff; border: 1px solid var(--line); border-radius: .8rem;
+  padding: 1rem 1.1rem; margin-bottom: 1.1rem; min-width: 0; }
+.chart { width: 100%; margin: .3rem 0 .7rem; }
+.wide { overflow-x: auto; margin: .3rem 0 .7rem; }
+table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap;
+  border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
+th:first-child, td:first-child, .text { text-align: left; }
+td.text { white-space: normal; min-width: 14rem; }
+tr.chosen td { background: #eef6f1; font-weight: 600; }
+@media (max-width: 40rem) { main { padding: .7rem; } section { padding: .8rem .7rem; } }
+"""
+
+
+class Section(NamedTuple):
+    """A heading and what stands below it: HTML of `chart`, `table`, `paragraph`."""
+
+    title: str
+    parts: Sequence[str]
+
+
+def paragraph(text: str) -> str:
+    """A paragraph of plain text."""
+    return f"<p>{escape(text)}</p>"
+
+
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    text: Sequence[int] = (),
+    chosen: Sequence[int] = (),
+) -> str:
+    """A table that scrolls sideways where it is too wide.
+
+    Args:
+        head: of the columns.
+        rows: cells, plain text. The first column stands left, the others right.
+        text: places of columns of words, which stand left and may break.
+        chosen: places of rows that stand out.
+    """
+
+    def cell(tag: str, place: int, content: str) -> str:
+        kind = ' class="text"' if place in text else ""
+        return f"<{tag}{kind}>{escape(content)}</{tag}>"
+
+    lines = ["<tr>" + "".join(cell("th", n, one) for n, one in enumerate(head)) + "</tr>"]
+    for number, row in enumerate(rows):
+        kind = ' class="chosen"' if number in chosen else ""
+        lines.append(f"<tr{kind}>" + "".join(cell("td", n, x) for n, x in enumerate(row)) + "</tr>")
+    # A region that scrolls must be within reach of the keyboard.
+    return f'<div class="wide" tabindex="0"><table>{"".join(lines)}</table></div>'
+
+
+def chart(figure: Figure, *, name: str, label: str, height: int = 420) -> str:
+    """A chart that takes the width there is.
+
+    Args:
+        figure: of plotly; its fonts, margins and legend are set here.
+        name: of the element, one of its kind in the page.
+        label: what is to be seen, for those who can't see it.
+        height: in pixels.
+    """
+    figure.update_layout(
+        template="plotly_white", autosize=True, height=height, colorway=PALETTE,
+        margin={"l": 10, "r": 10, "t": 10, "b": 10}, hovermode="closest", dragmode=False,
+        font={"family": "system-ui, Segoe UI, Roboto, sans-serif", "size": 13},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+    )  # fmt: skip
+    # Fixed ranges leave a finger's drag to the page: it scrolls.
+    figure.update_xaxes(automargin=True, fixedrange=True)
+    figure.update_yaxes(automargin=True, fixedrange=True)
+    drawn = figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=name,
+        default_height=f"{height}px",
+        config={"responsive": True, "displaylogo": False, "displayModeBar": False},
+    )
+    return f'<div class="chart" role="img" aria-label="{escape(label, quote=True)}">{drawn}</div>'
+
+
+def render_page(title: str, *, lead: str, sections: Sequence[Section]) -> str:
+    """The whole file.
+
+    Args:
+        title: of the page.
+        lead: plain text below it.
+        sections: in their order.
+    """
+    from plotly.offline import get_plotlyjs
+
+    body = "".join(
+        f"<section><h2>{escape(one.title)}</h2>{''.join(one.parts)}</section>\n" for one in sections
+    )
+    # Minified code may hold "</script" in a string; plotly's has none, and a new one could.
+    library = get_plotlyjs().replace("</script", "<\\/script")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<link rel="icon" href="data:,">
+<title>{escape(title)} · rectrain</title>
+<style>{_STYLE}</style>
+<script>{library}</script>
+</head>
+<body>
+<main>
+<h1>{escape(title)}</h1>
+<p class="lead">{escape(lead)}</p>
+{body}</main>
+</body>
+</html>
+"""

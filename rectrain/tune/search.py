@@ -1,0 +1,157 @@
+"""The search on Ray Tune: trials side by side, questions and answers through our own study.
+
+Ray's own OptunaSearch keeps what it knows in a pickle beside Tune's, which is behind by some
+seconds after a kill, and can't tell constraints. So Tune only runs trials here; what is known is
+in the study's file alone, and nothing of Tune's is ever restored.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler
+from ray.tune.search import Searcher
+from ray.util.metrics import Gauge
+
+from rectrain.train.storage import Store
+from rectrain.tune.config import SearchConfig
+from rectrain.tune.plan import num_concurrent, trial_resources
+from rectrain.tune.study import Question, Result, SearchStudy, read_result
+from rectrain.tune.trial import answer
+
+__all__ = ["run_search"]
+
+_DIED = "its process ended without a word (killed, or out of memory), twice"
+_FOLDER = "ray"
+
+
+def run_search(config: SearchConfig, study: SearchStudy, *, told: Callable[[int], None]) -> None:
+    """Runs trials on the connected Ray cluster until the study has enough of them.
+
+    Args:
+        config: of the search, with absolute paths.
+        study: asks and is told; only this process writes it.
+        told: is called with the number of each trial that has ended.
+
+    Raises:
+        ResourceError: the cluster can't hold one trial.
+    """
+    # Read by Tune as it starts: our own trackers write, our own lines are printed, and Ctrl-C ends
+    # the driver as it should.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # A trial that failed reports no lift, and would end the whole search.
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files of its loggers
+    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    at_once = num_concurrent(config, have)
+    Store.open(config.output).remove(_FOLDER)
+    any_tune: Any = tune
+    trainable = any_tune.with_resources(
+        any_tune.with_parameters(_trial, config=config), trial_resources(config)
+    )
+    left = config.num_trials - len(study.finished())
+    tuner = any_tune.Tuner(
+        trainable,
+        tune_config=any_tune.TuneConfig(
+            search_alg=_Questions(study, Path(config.output), told=told),
+            scheduler=_scheduler(config),
+            num_samples=max(1, left),
+            max_concurrent_trials=at_once,
+            # A process that has loaded the teacher and the rows answers the next question, too.
+            reuse_actors=config.way == "elastic",
+        ),
+        run_config=any_tune.RunConfig(
+            name="tune",
+            storage_path=f"{config.output}/{_FOLDER}",
+            verbose=0,
+            failure_config=any_tune.FailureConfig(max_failures=1),
+        ),
+    )
+    tuner.fit()
+
+
+def _trial(given: Mapping[str, Any], *, config: SearchConfig) -> None:
+    """What Tune runs in a process of its own."""
+    question = Question(given["number"], given["parameters"])
+    found = answer(config, question, report=lambda found: tune.report(dict(found)))
+    last: dict[str, Any] = {"result": found.to_json()}
+    if found.objectives is not None:
+        last |= found.to_json()["objectives"]
+    tune.report(last)
+
+
+def _scheduler(config: SearchConfig) -> Any:
+    """ASHA by the lift at validations, where it is asked for; else every trial comes to its end."""
+    if not config.asha:
+        return None
+    train = config.train
+    assert train.evaluate_interval is not None and train.num_steps is not None
+    num_validations = max(1, train.num_steps // train.evaluate_interval)
+    return AsyncHyperBandScheduler(
+        metric="mean_lift", mode="max", max_t=num_validations + 1, grace_period=1,
+        reduction_factor=2,
+    )  # fmt: skip
+
+
+class _Questions(Searcher):
+    """Our study in the place of one of Tune's searchers.
+
+    Args:
+        study: of the search.
+        root: its folder.
+        told: is called with the number of each trial that has ended.
+    """
+
+    def __init__(self, study: SearchStudy, root: Path, *, told: Callable[[int], None]) -> None:
+        super().__init__(metric="mean_lift", mode="max")
+        self._study, self._root, self._told = study, root, told
+        self._numbers: dict[str, int] = {}
+        self._gauges = {
+            name: Gauge(f"rectrain_tune_{name}", description=text)
+            for name, text in (
+                ("finished", "Trials that have ended"),
+                ("device_seconds", "Device-seconds spent"),
+            )
+        }
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next question's number and point."""
+        question = self._study.ask()
+        if question is None:
+            return Searcher.FINISHED
+        self._numbers[trial_id] = question.number
+        return {"number": question.number, "parameters": dict(question.parameters)}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Tells the study; what a scheduler ended early has no result."""
+        number = self._numbers[trial_id]
+        found = read_result(self._root, number)
+        if found is None and result and "result" in result:
+            found = Result.from_json(result["result"])  # of a node without the folder
+        pruned = found is None and not error
+        if found is None:
+            found = Result(error=None if pruned else _DIED)
+        self._study.tell(number, found, pruned=pruned)
+        self._gauges["finished"].set(len(self._study.finished()))
+        self._gauges["device_seconds"].set(self._study.spent_s())
+        self._told(number)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Searcher, ()  # Tune stores itself with it, and is never restored
+
+    def save(self, checkpoint_path: str) -> None:
+        """The study's file has all of it."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See `save`."""

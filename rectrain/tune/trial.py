@@ -1,0 +1,113 @@
+"""What one trial does, in a process of its own: from a question to its result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rectrain.compress.runs import train_run
+from rectrain.config import dump_config, parse_yaml
+from rectrain.errors import without_credentials
+from rectrain.train.storage import Store
+from rectrain.train.usage import read_usage, recorded
+from rectrain.tune.config import SearchConfig
+from rectrain.tune.latency import busy
+from rectrain.tune.objective import lifts
+from rectrain.tune.plan import needed_cpus
+from rectrain.tune.runs import separate_run
+from rectrain.tune.study import Question, Result, read_result, write_result
+from rectrain.tune.workbench import Workbench
+
+__all__ = ["answer"]
+
+Report = Callable[[Mapping[str, Any]], None]
+
+
+def answer(config: SearchConfig, question: Question, *, report: Report) -> Result:
+    """Tries a point, and writes what came of it before anybody is told.
+
+    What fails becomes a result with an error: one trial's failure is no failure of the search.
+
+    Args:
+        config: of the search, with absolute paths.
+        question: the point.
+        report: is given {"mean_lift": …} at validations on the way, of a separate trial.
+
+    Returns:
+        The result; that of an earlier life of this trial, if it had come so far.
+    """
+    root = Path(config.output)
+    found = read_result(root, question.number)
+    if found is None:
+        began = time.monotonic()
+        try:
+            found = _tried(config, question, report=report)
+        except Exception as error:
+            seconds = needed_cpus(config) * (time.monotonic() - began)
+            found = Result(error=_line(error), device_seconds=seconds)
+        write_result(root, question.number, found)
+    return found
+
+
+def _tried(config: SearchConfig, question: Question, *, report: Report) -> Result:
+    bench = _bench(dump_config(config))
+    threads = config.threads_per_trial
+    torch.set_num_threads(threads)
+    store, label = Store.open(config.output), f"trial {question.number}"
+    with recorded(store, work="tune", label=label, num_threads=threads, on_gpu=False):
+        if config.way == "elastic":
+            return _elastic(bench, question)
+        return _separate(bench, question, report)
+
+
+@lru_cache(maxsize=1)
+def _bench(config: str) -> Workbench:
+    """Kept by a process, which answers many questions of one search."""
+    return Workbench(parse_yaml(SearchConfig, config.encode(), name="the search's settings"))
+
+
+def _elastic(bench: Workbench, question: Question) -> Result:
+    with busy():
+        began = time.monotonic()
+        values = bench.sub_values(question.parameters)
+        seconds = bench.config.threads_per_trial * (time.monotonic() - began)
+    return bench.judged(question.parameters, values, device_seconds=seconds)
+
+
+def _separate(bench: Workbench, question: Question, report: Report) -> Result:
+    """Trains through Ray Train, whose workers compute beside this process, and note their time."""
+    config, point = bench.config, question.parameters
+    folder = bench.root / "trials" / f"{question.number:04d}"
+
+    def listen(event: Mapping[str, Any]) -> None:
+        if event["kind"] == "validation" and set(event["validation"]) >= set(bench.standards):
+            shares = lifts(event["validation"], bench.standards)
+            report({"mean_lift": sum(shares.values()) / len(shares)})
+
+    with busy():
+        began = time.monotonic()
+        bench.cut_encoder(bench.space.shape(point), folder / "cut")
+        settings = bench.space.settings(point)
+        run = separate_run(config, bench.teacher, bench.data, root=folder, settings=settings)
+        seconds = time.monotonic() - began
+        train_run(run, say=_log, listen=listen if config.asha else None)
+        began = time.monotonic()
+        values = bench.run_values(folder / "run")
+        seconds = config.threads_per_trial * (seconds + time.monotonic() - began)
+    lives = read_usage(Store.open(str(folder / "run")))
+    seconds += sum(life.device_seconds for life in lives)
+    return bench.judged(point, values, device_seconds=seconds)
+
+
+def _log(text: str) -> None:
+    print(without_credentials(text), flush=True)  # into the trial's log, in Ray's dashboard
+
+
+def _line(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}".strip()
+    return " ".join(without_credentials(text).split())[:500]

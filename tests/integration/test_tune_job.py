@@ -1,0 +1,270 @@
+"""jobs.tune on a real cluster: from a teacher to a front and a package, and what kills leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+import ray
+import torch
+from test_train_ray import final_tensors, killing
+
+import rectrain
+from jobs import tune
+from jobs.cli import exit_status
+from rectrain.model.slicing import cut, ordered
+from rectrain.train.build import load_model
+from rectrain.tune.trials import Trial, read_facts, read_study
+
+NUM_STEPS, NUM_TRIALS = 4, 3
+ROOT = Path(__file__).parents[2]
+
+
+def arguments(teacher: Path, output: Path, *more: str) -> list[str]:
+    return [
+        f"--teacher={teacher}", f"--output={output}", "--tokens_per_micro_batch=256",
+        "--refit_texts=200", "--space.layers=[1,2]", "--space.heads=[1,2]",
+        "--space.intermediate=[64,512]", f"--num_trials={NUM_TRIALS}", "--measure.backend=torch",
+        "--measure.requests=8", "--measure.rounds=1", "--train.num_workers=2",
+        f"--train.num_steps={NUM_STEPS}", "--train.checkpoint_interval=2",
+        "--train.learning_rate=1e-3",
+        "--finish.models=[knee]", "--finish.package=plain", "--finish.head_steps=3", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def searched(cluster: None, untrained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("search") / "tune"
+    assert exit_status(tune.main, arguments(untrained_run, output)) == 0
+    return output
+
+
+def ended(output: Path) -> list[Trial]:
+    return [one for one in read_study(output / "study.db") if one.state != "running"]
+
+
+def test_a_search_ends_with_a_study_that_anybody_can_open(searched: Path) -> None:
+    trials = read_study(searched / "study.db")
+    assert [one.state for one in trials] == ["complete"] * NUM_TRIALS
+    assert len({str(one.parameters) for one in trials}) == NUM_TRIALS
+    for one in trials:
+        assert one.objectives is not None and one.device_seconds > 0
+        assert min(one.objectives.cost_per_1000, one.objectives.p99_ms) > 0
+    facts = read_facts(searched / "study.db")
+    assert facts.way == "elastic" and facts.preparation_seconds > 0
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{searched}/study.db")
+    assert [one.value for one in study.directions] == [2, 1, 1]
+
+
+def test_the_front_and_its_package_lie_side_by_side(searched: Path) -> None:
+    front = json.loads((searched / "front.json").read_text())
+    best = {one["trial"] for one in front["front"]}
+    knee = front["models"]["knee"]
+    assert front["knee"] in best and knee["trial"] == front["knee"]
+    assert knee["objectives"]["cost_per_1000"] > 0
+    assert "<html" in (searched / "front.html").read_text()
+    model = rectrain.load(knee["package"], backend="torch")
+    shape = knee["parameters"]
+    config = model.package.read().model.encoder.config
+    assert config.num_hidden_layers == shape["layers"]
+    assert config.num_attention_heads == shape["heads"]
+    assert config.intermediate_size == shape["intermediate"]
+
+
+def test_trials_are_in_tensorboard_and_mlflow(searched: Path) -> None:
+    from mlflow import MlflowClient
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(searched / "tensorboard"))
+    events.Reload()
+    assert len(events.Scalars("mean_lift")) == NUM_TRIALS
+    client = MlflowClient(tracking_uri=f"sqlite:///{searched.parent}/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "rectrain"]
+    runs = [r for r in client.search_runs([experiment.experiment_id]) if "search" in r.data.tags]
+    assert len(runs) == NUM_TRIALS and all("p99_ms" in one.data.metrics for one in runs)
+
+
+def test_a_finished_search_does_nothing_again(
+    cluster: None, searched: Path, untrained_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (searched / "chosen").rglob("*") if p.is_file()}
+    trials = ended(searched)
+    assert exit_status(tune.main, arguments(untrained_run, searched)) == 0
+    assert "trial " not in capsys.readouterr().out.replace("knee      trial ", "")
+    assert ended(searched) == trials
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_other_settings_are_refused_in_a_search_s_folder(
+    searched: Path, untrained_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(tune.main, arguments(untrained_run, searched, "--seed=3", "--dry-run")) == 2
+    assert "a search with another seed" in capsys.readouterr().err
+
+
+def test_the_sub_networks_of_the_trained_super_network_are_plain_berts(searched: Path) -> None:
+    bert = load_model(str(searched / "supernet")).model.encoder
+    start = load_model(str(searched / "supernet")).checkpoint.meta["config"]["model"]["encoder"]
+    assert start == str(searched / "start")
+    folder = searched / "chosen"
+    (made,) = folder.glob("trial-*/cut")
+    from rectrain.model.encoder import load_encoder
+    from rectrain.model.shape import Shape, spread_layers
+
+    found = load_encoder(str(made), vocab_size=bert.config.vocab_size)
+    kept = spread_layers(bert.config.num_hidden_layers, found.config.num_hidden_layers)
+    shape = Shape.of(found.config)
+    shape = Shape(kept, shape.hidden, shape.heads, shape.intermediate)
+    expected = cut(bert, shape=shape, importance=ordered(bert.config)).state_dict()
+    for name, tensor in found.state_dict().items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    untrained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "none"
+    assert exit_status(tune.main, arguments(untrained_run, output, "--dry-run")) == 0
+    said = capsys.readouterr().out
+    assert "space: 8 points" in said and "trials at a time" in said
+    assert not output.exists()
+
+
+def test_a_failing_trial_is_recorded_and_separate_models_train_beside_it(
+    cluster: None, untrained_run: Path, tmp_path: Path
+) -> None:
+    """Of two points the first has a setting that no run takes."""
+    file = tmp_path / "tune.yaml"
+    file.write_text("space: {settings: {train.max_grad_norm: [-1.0, 1.0]}}")
+    more = ["--way=separate", "--sampler=grid", "--num_trials=2", "--space.layers=[1]",
+            "--space.heads=[1]", "--space.intermediate=[64]", "--train.num_steps=2",
+            "--finish.models=[]", "--tracking.mlflow=off", f"--config={file}"]  # fmt: skip
+    given = arguments(untrained_run, tmp_path / "out", *more)
+    assert exit_status(tune.main, given) == 0
+    failed, complete = read_study(tmp_path / "out" / "study.db")
+    assert failed.state == "failed" and "max_grad_norm" in (failed.error or "")
+    assert complete.state == "complete" and complete.parameters["train.max_grad_norm"] == 1.0
+    assert complete.device_seconds > 0
+    run = tmp_path / "out" / "trials" / f"{complete.number:04d}" / "run"
+    assert load_model(str(run)).checkpoint.step == 2
+
+
+class Driver:
+    """A search in a process of its own, whose lines can be waited for."""
+
+    def __init__(self, given: list[str]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "jobs.tune", *given],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+        self.lines: list[str] = []
+
+    def wait_for(self, pattern: str) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if re.search(pattern, line):
+                return
+        raise AssertionError("".join(self.lines))
+
+    def trial_processes(self) -> list[int]:
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                if "ImplicitFunc" in " ".join(child.cmdline()):
+                    found.append(child.pid)
+            except psutil.Error:
+                continue
+        return found
+
+    def kill(self) -> None:
+        """Ends the driver at once; what it started ends with it, or is ended."""
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        self.process.wait()
+        _, alive = psutil.wait_procs(below, timeout=20)
+        for one in alive:
+            one.kill()
+
+
+def test_a_killed_trial_and_a_killed_driver_lose_nothing_that_has_ended(
+    searched: Path, untrained_run: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "tune"
+    output.mkdir()
+    for name in ("start", "supernet"):
+        shutil.copytree(searched / name, output / name)
+    for name in ("tune.yaml", "spent.json", "standards.json"):
+        shutil.copy(searched / name, output / name)
+    more = ["--num_trials=8", "--finish.models=[]", "--tracking.mlflow=off"]
+    given = arguments(untrained_run, output, *more)
+    driver = Driver(given)
+    try:
+        driver.wait_for(r"^trial 1/8")
+        victims = driver.trial_processes()
+        assert victims, "trials run in processes of their own"
+        os.kill(victims[0], signal.SIGKILL)
+        driver.wait_for(r"^trial 3/8")
+    finally:
+        driver.kill()
+    before = {one.number: one for one in ended(output)}
+    assert 3 <= len(before) < 8
+    again = Driver(given)
+    try:
+        again.wait_for(r"^study ")
+    finally:
+        again.kill()
+    trials = {one.number: one for one in ended(output)}
+    assert len(trials) == 8 and len({str(one.parameters) for one in trials.values()}) == 8
+    assert {one.state for one in trials.values()} == {"complete"}  # the killed one was run again
+    assert {number: trials[number] for number in before} == before
+    assert read_facts(output / "study.db").preparation_seconds > 0
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_nothing_of_the_super_network(
+    cluster: None, searched: Path, untrained_run: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "tune"
+    given = arguments(untrained_run, output, "--num_trials=1", "--tracking.mlflow=off")
+    status, killed = killing(output / "supernet", [2], lambda: exit_status(tune.main, given))
+    assert status == 0 and killed
+    expected = final_tensors(searched / "supernet", NUM_STEPS)
+    found = final_tensors(output / "supernet", NUM_STEPS)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.slow
+def test_the_chosen_models_in_int8(
+    cluster: None, searched: Path, untrained_run: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "tune"
+    shutil.copytree(searched, output)
+    shutil.rmtree(output / "chosen")
+    more = ["--finish.package=int8", "--finish.num_steps=3", "--finish.max_drop=0.9",
+            "--tracking.mlflow=off"]  # fmt: skip
+    assert exit_status(tune.main, arguments(untrained_run, output, *more)) == 0
+    knee = json.loads((output / "front.json").read_text())["models"]["knee"]
+    package = rectrain.load(knee["package"]).package
+    assert any(name.endswith("-int8") for name in package.graphs)
+    assert knee["facts"]["num_bytes"] < 20_000_000

@@ -1,0 +1,140 @@
+"""The study: what is asked next, and that nothing which has ended is lost."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import BertConfig
+
+from rectrain.errors import ConfigError
+from rectrain.tune.config import SearchConfig, SpaceConfig
+from rectrain.tune.space import Space
+from rectrain.tune.study import Result, SearchStudy, read_result, write_result
+from rectrain.tune.trials import Objectives, open_study, read_facts, read_study
+
+PARENT = BertConfig(
+    num_hidden_layers=4, hidden_size=64, num_attention_heads=4, intermediate_size=128
+)
+SPACE = {"layers": [1, 2, 4], "heads": [1, 2, 4]}
+
+
+def result(lift: float = 0.5, **more) -> Result:
+    return Result(Objectives(lift, 1.0 + lift, 10.0), device_seconds=2.0, **more)
+
+
+@pytest.fixture
+def open_again(tmp_path):
+    """A study on the same file, as a driver opens it that was killed before."""
+
+    def opened(*, values=SPACE, **more) -> SearchStudy:
+        space = SpaceConfig.model_validate(values)
+        config = SearchConfig.model_validate(
+            {"teacher": "t", "output": str(tmp_path), "num_trials": 6, **more}
+        )
+        return SearchStudy(tmp_path, config, Space.of(space, PARENT))
+
+    return opened
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "grid"])
+def test_no_point_is_tried_twice_and_the_search_ends(open_again, sampler):
+    study, seen = open_again(sampler=sampler, num_trials=20), []
+    while (question := study.ask()) is not None:
+        seen.append((question.parameters["layers"], question.parameters["heads"]))
+        study.tell(question.number, result(question.parameters["layers"] / 4))
+    assert len(seen) == len(set(seen)) == 9  # the whole space; 20 were wanted
+    assert not study.wants_more()
+
+
+def test_a_grid_goes_in_order(open_again):
+    study = open_again(sampler="grid")
+    points = [study.ask().parameters for _ in range(4)]
+    assert [(one["layers"], one["heads"]) for one in points] == [(1, 1), (1, 2), (1, 4), (2, 1)]
+
+
+def test_it_ends_after_enough_trials_failed_ones_among_them(open_again):
+    study = open_again(num_trials=2)
+    first, second = study.ask(), study.ask()
+    study.tell(first.number, Result(error="ValueError: no"))
+    study.tell(second.number, result())
+    assert study.ask() is None and len(study.finished()) == 2
+    assert [one.state for one in study.trials()] == ["failed", "complete"]
+    assert study.trials()[0].error == "ValueError: no"
+
+
+def test_it_ends_when_the_budget_is_spent(open_again):
+    study = open_again(budget_s=7.0)
+    study.note(preparation_seconds=4.0)
+    study.tell(study.ask().number, result())
+    study.tell(study.ask().number, result())
+    assert study.spent_s() == 8.0 and study.ask() is None
+
+
+def test_what_was_told_is_what_the_file_says(open_again, tmp_path):
+    study = open_again()
+    study.note(way="elastic", currency="EUR", preparation_seconds=3.0, reference=[0.0, 9.0, 9.0])
+    question = study.ask()
+    told = result(0.25, constraints={"p99_ms": 0.5}, facts={"num_bytes": 7})
+    study.tell(question.number, told)
+    (trial,) = read_study(tmp_path / "study.db")
+    assert trial.parameters == question.parameters and trial.objectives == told.objectives
+    assert trial.constraints == {"p99_ms": 0.5} and not trial.is_feasible
+    assert trial.facts == {"num_bytes": 7} and trial.device_seconds == 2.0
+    assert trial.started < trial.finished
+    facts = read_facts(tmp_path / "study.db")
+    assert (facts.way, facts.currency, facts.reference) == ("elastic", "EUR", (0.0, 9.0, 9.0))
+
+
+def test_a_killed_driver_loses_no_result_and_asks_again_what_was_unfinished(open_again, tmp_path):
+    study = open_again()
+    told, written, unfinished = study.ask(), study.ask(), study.ask()
+    study.tell(told.number, result(0.1))
+    write_result(tmp_path, written.number, result(0.2))  # its process ended after the driver
+    again = open_again()
+    assert [one.objectives.mean_lift for one in again.finished()] == [0.1, 0.2]
+    assert again.ask() == unfinished
+    fresh = again.ask()
+    assert fresh.number not in (told.number, written.number, unfinished.number)
+    assert len(again.trials()) == 4
+
+
+def test_a_result_is_told_once(open_again):
+    study = open_again()
+    number = study.ask().number
+    study.tell(number, result(0.1))
+    study.tell(number, result(0.9))
+    assert study.trials()[0].objectives.mean_lift == 0.1
+
+
+def test_a_study_that_goes_on_does_not_repeat_its_first_draws(open_again):
+    first = [open_again().ask() for _ in range(1)]
+    study = open_again(num_trials=6)
+    study.tell(study.ask().number, result())
+    again = [study.ask() for _ in range(3)]
+    points = {str(one.parameters) for one in (*first, *again)}
+    assert len(points) == 4
+
+
+def test_another_space_is_refused(open_again):
+    open_again()
+    with pytest.raises(ConfigError, match="space: got another one"):
+        open_again(values={"layers": [1]})
+
+
+def test_one_objective_has_one_value_and_the_file_still_has_all_three(open_again, tmp_path):
+    study = open_again(way="separate", objective="mean_lift")
+    study.tell(study.ask().number, result(0.5))
+    assert open_study(tmp_path / "study.db").trials[0].values == [0.5]
+    assert read_study(tmp_path / "study.db")[0].objectives == Objectives(0.5, 1.5, 10.0)
+
+
+def test_a_trial_that_a_scheduler_ended_is_pruned(open_again):
+    study = open_again(way="separate", objective="mean_lift")
+    study.tell(study.ask().number, Result(), pruned=True)
+    assert study.trials()[0].state == "pruned"
+
+
+def test_a_written_result_is_read_back_and_an_unwritten_one_is_none(tmp_path):
+    told = result(0.3, constraints={"a": -1.0}, facts={"values": {"risk": 0.5}})
+    assert read_result(tmp_path, 3) is None
+    write_result(tmp_path, 3, told)
+    assert read_result(tmp_path, 3) == told
