@@ -511,7 +511,7 @@ def forecast(case: Case, strategy: Strategy) -> Forecast:
     )  # fmt: skip
     return Forecast(
         strategy=strategy,
-        lines=tuple(line for line in lines if line.quantity.any()),
+        lines=tuple(line for line in lines if line.amounts.any()),
         requests=requests,
         worth=requests / 1000 * route.worth_per_1000,
         machines=served.machines,

@@ -12,8 +12,10 @@ large model sees, of a request,
     rows     d · n candidates, in the share 1 - (1 - d)^n of the requests
     lists    the head (or all) of the candidates, in the share d of the requests
 
-and u is the most at which the p99 of both models together keep the limit: a bound for the deferred
-answers, of which one in fifty may be later, and so for all answers where few are deferred.
+and u is the most at which the p99 of both models together keep the limit, the large one's curve
+shrunk to its smaller work (a queue has no other clock than its requests' seconds; the server's
+bound of a batch is one, and is passed over here). That is a bound for the deferred answers, of
+which one in fifty may be later, and so for all answers where few are deferred.
 
 What an answer is worth goes with the share of the first model's lift over a trivial one that a
 route has, (metric - trivial) / (first - trivial); that of a cascade lies between its models, in
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -33,6 +36,8 @@ from rectrain.cost.traffic import Traffic
 
 __all__ = ["DEFERRED", "Lift", "Speed", "TaskSpeed", "cascade", "lone", "threshold_for", "worths"]
 
+Curve: TypeAlias = tuple[tuple[float, float], ...]
+"""(Share of the time that a process is busy, p99 in ms), rising."""
 Lift = Mapping[str, float]
 """Task -> share of the first model's lift over a trivial one."""
 
@@ -63,17 +68,17 @@ class Speed:
     Attributes:
         model: its name in a route.
         tasks: task -> seconds of a core.
-        curve: (share of the time that a process is busy, p99 in ms), rising.
+        curve: of requests with the traffic's candidates.
         memory_bytes: of a process.
     """
 
     model: str
     tasks: Mapping[str, TaskSpeed]
-    curve: tuple[tuple[float, float], ...]
+    curve: Curve
     memory_bytes: float = 0.0
 
 
-def _most_busy(curves: Sequence[tuple[tuple[float, float], ...]], limit_ms: float) -> float:
+def _most_busy(curves: Sequence[Curve], limit_ms: float) -> float:
     """The largest share of the time at which the sum of the p99 keeps the limit.
 
     Between measured points the curve is a line; beyond the last one nothing is known. Where even
@@ -89,7 +94,12 @@ def _most_busy(curves: Sequence[tuple[tuple[float, float], ...]], limit_ms: floa
     return last if found is None else found
 
 
-def _p99(curve: tuple[tuple[float, float], ...], busy: float) -> float:
+def _scaled(curve: Curve, factor: float) -> Curve:
+    """Of requests that take so many times as long: a queue has no clock but their seconds."""
+    return tuple((busy, factor * p99) for busy, p99 in curve)
+
+
+def _p99(curve: Curve, busy: float) -> float:
     shares, p99 = zip(*curve, strict=True)
     return float(np.interp(busy, shares, p99))
 
@@ -145,7 +155,10 @@ def cascade(
         share, seconds = _deferral(one, large.tasks[task], traffic.candidates, rate)
         asked, work, units = asked + weight * share, work + weight * seconds, units + weight * rate
     alone = lone(small, traffic)
-    curves = [small.curve, large.curve] if asked else [small.curve]
+    curves = [small.curve]
+    if asked:
+        whole = sum(w * large.tasks[task].seconds(traffic.candidates) for task, w in mix.items())
+        curves.append(_scaled(large.curve, work / asked / whole))
     busy = _most_busy(curves, traffic.latency_ms)
     p99_ms = sum(_p99(curve, busy) for curve in curves)
     seconds = sum(w * small.tasks[task].seconds(traffic.candidates) for task, w in mix.items())

@@ -46,20 +46,23 @@ def test_of_lists_a_share_of_requests_asks_for_the_head():
     small, large = (speed(n, f, e, "search_ranking") for n, f, e in
                     (("small", 0.01, 0.001), ("large", 0.1, 0.01)))  # fmt: skip
     policy = Policy("s", "l", {"search_ranking": LISTS})
-    route = cascade(small, large, policy, Traffic(candidates=10, latency_ms=40.0))
-    busy = 0.5  # both p99 are 20 there
+    # A whole request takes large 0.2 s, the head 0.14: its p99 is 14 where small's is 20.
+    route = cascade(small, large, policy, Traffic(candidates=10, latency_ms=34.0))
+    busy = 0.5
     assert [stage.share for stage in route.stages] == pytest.approx([1.0, 0.1])
     assert route.stages[0].rate == pytest.approx(busy / 0.02, rel=3e-3)
     assert route.stages[1].rate == pytest.approx(busy / (0.1 + 4 * 0.01), rel=3e-3)
-    assert route.p99_ms == pytest.approx(40.0, rel=1e-2)
+    assert route.p99_ms == pytest.approx(34.0, rel=1e-2)
 
 
 def test_of_rows_most_requests_ask_for_few_of_theirs():
     small, large = (speed(n, f, e, "risk") for n, f, e in
                     (("small", 0.01, 0.001), ("large", 0.1, 0.01)))  # fmt: skip
     policy = Policy("s", "l", {"risk": ROWS})
-    route = cascade(small, large, policy, Traffic(candidates=10, latency_ms=40.0), deferred=0.2)
     asked = 1 - 0.8**10
+    limit_ms = 20.0 + 20.0 * (0.1 + 0.02 / asked) / 0.2  # at half of the time
+    traffic = Traffic(candidates=10, latency_ms=limit_ms)
+    route = cascade(small, large, policy, traffic, deferred=0.2)
     assert route.stages[1].share == pytest.approx(asked)
     seconds = asked * 0.1 + 0.2 * 10 * 0.01  # a request, on average
     assert route.stages[1].share / route.stages[1].rate == pytest.approx(seconds / 0.5, rel=3e-3)
