@@ -12,6 +12,7 @@ from benchmarks import search
 SHAPES = 4
 
 
+@pytest.mark.slow  # some minutes; tests/unit/benchmarks has what becomes of the figures
 def test_it_runs_and_trains_nothing_twice(
     untrained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
