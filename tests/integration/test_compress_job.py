@@ -113,7 +113,7 @@ def test_what_is_done_is_not_done_again(
     def refuse(*args: object, **kwargs: object) -> None:
         pytest.fail("done already")
 
-    for name in ("refit", "train_run", "export_graphs", "write_package", "measure"):
+    for name in ("cut_and_refit", "train_run", "export_graphs", "write_package", "measure"):
         monkeypatch.setattr(pipeline, name, refuse)
     before = (small / "summary.json").read_bytes()
     assert exit_status(compress.main, arguments(untrained_run, small)) == 0
