@@ -155,7 +155,7 @@ def _coefficients(one: _Round, model: str) -> np.ndarray:
 def _held_out(rounds: list[_Round]) -> list[Figure]:
     prices = load_prices()
     instance = next(one for one in prices.instances.values() if one.device == "cpu")
-    second = float(instance.on_demand.exact) / instance.num_devices / 3600
+    second = float(instance.on_demand.value) / instance.num_devices / 3600
     figures = []
     for model in ("small", "large"):
         loads = [one[model, _OTHER, _BETWEEN] for one in rounds]

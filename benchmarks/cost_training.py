@@ -108,7 +108,7 @@ def _figures(size: Size, ratios: list[float], seconds: Floats) -> list[Figure]:
     measured = float(np.median(seconds))
     prices = load_prices()
     instance = next(one for one in prices.instances.values() if one.device == "cpu")
-    second = float(instance.on_demand.exact) / instance.num_devices / 3600
+    second = float(instance.on_demand.value) / instance.num_devices / 3600
     return [
         Figure.of_rounds(
             f"C1/training/{size.encoder}", ratios, unit=f"x device-seconds of {name}",
@@ -135,7 +135,7 @@ def _config(folder: Path, data: tuple[str, ...], size: Size, number: int) -> Run
             "model": {"encoder": size.encoder},
             "train": {
                 "num_workers": 1, "zero_stage": 0, "num_steps": size.steps,
-                "checkpoint_interval": size.steps, "evaluate_interval": 0, "log_interval": 1000,
+                "checkpoint_interval": size.steps, "evaluate_rows": 8, "log_interval": 1000,
             },
         }
     )  # fmt: skip
