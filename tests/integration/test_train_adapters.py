@@ -16,7 +16,7 @@ from rectrain.train.config import TrainConfig
 
 NUM_STEPS, SAVED_AT, NUM_MICRO_BATCHES, SEED = 12, 5, 2, 3
 CASES = [("lora", 0), ("lora", 1), ("lora", 2), ("lora", 3), ("adalora", 0)]
-MODEL_ROWS = Path(__file__).parents[1] / "unit" / "rectrain" / "model" / "conftest.py"
+MODEL_ROWS = Path(__file__).parents[1] / "model_toy.py"
 Weights = dict[str, NDArray[np.float32]]
 
 
