@@ -9,16 +9,15 @@ that `--overwrite` removed; anything that versions before this one have trained.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 from rectrain.config import yaml_mapping
 from rectrain.cost.ledger import Ledger, Stage, exact
-from rectrain.cost.prices import Instance, Price, Purchase, charge
+from rectrain.cost.prices import Instance, Purchase, charge
 from rectrain.errors import ConfigError, DataError
 from rectrain.train.storage import Store
 from rectrain.train.usage import FOLDER, Usage, Work, read_usage
@@ -26,13 +25,9 @@ from rectrain.train.usage import FOLDER, Usage, Work, read_usage
 __all__ = [
     "STAGES",
     "Past",
-    "Throughput",
     "device_hours",
     "history",
-    "read_throughput",
-    "serving_ledger",
     "training_ledger",
-    "write_throughput",
 ]
 
 #: Where each kind of work belongs in the ledger: making a model, and making it fit.
@@ -45,7 +40,6 @@ STAGES: Mapping[Work, tuple[Stage, str]] = {
 
 _RUN, _COMPRESSION = "config.yaml", "compress.yaml"
 _OF_COMPRESSION = ("", "distilled", "heads")  # its own steps, and the two runs in it
-_FORMAT, _VERSION = "rectrain-throughput", 1
 
 
 @dataclass(frozen=True)
@@ -203,92 +197,3 @@ def _check_device(device: str, instance: Instance, *, folder: str, name: str) ->
             rule=f"device-seconds were measured on a {device}, and say nothing of the other",
             fix=f"choose a {device} instance, or measure a run on a {instance.device}",
         )
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """Requests that a server answers within a latency limit: measured, not the peak.
-
-    Attributes:
-        model: what answered.
-        device, chip, num_devices: of all processes that it takes to answer.
-        requests_per_s: the highest rate at which the limit was kept, at most what was offered.
-        p99_ms: at that rate; 99 of 100 answers come within it.
-        latency_limit_ms: that was kept.
-        how: the command, or what was asked.
-    """
-
-    model: str
-    device: Literal["cpu", "gpu"]
-    chip: str
-    num_devices: int
-    requests_per_s: float
-    p99_ms: float
-    latency_limit_ms: float
-    how: str
-
-    def __post_init__(self) -> None:
-        if not 0 < self.p99_ms <= self.latency_limit_ms or not self.requests_per_s > 0:
-            raise DataError(
-                what=f"throughput of {self.model}",
-                got=f"{self.requests_per_s:g} requests/s with a p99 of {self.p99_ms:g} ms",
-                rule=f"must be a rate at which the limit of {self.latency_limit_ms:g} ms is kept",
-                fix="measure at a lower rate, or allow more latency",
-            )
-
-
-def write_throughput(found: Throughput) -> str:
-    """As JSON."""
-    content = {"format": _FORMAT, "version": _VERSION, **asdict(found)}
-    return json.dumps(content, indent=1) + "\n"
-
-
-def read_throughput(text: str, *, name: str) -> Throughput:
-    """The inverse of `write_throughput`.
-
-    Raises:
-        DataError: another form, or a rate that doesn't keep its limit.
-    """
-    try:
-        content = json.loads(text)
-        known = content.pop("format"), content.pop("version")
-        if known != (_FORMAT, _VERSION):
-            raise ValueError(f"{known[0]} {known[1]}")
-        return Throughput(**content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            what=f"throughput in {name}",
-            got=error,
-            rule=f"must be {_FORMAT} {_VERSION}",
-            fix="measure again with this version",
-        ) from None
-
-
-def serving_ledger(found: Throughput, price: Price, *, devices: int, speed: float = 1.0) -> Ledger:
-    """What 1,000 requests cost at full use: 1,000 / rate seconds of the devices that answer.
-
-    A floor: machines that wait for the next request cost as much (the forecast counts them).
-
-    Args:
-        found: what was measured.
-        price: an hour of a machine.
-        devices: of that machine.
-        speed: of one of them over the measured one (`Instance.speed`).
-    """
-    seconds = 1000 / exact(found.requests_per_s) * found.num_devices
-    return Ledger(
-        (
-            charge(
-                price,
-                seconds / 3600 / (devices * exact(speed)),
-                stage="deployment",
-                part="hardware",
-                kind="hardware",
-                behaviour="marginal",
-                label=f"serving {found.model}",
-                period="1000 requests",
-                note=f"{found.requests_per_s:g} requests/s at p99 {found.p99_ms:g} ms on "
-                f"{found.num_devices} × {found.chip} ({found.how})",
-            ),
-        )
-    )

@@ -1,4 +1,4 @@
-"""Measured work and measured throughput as entries of the ledger."""
+"""Measured work as entries of the ledger."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from fractions import Fraction
 import pytest
 
 from rectrain.cost.measure import (
-    Throughput,
     device_hours,
     history,
-    read_throughput,
-    serving_ledger,
     training_ledger,
-    write_throughput,
 )
 from rectrain.cost.prices import load_prices
 from rectrain.errors import ConfigError, DataError
@@ -121,33 +117,3 @@ def test_seconds_of_a_cpu_are_not_sold_as_a_gpu(tmp_path):
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match="folder of a model"):
         history(str(tmp_path / "nothing"))
-
-
-THROUGHPUT = Throughput(
-    model="small", device="cpu", chip="Xeon", num_devices=2, requests_per_s=50.0, p99_ms=80.0,
-    latency_limit_ms=100.0, how="python -m benchmarks.cost",
-)  # fmt: skip
-
-
-def test_a_throughput_comes_back_from_its_file():
-    assert read_throughput(write_throughput(THROUGHPUT), name="t.json") == THROUGHPUT
-
-
-def test_a_thousand_requests_take_the_seconds_of_all_devices():
-    (entry,) = serving_ledger(THROUGHPUT, CPU.on_demand, devices=8)
-    assert entry.period == "1000 requests" and entry.behaviour == "marginal"
-    assert entry.amount == Fraction("0.357") * 20 * 2 / 3600 / 8  # 20 s of two devices of eight
-
-
-@pytest.mark.parametrize("change", [{"p99_ms": 120.0}, {"requests_per_s": 0.0}])
-def test_a_rate_beyond_the_limit_is_refused(change):
-    with pytest.raises(DataError, match="throughput of small"):
-        Throughput(**{**asdict(THROUGHPUT), **change})
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format": "rectrain-throughput", "version": 2}']
-)
-def test_another_form_is_refused(text):
-    with pytest.raises(DataError, match=r"throughput in t\.json"):
-        read_throughput(text, name="t.json")
