@@ -31,7 +31,9 @@ Report = Callable[[Mapping[str, Any]], None]
 def answer(config: SearchConfig, question: Question, *, report: Report) -> Result:
     """Tries a point, and writes what came of it before anybody is told.
 
-    What fails becomes a result with an error: one trial's failure is no failure of the search.
+    What fails becomes a result with an error: one trial's failure is no failure of the search. It
+    is told and not written: a process that is ended with its driver sees errors, too, and its trial
+    is to be run again.
 
     Args:
         config: of the search, with absolute paths.
@@ -49,7 +51,7 @@ def answer(config: SearchConfig, question: Question, *, report: Report) -> Resul
             found = _tried(config, question, report=report)
         except Exception as error:
             seconds = needed_cpus(config) * (time.monotonic() - began)
-            found = Result(error=_line(error), device_seconds=seconds)
+            return Result(error=_line(error), device_seconds=seconds)
         write_result(root, question.number, found)
     return found
 

@@ -214,27 +214,28 @@ def test_a_killed_trial_and_a_killed_driver_lose_nothing_that_has_ended(
         shutil.copytree(searched / name, output / name)
     for name in ("tune.yaml", "spent.json", "standards.json"):
         shutil.copy(searched / name, output / name)
-    more = ["--num_trials=8", "--finish.models=[]", "--tracking.mlflow=off"]
+    more = ["--num_trials=6", "--finish.models=[]", "--tracking.mlflow=off"]
     given = arguments(untrained_run, output, *more)
     driver = Driver(given)
     try:
-        driver.wait_for(r"^trial 1/8")
+        driver.wait_for(r"^trial 1/6")
         victims = driver.trial_processes()
         assert victims, "trials run in processes of their own"
         os.kill(victims[0], signal.SIGKILL)
-        driver.wait_for(r"^trial 3/8")
+        driver.wait_for(r"^trial 2/6")
     finally:
         driver.kill()
     before = {one.number: one for one in ended(output)}
-    assert 3 <= len(before) < 8
+    assert 2 <= len(before) < 6
     again = Driver(given)
     try:
         again.wait_for(r"^study ")
     finally:
         again.kill()
     trials = {one.number: one for one in ended(output)}
-    assert len(trials) == 8 and len({str(one.parameters) for one in trials.values()}) == 8
-    assert {one.state for one in trials.values()} == {"complete"}  # the killed one was run again
+    assert len(trials) == 6 and len({str(one.parameters) for one in trials.values()}) == 6
+    failed = [one for one in trials.values() if one.state != "complete"]
+    assert not failed, failed  # the killed one was run again
     assert {number: trials[number] for number in before} == before
     assert read_facts(output / "study.db").preparation_seconds > 0
 
