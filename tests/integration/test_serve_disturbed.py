@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -50,7 +51,8 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
     folder = tmp_path_factory.mktemp("disturbed")
     certificate, key = self_signed(folder)
     http = {"port": free_port(), "ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
-    with served_pair(folder, http=http) as settings:
+    golden = {"period_s": 1.0, "health_check_s": 1.0}
+    with served_pair(folder, http=http, golden=golden) as settings:
         yield Graph(settings, certificate)
 
 
@@ -104,6 +106,36 @@ def test_a_large_replica_that_dies_costs_no_request(graph):
         answers = [one.result() for one in asked]
     assert {one.status_code for one in answers} == {200}
     assert {one.json()["reason"] for one in answers} <= {"doubtful", "unavailable", "deadline"}
+
+
+def zero_the_model(replica: Any) -> None:
+    """As a fault in memory might: the replica goes on, and answers wrongly."""
+
+    def zero(actor: Any) -> None:
+        import torch
+
+        serving = actor._replica_impl._user_callable_wrapper.user_callable
+        with torch.no_grad():
+            for weight in serving._engine.models["shop"].predictor.model.parameters():
+                weight.zero_()
+
+    ray.get(replica.__ray_call__.remote(zero))
+
+
+def test_a_running_replica_that_deviates_is_withdrawn_replaced_and_told_of(graph):
+    expected = [one["score"] for one in graph.post("/v1/rank", search()).json()["items"]]
+    (damaged,) = replicas("Ingress")
+    zero_the_model(damaged)
+    deadline = time.monotonic() + 60
+    while damaged in (found := replicas("Ingress")) or not found:
+        assert time.monotonic() < deadline, "it was never replaced"
+        time.sleep(0.5)
+    answer = graph.post("/v1/rank", search())
+    assert answer.status_code == 200
+    assert [one["score"] for one in answer.json()["items"]] == pytest.approx(expected, rel=1e-4)
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"
+    events = [path for path in logs.glob("*Ingress*") if "golden_deviation" in path.read_text()]
+    assert len(events) == 1
 
 
 @contextmanager
