@@ -30,6 +30,7 @@ class Decision:
         candidates: which of its candidates large is to score: the doubtful rows, the most doubtful
             first, or a list's head, the best first. Empty unless `defer`.
         confidences: of its units, for `Budget.feed`.
+        is_cut: whether the credit left out some doubtful rows: a moment later it may be others.
     """
 
     defer: bool
@@ -37,6 +38,7 @@ class Decision:
     confidence: float
     candidates: tuple[int, ...]
     confidences: tuple[float, ...]
+    is_cut: bool = False
 
     @property
     def num_deferred(self) -> int:
@@ -45,7 +47,7 @@ class Decision:
 
     def withheld(self, reason: Reason) -> Decision:
         """The same request answered by small after all, as it is where large can't be asked."""
-        return replace(self, defer=False, reason=reason, candidates=())
+        return replace(self, defer=False, reason=reason, candidates=(), is_cut=False)
 
 
 def decide(
@@ -72,10 +74,11 @@ def decide(
     if budget.credit < 1:
         return Decision(False, "over_budget", lowest, (), known)
     if policy.kind == "margin":
-        chosen = np.argsort(-np.asarray(scores), kind="stable")[: policy.head or None]
+        chosen, is_cut = np.argsort(-np.asarray(scores), kind="stable")[: policy.head or None], False
     else:
         chosen = doubtful[np.argsort(confidences[doubtful], kind="stable")][: budget.credit]
-    return Decision(True, "doubtful", lowest, tuple(chosen.tolist()), known)
+        is_cut = len(chosen) < len(doubtful)
+    return Decision(True, "doubtful", lowest, tuple(chosen.tolist()), known, is_cut)
 
 
 def merge(

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from served_toy import offline, search
+from served_toy import doubtful_policy, offline, search
 
 from rectrain.inference.packaged import load
 from serve.batcher import DeadlinePassed, Overloaded
@@ -145,8 +145,6 @@ def test_the_large_model_is_not_asked_when_too_little_time_is_left(graph, doubtf
 
 
 def test_a_budget_that_is_spent_defers_no_more(graph, doubtful, packages):
-    from served_toy import doubtful_policy
-
     versions = packages["small"].version, packages["large"].version
     served = graph(policy=doubtful_policy(*versions, budget=0.001))
     one = {"candidates": [{"item_text": "alpha"}]}
@@ -171,6 +169,16 @@ def test_what_hangs_on_the_moments_load_is_not_kept(graph, doubtful):
     served.post("/v1/risk", RISKS)
     served.refuse = None
     assert served.post("/v1/risk", RISKS).json()["reason"] == "doubtful"
+
+
+def test_what_the_budget_cut_is_not_kept(graph, packages):
+    versions = packages["small"].version, packages["large"].version
+    # The credit is one row of the two; what is asked alike a moment later may be answered whole.
+    served = graph(policy=doubtful_policy(*versions, budget=0.001), cache=10)
+    first = served.post("/v1/risk", RISKS).json()
+    assert first["reason"] == "doubtful"
+    assert sorted(item["by"] for item in first["items"]) == ["large", "small"]
+    assert not served.post("/v1/risk", RISKS).json()["cached"]
 
 
 # --- refusals --------------------------------------------------------------------------------

@@ -43,6 +43,13 @@ def test_rows_below_the_threshold_are_deferred_the_most_doubtful_first(
     assert found.confidence == min(found.confidences, default=1.0)
 
 
+@pytest.mark.parametrize(("credit", "is_cut"), [(3, False), (2, True), (0, False)])
+def test_a_decision_says_where_the_credit_left_out_doubtful_rows(credit, is_cut):
+    found = decide(ROWS, sigmoid([2.0, 0.5, 0.0, -0.2]), budget=BudgetState(0.9, credit))
+    assert found.is_cut == is_cut
+    assert not found.withheld("deadline").is_cut
+
+
 def test_a_rows_confidence_by_hand():
     found = decide(ROWS, sigmoid([0.5, -3.0]), budget=PLENTY)
     assert found.confidences == pytest.approx([math.exp(-0.5), 1.0])
@@ -55,6 +62,7 @@ def test_a_doubtful_list_sends_its_head_best_first():
     assert (found.num_deferred, len(found.confidences)) == (1, 1)
     whole = decide(changed(LISTS, head=0), close, budget=BudgetState(0.5, 1))
     assert whole.candidates == (1, 3, 2, 4, 0)
+    assert not found.is_cut, "the head is all that is asked of a list"
     clear = decide(LISTS, 10 * np.arange(5.0), budget=BudgetState(0.5, 1))
     assert (clear.defer, clear.reason) == (False, "confident")
     assert decide(LISTS, close, budget=BudgetState(0.5, 0)).reason == "over_budget"
