@@ -31,8 +31,8 @@ Floats: TypeAlias = NDArray[np.float64]
 _LASTING = ("confident", "doubtful", "no_large", "no_policy", "asked", "not_asked")
 
 
-# What the large model must leave of the time, so that small's answer is there if it says nothing: to
-# be made, and to go back to the client. A share of what is left, and so many seconds at most.
+# What the large model must leave of the time, so that small's answer is made and with the client if
+# it says nothing: a share of what is left, and so many seconds at most.
 _RESERVE, _MOST_RESERVE_S = 0.1, 0.05
 
 # Share of kept answers from which on it pays to read what the model has no time for: to read a
@@ -41,10 +41,12 @@ _WORTH_READING = 0.1
 
 
 class LargeReply(NamedTuple):
-    """What the large model said: its result, or why there is none (None: it can't read this)."""
+    """What the large model said: its result, or why there is none (None: it can't read this); and
+    whether a replica meanwhile said that it is withdrawn, or has another version."""
 
     result: Result | None
     refused: Literal["overload", "deadline", "unavailable"] | None = None
+    is_withdrawn: bool = False
 
 
 AskLarge: TypeAlias = Callable[[Work, float], Awaitable[LargeReply]]
@@ -177,8 +179,10 @@ class Answerer:
             assert self._ask_large is not None
             is_whole = choice.reason == "asked" or not (policy and policy.head)
             deferred = _deferred(work, seen, choice.places, is_whole=is_whole)
-            large, refused = await self._ask_large(deferred, left_s)
+            large, refused, is_withdrawn = await self._ask_large(deferred, left_s)
             large_s = self._clock() - begun
+            if is_withdrawn and self.large_version:  # what is kept is no better than what gave it
+                self._cache.forget(self.large_version)
             if large is None:
                 choice = choice._replace(places=(), reason=refused or "unavailable")
         answer = Answer(

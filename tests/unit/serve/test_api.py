@@ -12,8 +12,9 @@ import torch
 from served_toy import doubtful_policy, offline, search
 
 from rectrain.inference.packaged import load
+from serve.answering import LargeReply
 from serve.batcher import DeadlinePassed, Overloaded
-from serve.scoring import NoNumber
+from serve.scoring import NoNumber, Work
 
 RISKS = {
     "country": "DE",
@@ -181,6 +182,22 @@ def test_what_the_budget_cut_is_not_kept(graph, packages):
     assert not served.post("/v1/risk", RISKS).json()["cached"]
 
 
+def test_what_a_withdrawn_large_model_had_a_part_in_is_kept_no_longer(graph, doubtful, monkeypatch):
+    served = graph(policy=doubtful, cache=10)
+    alone = {**RISKS, "options": {"route": "small"}}
+    for body in (RISKS, alone):
+        served.post("/v1/risk", body)
+
+    async def withdrawn(work: Work, left_s: float) -> LargeReply:
+        return LargeReply(None, "unavailable", is_withdrawn=True)
+
+    monkeypatch.setattr(served.answerer, "_ask_large", withdrawn)
+    assert served.post("/v1/risk", RISKS).json()["cached"], "nobody has learned of it yet"
+    assert served.post("/v1/rank", search()).json()["reason"] == "unavailable"
+    assert served.post("/v1/risk", RISKS).json()["reason"] == "unavailable"
+    assert served.post("/v1/risk", alone).json()["cached"]
+
+
 # --- refusals --------------------------------------------------------------------------------
 
 
@@ -281,6 +298,32 @@ def test_no_number_of_a_broken_model_is_ours_and_withdraws_it(graph, packages, m
     assert (response.status_code, response.json()["code"]) == (503, "withdrawn")
     assert "retry-after" in response.headers
     assert served.client.get("/readyz").status_code == 503
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_an_engine_that_fails_is_withdrawn_if_it_fails_golden_requests_too(
+    graph, monkeypatch, is_broken
+):
+    served, asked = graph(), []
+    predictor = type(served.engine.models["shop"].predictor)
+    score = predictor.score
+
+    def fails(self, *args):
+        asked.append(args)
+        if is_broken or len(asked) == 1:
+            raise RuntimeError("the engine is gone")
+        return score(self, *args)
+
+    for name, value in (("is_sound", True), ("is_suspect", False)):
+        monkeypatch.setattr(served.engine, name, value)
+    monkeypatch.setattr(predictor, "score", fails)
+    first, second = (served.post("/v1/risk", RISKS) for _ in range(2))
+    if is_broken:
+        assert (first.status_code, first.json()["code"]) == (503, "withdrawn")
+        assert (second.status_code, len(asked)) == (503, 2), "one golden request decides"
+    else:
+        assert (first.status_code, second.status_code) == (500, 200)
+        assert not served.engine.is_suspect
 
 
 @pytest.mark.parametrize("value", ["0", "-5", "nan", "soon", "1e9"])
