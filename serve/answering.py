@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from rectrain.cascade import Budget, Policy, TaskPolicy, decide
+from rectrain.cascade import Budget, Calibrations, Policy, TaskPolicy, decide, merge
 from rectrain.inference.packaged import PackagedModel, Recommended
 from serve.caches import AnswerCache
 from serve.costs import AnswerCosts
@@ -253,38 +253,29 @@ class Answerer:
         if seen.ids is not None:
             found = large if isinstance(large, list) else []
             return _recommended(seen, found, k=request.k)  # type: ignore[attr-defined]
+        gained = np.empty(0) if large is None else _seen(large).scores
         scores, by_large = seen.scores.copy(), np.zeros(len(seen.scores), dtype=bool)
-        if large is not None:
-            scores[list(places)], by_large[list(places)] = _seen(large).scores, True
-        has_chances = self.small.predictor.spec(work.task).has_probabilities
-        chances = (
-            self._probabilities(work.task, scores, by_large).tolist()
-            if has_chances
-            else [None] * len(scores)
-        )
-        items = [
+        scores[list(places)], by_large[list(places)] = gained, True
+        calibration = self._calibration(work.task)
+        is_list = not self.small.predictor.spec(work.task).has_probabilities
+        merged = scores  # of 0/1 tasks without a policy
+        if is_list or calibration is not None:
+            merged = merge(places, small=seen.scores, large=gained, calibration=calibration)
+        order = np.argsort(-merged, kind="stable").tolist() if is_list else range(len(scores))
+        return tuple(
             Item(
                 index=place,
-                item_id=row.get("item_id"),
-                score=score,
-                probability=chance,
-                by="large" if is_large else "small",
+                item_id=work.rows[place].get("item_id"),
+                score=float(scores[place]),
+                probability=None if is_list else float(merged[place]),
+                by="large" if by_large[place] else "small",
             )
-            for place, (row, score, chance, is_large) in enumerate(
-                zip(work.rows, scores.tolist(), chances, by_large.tolist(), strict=True)
-            )
-        ]
-        if has_chances:
-            return tuple(items)
-        return tuple(sorted(items, key=lambda item: (item.by != "large", -item.score)))
+            for place in order
+        )
 
-    def _probabilities(self, task: str, scores: Floats, by_large: NDArray[np.bool_]) -> Floats:
-        """Calibrated, each by the model that gave the score."""
+    def _calibration(self, task: str) -> Calibrations | None:
         policy = self.policy.tasks.get(task) if self.policy else None
-        if policy is None or policy.calibration is None:
-            return scores
-        small, large = policy.calibration.small, policy.calibration.large
-        return np.where(by_large, large.probability(scores), small.probability(scores))
+        return None if policy is None else policy.calibration
 
 
 def _for_large(left_s: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rectrain.cascade.budget import BudgetState
-from rectrain.cascade.policy import TaskPolicy
+from rectrain.cascade.policy import Calibrations, TaskPolicy
 
 __all__ = ["Decision", "Reason", "decide", "merge"]
 
@@ -74,7 +75,8 @@ def decide(
     if budget.credit < 1:
         return Decision(False, "over_budget", lowest, (), known)
     if policy.kind == "margin":
-        chosen, is_cut = np.argsort(-np.asarray(scores), kind="stable")[: policy.head or None], False
+        chosen = np.argsort(-np.asarray(scores), kind="stable")[: policy.head or None]
+        is_cut = False  # of a list large never orders more
     else:
         chosen = doubtful[np.argsort(confidences[doubtful], kind="stable")][: budget.credit]
         is_cut = len(chosen) < len(doubtful)
@@ -82,31 +84,30 @@ def decide(
 
 
 def merge(
-    policy: TaskPolicy,
-    decision: Decision,
+    candidates: Sequence[int],
     *,
     small: NDArray[np.floating[Any]],
     large: NDArray[np.floating[Any]],
+    calibration: Calibrations | None,
 ) -> Floats:
     """The answer's scores.
 
     Args:
-        policy: of the task.
-        decision: on the request.
+        candidates: those that large scored (`Decision.candidates`); none where it was not asked.
         small: float [n], small's scores of the request's candidates.
-        large: float [m], large's scores of `decision.candidates`, in that order; none where large
-            was not asked.
+        large: float [m], large's scores of `candidates`, in that order.
+        calibration: of a 0/1 task; None: a list is to be ordered.
 
     Returns:
         float64 [n]. Of a 0/1 task, calibrated probabilities, of whichever model saw the row. Of a
         list, numbers that rank: small's own scores where large was not asked, else n - place + 1:
         the head in large's order, the others behind it in small's.
     """
-    chosen = np.array(decision.candidates if decision.defer else (), dtype=np.int64)
+    chosen = np.array(candidates, dtype=np.int64)
     assert len(large) == len(chosen), "one score a candidate that large was asked for"
-    if policy.calibration is not None:
-        answer = policy.calibration.small.probability(small)
-        answer[chosen] = policy.calibration.large.probability(large)
+    if calibration is not None:
+        answer = calibration.small.probability(small)
+        answer[chosen] = calibration.large.probability(large)
         return answer
     if not len(chosen):
         return np.asarray(small, dtype=np.float64)
