@@ -43,6 +43,7 @@ BOUNDS = {
     "R1/wrong": (0, 0),
     "R1/lost": (0, 0),
     "R1/unlogged": (0, 0),
+    "R1/undeferred": (0, 0),
     "R1/goodput": (0.8, float("inf")),
     "R2/proxy_s": (0, 10),
     "R2/proxy_excess": (0, 0),

@@ -110,6 +110,10 @@ class Oracle:
             Request(f"/v1/{path}", json.dumps(body).encode(), headers) for path, body in self.bodies
         ]
 
+    def body(self, number: int) -> tuple[str, Body]:
+        """Endpoint and body of a request of a load; they go by turns."""
+        return self.bodies[number % len(self.bodies)]
+
     def problem(self, number: int, answer: bytes) -> str:
         """What is wrong with an answer; empty where nothing is.
 
@@ -170,6 +174,7 @@ class Verdict:
         lost: id -> any other end.
         unlogged: ids that have another number of outcomes in the server's log than one.
         reasons: of the answers.
+        deferred: endpoint -> right answers with a score of the large model.
     """
 
     num_requests: int = 0
@@ -179,6 +184,12 @@ class Verdict:
     lost: dict[str, str] = field(default_factory=dict)
     unlogged: dict[str, str] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
+    deferred: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def undeferred(self) -> list[str]:
+        """Endpoints of which the large model had a part in no right answer."""
+        return sorted(path for path, count in self.deferred.items() if not count)
 
     def __str__(self) -> str:
         parts = [
@@ -201,7 +212,8 @@ def judge(
         outcomes: with the bytes of all answers.
         log: id -> statuses in the server's log; None: not compared.
     """
-    verdict = Verdict(num_requests=len(outcomes))
+    none = Counter({path: 0 for path, _ in oracle.bodies})
+    verdict = Verdict(num_requests=len(outcomes), deferred=none)
     for one in outcomes:
         if one.is_ok:
             assert one.answer is not None, "the oracle reads every answer"
@@ -209,7 +221,9 @@ def judge(
                 verdict.wrong[one.id] = problem
             else:
                 verdict.num_ok += 1
-                verdict.reasons[json.loads(one.answer)["reason"]] += 1
+                answer, (path, _) = json.loads(one.answer), oracle.body(one.number)
+                verdict.reasons[answer["reason"]] += 1
+                verdict.deferred[path] += any(item["by"] == "large" for item in answer["items"])
         elif one.status in _BUSY and one.retry_after.isdigit():
             verdict.refused += 1
         else:

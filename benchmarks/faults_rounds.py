@@ -137,13 +137,14 @@ def replicas_killed(bench: Bench, *, capacity: dict[int, float]) -> list[Figure]
     good = summarise(outcomes, within_s=size.deadline_ms / 1000).num_good
     verdict = bench.judge(load.prefix, outcomes)
     print(f"R1 {kills} kills, {rate:.0f} requests/s, replicas {_rounded(lasted)} s: {verdict}")
-    print(f"   reasons {dict(verdict.reasons)}", flush=True)
+    print(f"   reasons {dict(verdict.reasons)}, deferred {dict(verdict.deferred)}", flush=True)
     wait_for(lambda: bench.graph.replicas(_INGRESS) == most, within_s=_SETTLED_S, what="replicas")
     note = f"{kills} kills in {size.num_requests} requests at {size.overload:g}x capacity"
     return [
         _number("R1/wrong", len(verdict.wrong), note),
         _number("R1/lost", len(verdict.lost), note),
         _number("R1/unlogged", len(verdict.unlogged), "ids without just one outcome in the log"),
+        _number("R1/undeferred", len(verdict.undeferred), "endpoints that large had no part in"),
         figure("R1/goodput", good / possible, "x", f"what those alive can do ({possible:.0f})"),
     ]
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from rectrain.cascade import Budget, Policy, TaskPolicy, decide
+from rectrain.cascade import Budget, Calibrations, Policy, TaskPolicy, decide, merge
 from rectrain.inference.packaged import PackagedModel, Recommended
 from serve.caches import AnswerCache
 from serve.costs import AnswerCosts
@@ -27,9 +27,13 @@ __all__ = ["Answerer", "AskLarge", "LargeReply"]
 
 Floats: TypeAlias = NDArray[np.float64]
 
-# Answers that another request would get just so; the others hang on the load of the moment.
-_KEPT = ("confident", "doubtful", "no_large", "no_policy", "asked", "not_asked")
+# Why another request would be answered just so; the others hang on the load of the moment.
+_LASTING = ("confident", "doubtful", "no_large", "no_policy", "asked", "not_asked")
 
+
+# What the large model must leave of the time, so that small's answer is made and with the client if
+# it says nothing: a share of what is left, and so many seconds at most.
+_RESERVE, _MOST_RESERVE_S = 0.1, 0.05
 
 # Share of kept answers from which on it pays to read what the model has no time for: to read a
 # request takes about a tenth of what its answer takes.
@@ -37,10 +41,12 @@ _WORTH_READING = 0.1
 
 
 class LargeReply(NamedTuple):
-    """What the large model said: its result, or why there is none (None: it can't read this)."""
+    """What the large model said: its result, or why there is none (None: it can't read this); and
+    whether a replica meanwhile said that it is withdrawn, or has another version."""
 
     result: Result | None
     refused: Literal["overload", "deadline", "unavailable"] | None = None
+    is_withdrawn: bool = False
 
 
 AskLarge: TypeAlias = Callable[[Work, float], Awaitable[LargeReply]]
@@ -48,12 +54,18 @@ AskLarge: TypeAlias = Callable[[Work, float], Awaitable[LargeReply]]
 
 
 class _Choice(NamedTuple):
-    """The places that go to the large model (none: it is not asked), why, and how sure the small
-    one was."""
+    """The places that go to the large model (none: it is not asked), why, how sure the small one
+    was, and whether the budget left out some of the doubtful."""
 
     places: tuple[int, ...]
     reason: Reason
     confidence: float | None = None
+    is_cut: bool = False
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the same request would get the same answer a moment later."""
+        return self.reason in _LASTING and not self.is_cut
 
 
 class _Seen(NamedTuple):
@@ -72,7 +84,7 @@ class Answerer:
         policy: when the large model is asked; None: only where a request asks for it.
         ask_large: None where there is no large model.
         large_version: SHA-256 of the large model.
-        large_s: with less time left than this, the large model is not asked.
+        large_s: with less time for it than this, the large model is not asked.
         cache: of answers; shared by pairs.
         costs: of answers; None where nobody says.
         clock: as of the engine's batcher; deadlines are in its time.
@@ -140,8 +152,8 @@ class Answerer:
         key = self._cache.key(self._versions(large=True), path, request)
         known = self._cache.get(key)
         if known is None:
-            known = await self._computed(path, request, options, deadline)
-            if known.reason in _KEPT:
+            known, is_lasting = await self._computed(path, request, options, deadline)
+            if is_lasting:
                 kept = {"cached": True, "timings": Timings()}
                 self._cache.put(key, known.model_copy(update=kept))
         assert known.timings is not None
@@ -152,24 +164,28 @@ class Answerer:
 
     async def _computed(
         self, path: str, request: BaseModel, options: Options, deadline: float
-    ) -> Answer:
+    ) -> tuple[Answer, bool]:
+        """The answer, and whether it may be kept."""
         task = ENDPOINTS[path]
         policy = self._policy(task, request)
         work = self._work(task, request, policy)
         done = await self._engine.submit(work, deadline=deadline)
         seen, begun = _seen(done.result), self._clock()
-        choice = self._choose(seen.scores, options, policy, deadline - begun)
+        left_s = _for_large(deadline - begun)
+        choice = self._choose(seen.scores, options, policy, left_s)
         large: Result | None = None
         large_s = 0.0
         if choice.places:
             assert self._ask_large is not None
             is_whole = choice.reason == "asked" or not (policy and policy.head)
             deferred = _deferred(work, seen, choice.places, is_whole=is_whole)
-            large, refused = await self._ask_large(deferred, deadline - begun)
+            large, refused, is_withdrawn = await self._ask_large(deferred, left_s)
             large_s = self._clock() - begun
+            if is_withdrawn and self.large_version:  # what is kept is no better than what gave it
+                self._cache.forget(self.large_version)
             if large is None:
                 choice = choice._replace(places=(), reason=refused or "unavailable")
-        return Answer(
+        answer = Answer(
             items=self._items(work, request, seen, choice.places, large),
             model=self.name,
             versions=self._versions(large=large is not None),
@@ -180,6 +196,7 @@ class Answerer:
                 queue_ms=1000 * done.waited_s, small_ms=1000 * done.ran_s, large_ms=1000 * large_s
             ),
         )
+        return answer, choice.is_lasting
 
     def _policy(self, task: str, request: BaseModel) -> TaskPolicy | None:
         """The task's; none for a diverse list: doubt is of lists that are in the scores' order."""
@@ -220,7 +237,9 @@ class Answerer:
             decision = decision.withheld("deadline")
         # Before the large model is awaited: others decide meanwhile, and must see what is spent.
         budget.feed(decision.confidences, deferred=decision.num_deferred)
-        return _Choice(decision.candidates, decision.reason, decision.confidence)
+        return _Choice(
+            decision.candidates, decision.reason, decision.confidence, is_cut=decision.is_cut
+        )
 
     def _items(
         self,
@@ -234,38 +253,34 @@ class Answerer:
         if seen.ids is not None:
             found = large if isinstance(large, list) else []
             return _recommended(seen, found, k=request.k)  # type: ignore[attr-defined]
+        gained = np.empty(0) if large is None else _seen(large).scores
         scores, by_large = seen.scores.copy(), np.zeros(len(seen.scores), dtype=bool)
-        if large is not None:
-            scores[list(places)], by_large[list(places)] = _seen(large).scores, True
-        has_chances = self.small.predictor.spec(work.task).has_probabilities
-        chances = (
-            self._probabilities(work.task, scores, by_large).tolist()
-            if has_chances
-            else [None] * len(scores)
-        )
-        items = [
+        scores[list(places)], by_large[list(places)] = gained, True
+        calibration = self._calibration(work.task)
+        is_list = not self.small.predictor.spec(work.task).has_probabilities
+        merged = scores  # of 0/1 tasks without a policy
+        if is_list or calibration is not None:
+            merged = merge(places, small=seen.scores, large=gained, calibration=calibration)
+        order = np.argsort(-merged, kind="stable").tolist() if is_list else range(len(scores))
+        return tuple(
             Item(
                 index=place,
-                item_id=row.get("item_id"),
-                score=score,
-                probability=chance,
-                by="large" if is_large else "small",
+                item_id=work.rows[place].get("item_id"),
+                score=float(scores[place]),
+                probability=None if is_list else float(merged[place]),
+                by="large" if by_large[place] else "small",
             )
-            for place, (row, score, chance, is_large) in enumerate(
-                zip(work.rows, scores.tolist(), chances, by_large.tolist(), strict=True)
-            )
-        ]
-        if has_chances:
-            return tuple(items)
-        return tuple(sorted(items, key=lambda item: (item.by != "large", -item.score)))
+            for place in order
+        )
 
-    def _probabilities(self, task: str, scores: Floats, by_large: NDArray[np.bool_]) -> Floats:
-        """Calibrated, each by the model that gave the score."""
+    def _calibration(self, task: str) -> Calibrations | None:
         policy = self.policy.tasks.get(task) if self.policy else None
-        if policy is None or policy.calibration is None:
-            return scores
-        small, large = policy.calibration.small, policy.calibration.large
-        return np.where(by_large, large.probability(scores), small.probability(scores))
+        return None if policy is None else policy.calibration
+
+
+def _for_large(left_s: float) -> float:
+    """Seconds of those left that the large model may take."""
+    return left_s - min(_RESERVE * left_s, _MOST_RESERVE_S)
 
 
 def _seen(result: Result) -> _Seen:

@@ -35,7 +35,7 @@ from serve.schemas import (
     field_names,
     request_models,
 )
-from serve.scoring import ModelFault, NoNumber
+from serve.scoring import ModelFault, is_suspicious
 
 __all__ = ["build_api"]
 
@@ -144,8 +144,9 @@ def _endpoint(
         answerer = answerers[options.model or settings.default]
         try:
             given = await answerer.answer(path, body, deadline=deadline)
-        except NoNumber:
-            await check()  # was it the model, the client is not to blame
+        except Exception as error:
+            if is_suspicious(error):
+                await check()  # was it the model, the client is not to blame
             raise
         request.state.answers.append(given)
         asked = {"timings": options.timings, "cost": options.cost}

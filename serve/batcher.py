@@ -26,6 +26,8 @@ R = TypeVar("R")
 Run = Callable[[list[W]], Awaitable[Sequence[R | Exception]]]
 
 _SMOOTHING = 0.1  # weight of the last batch in the measured pace
+_HOPELESS = 4.0  # idle, it refuses what its pace says takes so many times what is left,
+_FRESH_S = 0.1  # if it was measured so lately: one of a bad moment must not stand
 _SPREAD = 0.05  # sizes of batches that differ less, as a share of their mean, tell no slope
 
 
@@ -129,6 +131,7 @@ class Batcher(Generic[W, R]):
         self._queued_tokens = 0
         self._running: tuple[int, float] | None = None  # tokens, since when
         self._pace = Pace()
+        self._measured = -math.inf  # when the pace was
         self._worker: asyncio.Task[None] | None = None
 
     @property
@@ -146,7 +149,8 @@ class Batcher(Generic[W, R]):
 
         Raises:
             Overloaded: at once, where too much waits to be done in time. A batcher that has nothing
-                to do takes any work: a pace that was measured in a bad moment must not stand.
+                to do refuses only what is hopeless, and takes that, too, where its last batch was
+                not just now: a pace that was measured in a bad moment must not stand.
             DeadlinePassed: its turn came too late.
             Exception: what `run` gave for it.
         """
@@ -170,7 +174,8 @@ class Batcher(Generic[W, R]):
             raise DeadlinePassed
         is_full = self._queue and self._queued_tokens + tokens > self._max_queued_tokens
         is_busy = bool(self._queue) or self._running is not None
-        if is_full or (is_busy and now + wait_s > deadline):
+        is_late = now + wait_s > deadline if is_busy else self._is_hopeless(wait_s, deadline - now)
+        if is_full or is_late:
             raise Overloaded(wait_s)
 
     def expected_s(self, tokens: int = 0) -> float:
@@ -203,6 +208,7 @@ class Batcher(Generic[W, R]):
                 results = [error] * len(batch)
             self._running, ran_s = None, self._clock() - begun
             self._pace.feed(tokens, ran_s)
+            self._measured = self._clock()
             for entry, result in zip(batch, results, strict=True):
                 _settle(entry, result, begun=begun, ran_s=ran_s)
 
@@ -229,10 +235,16 @@ class Batcher(Generic[W, R]):
         return batch
 
     def _is_late(self, entry: _Entry[W, R], now: float) -> bool:
-        """Whether it can't be done in time. The last that waits may try, whatever its pace is."""
-        is_last = len(self._queue) == 1
-        needed_s = 0.0 if is_last else self._pace.seconds(entry.tokens)
-        return now + needed_s >= entry.deadline
+        """Whether it can't be done in time. The last that waits may try, unless it is hopeless."""
+        needed_s, left_s = self._pace.seconds(entry.tokens), entry.deadline - now
+        if len(self._queue) == 1:
+            return left_s <= 0 or self._is_hopeless(needed_s, left_s)
+        return needed_s >= left_s
+
+    def _is_hopeless(self, needed_s: float, left_s: float) -> bool:
+        """Whether a pace of just now says that work takes far longer than there is."""
+        is_fresh = self._clock() - self._measured < _FRESH_S
+        return is_fresh and needed_s > _HOPELESS * left_s
 
 
 def _settle(entry: _Entry[W, R], result: R | Exception, *, begun: float, ran_s: float) -> None:

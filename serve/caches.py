@@ -15,18 +15,20 @@ __all__ = ["AnswerCache"]
 
 
 _LEARNED = 0.02  # weight of the last request in the share of hits
+_ITEMS = 32  # of an answer, on average: an item takes about 1 kB, and some answers have hundreds
 
 
 class AnswerCache:
     """The answers used last, each for a limited time; of one process and one event loop.
 
     Args:
-        capacity: answers kept at most; 0 keeps none.
+        capacity: answers kept at most, and 32 times as many items in all; 0 keeps none.
         ttl_s: how long.
         clock: seconds that only grow.
 
     Attributes:
         hit_share: of the last requests that were looked for, 0 to 1.
+        num_items: in all answers.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class AnswerCache:
         self._clock = clock
         self._answers: OrderedDict[bytes, tuple[float, Answer]] = OrderedDict()
         self.hit_share = 0.0
+        self.num_items = 0
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -57,16 +60,32 @@ class AnswerCache:
             answer = None
         self.hit_share += _LEARNED * ((answer is not None) - self.hit_share)
         if answer is None:
-            self._answers.pop(key, None)
+            self._drop(key)
             return None
         self._answers.move_to_end(key)
         return answer
 
     def put(self, key: bytes, answer: Answer) -> None:
-        """Keeps an answer."""
-        if not self._capacity:
+        """Keeps an answer, unless it alone is more than all that is kept."""
+        self._drop(key)
+        most = _ITEMS * self._capacity
+        if not self._capacity or len(answer.items) > most:
             return
         self._answers[key] = (self._clock() + self._ttl_s, answer)
-        self._answers.move_to_end(key)
-        while len(self._answers) > self._capacity:
-            self._answers.popitem(last=False)
+        self.num_items += len(answer.items)
+        while len(self._answers) > self._capacity or self.num_items > most:
+            self._drop(next(iter(self._answers)))
+
+    def forget(self, large: str) -> None:
+        """Drops what a large model had a part in.
+
+        Args:
+            large: its version.
+        """
+        for key in [key for key, (_, one) in self._answers.items() if one.versions.large == large]:
+            self._drop(key)
+
+    def _drop(self, key: bytes) -> None:
+        if key in self._answers:
+            _, answer = self._answers.pop(key)
+            self.num_items -= len(answer.items)

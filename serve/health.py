@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 
 from rectrain.errors import PackageError
-from rectrain.inference.golden import Golden, answered, made_up, read_golden
+from rectrain.inference.golden import Deviation, Golden, answered, made_up, read_golden
 from rectrain.inference.packaged import PackagedModel
 from serve.config import Golden as GoldenSettings
-from serve.scoring import Engine
+from serve.scoring import Engine, ModelFault
 
 __all__ = ["Health"]
 
@@ -61,17 +61,28 @@ class Health:
         """Runs the golden requests if it is time, or if a score was no number.
 
         Raises:
-            Deviation: now; or what else the model fails with.
-            ModelFault: at every call from then on, until Serve has replaced the process.
+            Deviation: now.
+            ModelFault: now, where the model fails in another way; and at every call from then on,
+                until Serve has replaced the process.
         """
+        # A client that leaves meanwhile takes nothing with it: the verdict is of the process.
+        await asyncio.shield(self._checked_in_turn())
+
+    async def _checked_in_turn(self) -> None:
         async with self._turn:  # who comes while one runs wants its verdict
             self._engine.require_sound()
             now = self._clock()
             is_due = now - self._checked_at >= self._settings.period_s
             if not self._engine.is_suspect and not is_due:
                 return
-            self._checked_at, self._engine.is_suspect = now, False
-            await self._engine.call_async(self._check)
+            self._checked_at = now
+            try:
+                await self._engine.call_async(self._check)
+            except Deviation:
+                raise
+            except Exception as error:
+                raise ModelFault(f"withdrawn: {error}") from error
+            self._engine.is_suspect = False
 
     def _check(self) -> None:
         for name, golden in self._golden.items():

@@ -72,7 +72,7 @@ class LargeClient:
         return reply
 
     async def _tried(self, work: Work, end: float) -> LargeReply:
-        reply = LargeReply(None, "unavailable")
+        reply, is_withdrawn = LargeReply(None, "unavailable"), False
         for _ in range(_ATTEMPTS):
             left_s = end - self._clock()
             call = self._score(work, left_s, self.version)
@@ -80,18 +80,19 @@ class LargeClient:
                 reply = await asyncio.wait_for(_result(call), left_s)
             except TimeoutError:
                 call.cancel()
-                return LargeReply(None, "deadline")
+                return LargeReply(None, "deadline", is_withdrawn)
             except asyncio.CancelledError:
                 call.cancel()  # of a batch whose other request failed, Serve would not do it
                 raise
             except BackPressureError:
-                return LargeReply(None, "overload")
+                return LargeReply(None, "overload", is_withdrawn)
             except (RayError, RayServeException) as error:
                 _log.warning(f"the large model failed: {type(error).__name__} {error}")
                 continue
             if reply.refused != "unavailable":
                 break
-        return reply
+            is_withdrawn = True  # it lives, and says so itself
+        return reply._replace(is_withdrawn=is_withdrawn)
 
 
 async def _result(call: Awaitable[Any]) -> Any:

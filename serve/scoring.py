@@ -17,13 +17,22 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rectrain.errors import DataError
+from rectrain.errors import DataError, PackageError
 from rectrain.inference.index import ItemIndex
 from rectrain.inference.packaged import PackagedModel, Recommended, load
-from serve.batcher import Batcher, Done
+from serve.batcher import Batcher, DeadlinePassed, Done, Overloaded
 from serve.config import Batching
 
-__all__ = ["Engine", "ModelFault", "NoNumber", "Result", "Work", "num_tokens", "score_works"]
+__all__ = [
+    "Engine",
+    "ModelFault",
+    "NoNumber",
+    "Result",
+    "Work",
+    "is_suspicious",
+    "num_tokens",
+    "score_works",
+]
 
 T = TypeVar("T")
 Row: TypeAlias = Mapping[str, Any]
@@ -41,6 +50,12 @@ class ModelFault(Exception):
 
 class NoNumber(DataError):
     """A model's score of some row is no finite number: odd values, or a broken model."""
+
+
+def is_suspicious(error: Exception) -> bool:
+    """Whether what work failed with may be the model's fault, and is no sound model's refusal."""
+    refusals = (DataError, PackageError, Overloaded, DeadlinePassed, ModelFault)
+    return isinstance(error, NoNumber) or not isinstance(error, refusals)
 
 
 @dataclass(frozen=True)
@@ -75,7 +90,7 @@ class Engine:
     Attributes:
         models: name -> model.
         is_sound: whether the models may be used; see `health.Health`.
-        is_suspect: whether a score was no number since golden requests were run.
+        is_suspect: whether work failed since golden requests were run, see `is_suspicious`.
     """
 
     def __init__(self, batching: Batching, *, observe: Callable[[int, float, int], None]) -> None:
@@ -132,8 +147,9 @@ class Engine:
         self._log_tokens[work.task] = known + _LEARNED * (math.log(tokens) - known)
         try:
             return await self._batcher.submit(work, tokens=tokens, deadline=deadline)
-        except NoNumber:
-            self.is_suspect = True  # golden requests will tell whether it was the model
+        except Exception as error:
+            if is_suspicious(error):
+                self.is_suspect = True  # golden requests will tell whether it was the model
             raise
 
     def require_room(self, task: str, *, deadline: float) -> None:

@@ -17,6 +17,7 @@ __all__ = ["Budget", "BudgetState"]
 
 _WINDOW = 512  # units that the threshold is steered by
 _WARM_UP = 10  # deferrals expected before a quantile is trusted
+_SURE = 1.0  # confidence of a unit that large has nothing to add to
 _MIN_SHARE = 1e-4  # of a decile, in the drift: it is a logarithm's argument
 
 
@@ -38,11 +39,12 @@ class Budget:
 
     Two parts, for a budget b (share of units) and a window of W units:
 
-    - The threshold (feed-forward): once 10 / b confidences are known, at most W / 2, q is the
-      b-quantile of the last W of them, so that the share b of such traffic lies below it. Under a
-      bound of the loss the threshold is min(policy's, q): harder traffic than the held-out rows is
-      not deferred beyond the budget, easier traffic no more than the bound needs. Under a budget
-      it is q: the budget is used.
+    - The threshold (feed-forward): once 10 / b confidences are known, at most W / 2, q is just
+      above the b-quantile of the last W of them, so that the share b of such traffic lies below it
+      or, where confidences are equal, more, of which the credit takes the first. It is at most 1:
+      who is sure is not deferred to use a budget. Under a bound of the loss the threshold is
+      min(policy's, q): harder traffic than the held-out rows is not deferred beyond the budget,
+      easier traffic no more than the bound needs. Under a budget it is q: the budget is used.
     - The credit (a token bucket): each unit adds b, each deferral takes 1, at most B = max(1, b W)
       is saved. So after any T units, whatever they were, at most B + b T have been deferred.
 
@@ -117,4 +119,5 @@ class Budget:
         if known < min(_WARM_UP / policy.budget, self._window / 2):
             return policy.threshold
         quantile = self._sorted[math.floor(policy.budget * known)]
-        return quantile if policy.bound == "budget" else min(policy.threshold, quantile)
+        above = min(math.nextafter(quantile, math.inf), _SURE)
+        return above if policy.bound == "budget" else min(policy.threshold, above)

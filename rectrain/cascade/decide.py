@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rectrain.cascade.budget import BudgetState
-from rectrain.cascade.policy import TaskPolicy
+from rectrain.cascade.policy import Calibrations, TaskPolicy
 
 __all__ = ["Decision", "Reason", "decide", "merge"]
 
@@ -30,6 +31,7 @@ class Decision:
         candidates: which of its candidates large is to score: the doubtful rows, the most doubtful
             first, or a list's head, the best first. Empty unless `defer`.
         confidences: of its units, for `Budget.feed`.
+        is_cut: whether the credit left out some doubtful rows: a moment later it may be others.
     """
 
     defer: bool
@@ -37,6 +39,7 @@ class Decision:
     confidence: float
     candidates: tuple[int, ...]
     confidences: tuple[float, ...]
+    is_cut: bool = False
 
     @property
     def num_deferred(self) -> int:
@@ -45,7 +48,7 @@ class Decision:
 
     def withheld(self, reason: Reason) -> Decision:
         """The same request answered by small after all, as it is where large can't be asked."""
-        return replace(self, defer=False, reason=reason, candidates=())
+        return replace(self, defer=False, reason=reason, candidates=(), is_cut=False)
 
 
 def decide(
@@ -73,37 +76,38 @@ def decide(
         return Decision(False, "over_budget", lowest, (), known)
     if policy.kind == "margin":
         chosen = np.argsort(-np.asarray(scores), kind="stable")[: policy.head or None]
+        is_cut = False  # of a list large never orders more
     else:
         chosen = doubtful[np.argsort(confidences[doubtful], kind="stable")][: budget.credit]
-    return Decision(True, "doubtful", lowest, tuple(chosen.tolist()), known)
+        is_cut = len(chosen) < len(doubtful)
+    return Decision(True, "doubtful", lowest, tuple(chosen.tolist()), known, is_cut)
 
 
 def merge(
-    policy: TaskPolicy,
-    decision: Decision,
+    candidates: Sequence[int],
     *,
     small: NDArray[np.floating[Any]],
     large: NDArray[np.floating[Any]],
+    calibration: Calibrations | None,
 ) -> Floats:
     """The answer's scores.
 
     Args:
-        policy: of the task.
-        decision: on the request.
+        candidates: those that large scored (`Decision.candidates`); none where it was not asked.
         small: float [n], small's scores of the request's candidates.
-        large: float [m], large's scores of `decision.candidates`, in that order; none where large
-            was not asked.
+        large: float [m], large's scores of `candidates`, in that order.
+        calibration: of a 0/1 task; None: a list is to be ordered.
 
     Returns:
         float64 [n]. Of a 0/1 task, calibrated probabilities, of whichever model saw the row. Of a
         list, numbers that rank: small's own scores where large was not asked, else n - place + 1:
         the head in large's order, the others behind it in small's.
     """
-    chosen = np.array(decision.candidates if decision.defer else (), dtype=np.int64)
+    chosen = np.array(candidates, dtype=np.int64)
     assert len(large) == len(chosen), "one score a candidate that large was asked for"
-    if policy.calibration is not None:
-        answer = policy.calibration.small.probability(small)
-        answer[chosen] = policy.calibration.large.probability(large)
+    if calibration is not None:
+        answer = calibration.small.probability(small)
+        answer[chosen] = calibration.large.probability(large)
         return answer
     if not len(chosen):
         return np.asarray(small, dtype=np.float64)

@@ -84,7 +84,7 @@ def test_a_policy_is_written_into_the_small_package_and_serves(
     budget = Budget(risk)
     decision = decide(risk, first, budget=budget.state)
     asked = second[list(decision.candidates)]
-    answer = merge(risk, decision, small=first, large=asked)
+    answer = merge(decision.candidates, calibration=risk.calibration, small=first, large=asked)
     assert decision.defer and ((answer > 0) & (answer < 1)).all()
     budget.feed(decision.confidences, deferred=decision.num_deferred)
     assert budget.state.credit < Budget(risk).state.credit

@@ -9,7 +9,10 @@ from served_toy import free_port, write_pair
 
 from benchmarks import faults
 
-ZEROS = ("R1/wrong", "R1/lost", "R1/unlogged", "R3/failed", "R3/broken_failed", "R3/broken_taken")
+ZEROS = (
+    *("R1/wrong", "R1/lost", "R1/unlogged", "R1/undeferred"),
+    *("R3/failed", "R3/broken_failed", "R3/broken_taken"),
+)
 
 
 def test_killed_replicas_an_update_and_a_broken_version_cost_no_request(tmp_path: Path) -> None:

@@ -90,6 +90,15 @@ def test_every_request_has_one_end(oracle):
     assert set(verdict.unlogged) == {"t-4", "t-6", "t-8"}
 
 
+def test_an_endpoint_that_the_large_model_had_no_part_in_is_named(oracle):
+    rows = outcome(0, 200, answer=answer((0, 1.0, "small"), (1, 2.0, "small")))
+    listed = outcome(1, 200, answer=answer((0, 10.0, "large"), (1, 2.0, "small")))
+    asked = outcome(2, 200, answer=answer((0, 10.0, "large"), (1, 2.0, "small")))
+    verdict = judge(oracle, [rows, listed])
+    assert (dict(verdict.deferred), verdict.undeferred) == ({"risk": 0, "rank": 1}, ["risk"])
+    assert judge(oracle, [rows, listed, asked]).undeferred == []
+
+
 def test_the_log_says_what_became_of_a_request(tmp_path):
     lines = {
         "replica_rectrain_Ingress_a.log": [

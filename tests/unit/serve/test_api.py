@@ -9,11 +9,12 @@ import time
 import numpy as np
 import pytest
 import torch
-from served_toy import offline, search
+from served_toy import doubtful_policy, offline, search
 
 from rectrain.inference.packaged import load
+from serve.answering import LargeReply
 from serve.batcher import DeadlinePassed, Overloaded
-from serve.scoring import NoNumber
+from serve.scoring import NoNumber, Work
 
 RISKS = {
     "country": "DE",
@@ -145,8 +146,6 @@ def test_the_large_model_is_not_asked_when_too_little_time_is_left(graph, doubtf
 
 
 def test_a_budget_that_is_spent_defers_no_more(graph, doubtful, packages):
-    from served_toy import doubtful_policy
-
     versions = packages["small"].version, packages["large"].version
     served = graph(policy=doubtful_policy(*versions, budget=0.001))
     one = {"candidates": [{"item_text": "alpha"}]}
@@ -171,6 +170,32 @@ def test_what_hangs_on_the_moments_load_is_not_kept(graph, doubtful):
     served.post("/v1/risk", RISKS)
     served.refuse = None
     assert served.post("/v1/risk", RISKS).json()["reason"] == "doubtful"
+
+
+def test_what_the_budget_cut_is_not_kept(graph, packages):
+    versions = packages["small"].version, packages["large"].version
+    # The credit is one row of the two; what is asked alike a moment later may be answered whole.
+    served = graph(policy=doubtful_policy(*versions, budget=0.001), cache=10)
+    first = served.post("/v1/risk", RISKS).json()
+    assert first["reason"] == "doubtful"
+    assert sorted(item["by"] for item in first["items"]) == ["large", "small"]
+    assert not served.post("/v1/risk", RISKS).json()["cached"]
+
+
+def test_what_a_withdrawn_large_model_had_a_part_in_is_kept_no_longer(graph, doubtful, monkeypatch):
+    served = graph(policy=doubtful, cache=10)
+    alone = {**RISKS, "options": {"route": "small"}}
+    for body in (RISKS, alone):
+        served.post("/v1/risk", body)
+
+    async def withdrawn(work: Work, left_s: float) -> LargeReply:
+        return LargeReply(None, "unavailable", is_withdrawn=True)
+
+    monkeypatch.setattr(served.answerer, "_ask_large", withdrawn)
+    assert served.post("/v1/risk", RISKS).json()["cached"], "nobody has learned of it yet"
+    assert served.post("/v1/rank", search()).json()["reason"] == "unavailable"
+    assert served.post("/v1/risk", RISKS).json()["reason"] == "unavailable"
+    assert served.post("/v1/risk", alone).json()["cached"]
 
 
 # --- refusals --------------------------------------------------------------------------------
@@ -273,6 +298,32 @@ def test_no_number_of_a_broken_model_is_ours_and_withdraws_it(graph, packages, m
     assert (response.status_code, response.json()["code"]) == (503, "withdrawn")
     assert "retry-after" in response.headers
     assert served.client.get("/readyz").status_code == 503
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_an_engine_that_fails_is_withdrawn_if_it_fails_golden_requests_too(
+    graph, monkeypatch, is_broken
+):
+    served, asked = graph(), []
+    predictor = type(served.engine.models["shop"].predictor)
+    score = predictor.score
+
+    def fails(self, *args):
+        asked.append(args)
+        if is_broken or len(asked) == 1:
+            raise RuntimeError("the engine is gone")
+        return score(self, *args)
+
+    for name, value in (("is_sound", True), ("is_suspect", False)):
+        monkeypatch.setattr(served.engine, name, value)
+    monkeypatch.setattr(predictor, "score", fails)
+    first, second = (served.post("/v1/risk", RISKS) for _ in range(2))
+    if is_broken:
+        assert (first.status_code, first.json()["code"]) == (503, "withdrawn")
+        assert (second.status_code, len(asked)) == (503, 2), "one golden request decides"
+    else:
+        assert (first.status_code, second.status_code) == (500, 200)
+        assert not served.engine.is_suspect
 
 
 @pytest.mark.parametrize("value", ["0", "-5", "nan", "soon", "1e9"])

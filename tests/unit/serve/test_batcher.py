@@ -265,6 +265,35 @@ def test_an_idle_model_tries_what_a_bad_moment_says_is_too_slow():
     run(scenario)
 
 
+def test_an_idle_model_refuses_what_its_pace_of_just_now_says_is_hopeless():
+    async def scenario(model, batcher):
+        model.gate.set()
+        await ask(batcher, 100)  # a second
+        with pytest.raises(Overloaded):
+            await ask(batcher, 90, deadline=model.now + 0.2)
+        assert await ask(batcher, 70, deadline=model.now + 0.2) == 70  # its pace may err
+        model.now += 0.2  # idle for a while: it harms nobody, and the pace may be an old one
+        assert await ask(batcher, 90, deadline=model.now + 0.2) == 90
+        assert model.batches == [[100], [70], [90]]
+
+    run(scenario)
+
+
+def test_the_last_that_waits_is_dropped_where_it_is_hopeless():
+    async def scenario(model, batcher):
+        running = await busy(model, batcher, tokens=10)
+        last = ask(batcher, 80, deadline=model.now + 1.0)
+        await settle()
+        model.now += 0.75  # the running batch is late
+        model.gate.set()
+        assert await running == 10
+        with pytest.raises(DeadlinePassed):
+            await last
+        assert model.batches == [[100], [10]]
+
+    run(scenario)
+
+
 def test_a_batch_takes_half_of_the_time_that_the_most_urgent_in_it_has_left():
     async def scenario(model, batcher):
         running = await busy(model, batcher, tokens=10)

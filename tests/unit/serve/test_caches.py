@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from serve.caches import AnswerCache
-from serve.schemas import Answer, Options, Versions
+from serve.schemas import Answer, Item, Options, Versions
 
 OLD, NEW = Versions(small="1", large=None), Versions(small="2", large=None)
 
@@ -16,10 +16,12 @@ class Request(BaseModel):
     options: Options = Options()
 
 
-def answer(name: str) -> Answer:
+def answer(name: str, *, items: int = 0, versions: Versions = OLD) -> Answer:
+    listed = tuple(Item(item_id=str(n), score=0.0, by="small") for n in range(items))
     return Answer(
-        items=(), model=name, versions=OLD, deferred=False, reason="no_large", confidence=None
-    )
+        items=listed, model=name, versions=versions, deferred=False, reason="no_large",
+        confidence=None,
+    )  # fmt: skip
 
 
 class Clock:
@@ -48,6 +50,33 @@ def test_the_one_used_longest_ago_goes_first():
     cache.get(b"a")
     cache.put(b"c", answer("c"))
     assert [cache.get(name) is not None for name in (b"a", b"b", b"c")] == [True, False, True]
+
+
+def test_all_answers_together_have_32_items_an_answer_at_most():
+    clock = Clock()
+    cache = AnswerCache(4, ttl_s=60, clock=clock)
+    for name, items in ((b"a", 60), (b"b", 60), (b"b", 10)):  # the same again takes no more
+        cache.put(name, answer("-", items=items))
+    assert cache.num_items == 70
+    cache.put(b"c", answer("-", items=100))
+    assert ([cache.get(name) is None for name in (b"a", b"b")], cache.num_items) == (
+        [True, False],
+        110,
+    )
+    cache.put(b"d", answer("-", items=129))  # more than all: the others stay
+    assert (len(cache), cache.get(b"d"), cache.num_items) == (2, None, 110)
+    clock.now = 60
+    assert [cache.get(name) for name in (b"b", b"c")] == [None, None]
+    assert (len(cache), cache.num_items) == (0, 0)
+
+
+def test_what_a_large_model_had_a_part_in_can_be_forgotten():
+    cache = AnswerCache(4, ttl_s=60, clock=Clock())
+    for name, large in ((b"a", None), (b"b", "large"), (b"c", "other")):
+        cache.put(name, answer("-", items=1, versions=Versions(small="1", large=large)))
+    cache.forget("large")
+    assert [cache.get(name) is None for name in (b"a", b"b", b"c")] == [False, True, False]
+    assert cache.num_items == 2
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -74,7 +75,7 @@ def test_a_model_that_fails_its_golden_requests_is_withdrawn_too(engine, monkeyp
 
     monkeypatch.setattr("rectrain.inference.golden.Golden.check", fails)
     clock.now = 31.0
-    with pytest.raises(RuntimeError, match="engine is gone"):
+    with pytest.raises(ModelFault, match="engine is gone"):
         asyncio.run(checks.check())
     assert (engine.is_sound, deviations) == (False, ["shop"])
 
@@ -96,6 +97,32 @@ def test_all_who_ask_meanwhile_get_the_verdict(engine):
         return await asyncio.gather(*(checks.check() for _ in range(3)), return_exceptions=True)
 
     assert [type(one) for one in asyncio.run(ask())] == [Deviation, ModelFault, ModelFault]
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_a_suspicion_outlives_a_client_that_leaves_during_the_check(engine, is_broken):
+    checks, _, _ = health(engine)
+    if is_broken:
+        break_weights(engine)
+
+    async def leave() -> None:
+        computes, engine.is_suspect = threading.Event(), True
+        busy = asyncio.create_task(engine.call_async(computes.wait))
+        await asyncio.sleep(0)
+        asking = asyncio.create_task(checks.check())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        assert engine.is_suspect
+        computes.set()
+        await busy
+        while engine.is_suspect and engine.is_sound:  # what was begun goes on
+            await asyncio.sleep(0.001)
+
+    asyncio.run(asyncio.wait_for(leave(), 60))
+    assert engine.is_sound != is_broken
 
 
 def test_a_model_that_deviates_from_its_package_never_starts(engine, packages):

@@ -79,7 +79,15 @@ def test_work_of_a_replica_that_died_is_done_again():
 
 
 def test_another_replica_is_tried_where_one_is_withdrawn():
-    assert ask(LargeReply(None, "unavailable"), GOOD)[0] == [GOOD]
+    assert ask(LargeReply(None, "unavailable"), GOOD)[0] == [GOOD._replace(is_withdrawn=True)]
+
+
+@pytest.mark.parametrize(
+    ("second", "reason"), [(BackPressureError(9, 8), "overload"), (NEVER, "deadline")]
+)
+def test_that_a_replica_is_withdrawn_is_told_whatever_another_says(second, reason):
+    replies, _ = ask(LargeReply(None, "unavailable"), second, left_s=0.01)
+    assert replies == [LargeReply(None, reason, is_withdrawn=True)]
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from served_toy import TASKS
 
+from rectrain.errors import DataError
 from rectrain.package import Package
 from serve.answering import LargeReply
+from serve.batcher import DeadlinePassed, Overloaded
 from serve.config import Batching
 from serve.deployments import Large
-from serve.scoring import Engine, ModelFault, Work, num_tokens, score_works
+from serve.scoring import Engine, ModelFault, NoNumber, Work, num_tokens, score_works
 
 
 @pytest.fixture
@@ -97,6 +99,26 @@ def test_a_work_that_fails_in_any_way_fails_alone(engine, monkeypatch):
     assert isinstance(second, RuntimeError)
     for result in (first, third):
         np.testing.assert_allclose(result, predict(TASKS[1], fine.rows))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_expected"),
+    [
+        (RuntimeError("the engine is gone"), True),
+        (NoNumber(what="w", got="NaN", rule="r", fix="f"), True),
+        (DataError(what="w", got="g", rule="r", fix="f"), False),
+        (Overloaded(1.0), False),
+        (DeadlinePassed(), False),
+    ],
+)
+def test_what_no_sound_model_fails_with_makes_it_suspect(engine, monkeypatch, error, is_expected):
+    async def fails(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(engine._batcher, "submit", fails)
+    with pytest.raises(type(error)):
+        asyncio.run(engine.submit(search("alpha"), deadline=0.0))
+    assert engine.is_suspect == is_expected
 
 
 def test_work_that_waits_while_golden_requests_fail_gets_no_answer(engine):

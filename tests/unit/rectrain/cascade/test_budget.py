@@ -66,6 +66,26 @@ def test_easier_traffic_uses_a_budget_and_leaves_a_bound_alone():
     assert used[1000:].mean() == pytest.approx(0.1, abs=0.02)
 
 
+@pytest.mark.parametrize("bound", ["loss", "budget"])
+@pytest.mark.parametrize("ties", [0.3, 1.0])
+def test_equal_confidences_use_the_budget_and_no_more(bound, ties):
+    """The lowest confidences are equal, and more of them than the budget's share."""
+    rng = np.random.default_rng(0)
+    stream = np.where(rng.random(4000) < ties, 0.2, 0.6 + 0.3 * rng.random(4000))
+    policy = changed(LISTS, threshold=0.5, budget=0.1, bound=bound)
+    deferred = np.array(drive(policy, stream))
+    assert deferred.mean() <= 0.1 + 52 / 4000
+    assert deferred[1000:].mean() == pytest.approx(0.1, abs=0.01)
+    assert (stream[1000:][deferred[1000:]] == 0.2).all()
+
+
+def test_what_is_sure_is_not_deferred_to_use_a_budget():
+    budget = Budget(changed(LISTS, budget=0.5, bound="budget"), window=10)
+    for value in [0.3] + [1.0] * 9:
+        budget.feed([value], deferred=0)
+    assert 0.3 < budget.state.threshold <= 1.0
+
+
 def test_what_large_was_not_asked_for_costs_nothing():
     budget = Budget(changed(LISTS, budget=0.1), window=10)
     for _ in range(5):
@@ -79,14 +99,14 @@ def test_the_threshold_is_the_policys_until_enough_is_known():
     budget = Budget(changed(LISTS, budget=0.5, threshold=0.4), window=100)
     for _ in range(19):
         assert budget.feed([0.01], deferred=0) == 0.4
-    assert budget.feed([0.01], deferred=0) == 0.01
+    assert budget.feed([0.01], deferred=0) == math.nextafter(0.01, 1)
 
 
 def test_only_the_window_is_remembered():
     budget = Budget(changed(LISTS, budget=0.5, bound="budget"), window=10)
     for value in [0.9] * 30 + [0.2] * 10:
         budget.feed([value], deferred=0)
-    assert budget.state.threshold == 0.2
+    assert budget.state.threshold == math.nextafter(0.2, 1)
 
 
 def test_drift_and_rate_by_hand():

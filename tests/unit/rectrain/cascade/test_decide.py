@@ -43,6 +43,13 @@ def test_rows_below_the_threshold_are_deferred_the_most_doubtful_first(
     assert found.confidence == min(found.confidences, default=1.0)
 
 
+@pytest.mark.parametrize(("credit", "is_cut"), [(3, False), (2, True), (0, False)])
+def test_a_decision_says_where_the_credit_left_out_doubtful_rows(credit, is_cut):
+    found = decide(ROWS, sigmoid([2.0, 0.5, 0.0, -0.2]), budget=BudgetState(0.9, credit))
+    assert found.is_cut == is_cut
+    assert not found.withheld("deadline").is_cut
+
+
 def test_a_rows_confidence_by_hand():
     found = decide(ROWS, sigmoid([0.5, -3.0]), budget=PLENTY)
     assert found.confidences == pytest.approx([math.exp(-0.5), 1.0])
@@ -55,6 +62,7 @@ def test_a_doubtful_list_sends_its_head_best_first():
     assert (found.num_deferred, len(found.confidences)) == (1, 1)
     whole = decide(changed(LISTS, head=0), close, budget=BudgetState(0.5, 1))
     assert whole.candidates == (1, 3, 2, 4, 0)
+    assert not found.is_cut, "the head is all that is asked of a list"
     clear = decide(LISTS, 10 * np.arange(5.0), budget=BudgetState(0.5, 1))
     assert (clear.defer, clear.reason) == (False, "confident")
     assert decide(LISTS, close, budget=BudgetState(0.5, 0)).reason == "over_budget"
@@ -66,7 +74,9 @@ def test_what_is_withheld_is_small_s_answer():
     assert (found.defer, found.reason, found.candidates, found.num_deferred) == (
         False, "overload", (), 0,
     )  # fmt: skip
-    answer = merge(ROWS, found, small=sigmoid([0.0]), large=np.array([]))
+    answer = merge(
+        found.candidates, calibration=ROWS.calibration, small=sigmoid([0.0]), large=np.array([])
+    )
     assert answer == pytest.approx([0.5])
 
 
@@ -74,16 +84,26 @@ def test_rows_are_answered_by_whoever_saw_them_in_calibrated_probabilities():
     small, large = sigmoid([2.0, 0.5, 0.0]), sigmoid([4.0, -4.0])
     decision = decide(ROWS, small, budget=PLENTY)
     assert decision.candidates == (2, 1)
-    answer = merge(ROWS, decision, small=small, large=large)
+    answer = merge(decision.candidates, calibration=ROWS.calibration, small=small, large=large)
     assert answer == pytest.approx(sigmoid([2.0, -2.0, 2.0]))  # large's temperature is 2
 
 
 def test_large_orders_the_head_and_the_others_stay_behind():
     small = np.array([0.1, 0.9, 0.3, 0.8, 0.2])
     decision = decide(LISTS, small, budget=BudgetState(2.0, 1))
-    answer = merge(LISTS, decision, small=small, large=np.array([-7.0, 5.0, -6.0]))
+    answer = merge(
+        decision.candidates,
+        calibration=LISTS.calibration,
+        small=small,
+        large=np.array([-7.0, 5.0, -6.0]),
+    )
     assert np.argsort(-answer).tolist() == [3, 2, 1, 4, 0]
-    kept = merge(LISTS, decision.withheld("deadline"), small=small, large=np.array([]))
+    kept = merge(
+        decision.withheld("deadline").candidates,
+        calibration=LISTS.calibration,
+        small=small,
+        large=np.array([]),
+    )
     assert kept.tolist() == small.tolist()
 
 
@@ -96,10 +116,25 @@ def test_deferring_all_equals_large_and_nothing_equals_small(scores, seed):
     large = np.random.default_rng(seed).permutation(len(small)).astype(float)
     whole = changed(LISTS, head=0)
     everything = decide(whole, small, budget=BudgetState(2.0, 1))
-    answer = merge(whole, everything, small=small, large=large[list(everything.candidates)])
+    answer = merge(
+        everything.candidates,
+        calibration=whole.calibration,
+        small=small,
+        large=large[list(everything.candidates)],
+    )
     assert np.argsort(-answer).tolist() == np.argsort(-large).tolist()
     rows = decide(ROWS, sigmoid(small), budget=BudgetState(2.0, 99))
-    got = merge(ROWS, rows, small=sigmoid(small), large=sigmoid(large)[list(rows.candidates)])
+    got = merge(
+        rows.candidates,
+        calibration=ROWS.calibration,
+        small=sigmoid(small),
+        large=sigmoid(large)[list(rows.candidates)],
+    )
     assert got == pytest.approx(sigmoid(large / 2))
     nothing = decide(whole, small, budget=BudgetState(0.0, 1))
-    assert merge(whole, nothing, small=small, large=np.array([])).tolist() == small.tolist()
+    assert (
+        merge(
+            nothing.candidates, calibration=whole.calibration, small=small, large=np.array([])
+        ).tolist()
+        == small.tolist()
+    )

@@ -54,7 +54,12 @@ def test_rows_are_calibrated_and_the_served_rate_is_the_chosen_one():
     decision = decide(policy, scores.small, budget=everything)
     chosen = list(decision.candidates)
     assert len(chosen) / 3000 == pytest.approx(policy.rate)
-    answer = merge(policy, decision, small=scores.small, large=scores.large[chosen])
+    answer = merge(
+        decision.candidates,
+        calibration=policy.calibration,
+        small=scores.small,
+        large=scores.large[chosen],
+    )
     served = metric("auc")(Examples(label=scores.labels, score=answer))
     judged = found.choice.curve.metrics[found.choice.step].value
     assert served == pytest.approx(judged, abs=2e-3)  # judged by curves of the other half
@@ -103,7 +108,12 @@ def test_lists_are_served_as_they_were_judged(aim):
         decision = decide(policy, scores.small[rows], budget=BudgetState(policy.threshold, 1))
         deferred[one] = decision.defer
         asked = scores.large[rows][list(decision.candidates)]
-        answer = merge(policy, decision, small=scores.small[rows], large=asked)
+        answer = merge(
+            decision.candidates,
+            calibration=policy.calibration,
+            small=scores.small[rows],
+            large=asked,
+        )
         places[rows] = rank_within_groups(answer, np.zeros(len(rows), dtype=np.int64))
     judged = scores.judged.answered(deferred, head=policy.head)
     np.testing.assert_array_equal(places, judged.rank)

@@ -1,0 +1,57 @@
+"""What an answerer makes of a slow, a hanging and a withdrawn large model."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from serve.answering import LargeReply
+from serve.config import Limits
+from serve.schemas import Answer, request_models
+from serve.scoring import Work
+
+RISKS = {"country": "DE", "candidates": [{"item_text": "alpha"}, {"item_text": "beta"}]}
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def request(served: Any, path: str, body: dict[str, Any]) -> BaseModel:
+    forms = request_models({"shop": served.answerer.small}, Limits())
+    return forms[path].single.model_validate(body)
+
+
+@pytest.mark.parametrize(("deadline", "reserve_s"), [(0.3, 0.02), (30.0, 0.05)])
+def test_a_large_model_that_hangs_leaves_time_for_the_small_ones_answer(
+    graph, doubtful, monkeypatch, deadline, reserve_s
+):
+    served, clock = graph(policy=doubtful), Clock()
+    submit = served.engine.submit
+
+    async def takes_a_while(work: Work, *, deadline: float) -> object:
+        clock.now += 0.1
+        return await submit(work, deadline=1e12)
+
+    async def hangs(work: Work, left_s: float) -> LargeReply:
+        clock.now += left_s
+        return LargeReply(None, "deadline")
+
+    monkeypatch.setattr(served.engine, "submit", takes_a_while)
+    monkeypatch.setattr(served.answerer, "_ask_large", hangs)
+    monkeypatch.setattr(served.answerer, "_clock", clock)
+
+    async def answer() -> Answer:
+        body = request(served, "risk", RISKS)
+        return await served.answerer.answer("risk", body, deadline=deadline)
+
+    given = asyncio.run(answer())
+    assert (given.deferred, given.reason) == (False, "deadline")
+    assert {item.by for item in given.items} == {"small"}
+    assert clock.now == pytest.approx(deadline - reserve_s)
