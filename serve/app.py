@@ -177,18 +177,29 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         print(f"serve: {', '.join(settings.models)} on {_address(settings)}")
         return 0
+    is_joined, is_deployed = cluster.is_joined(), False
     _connect(settings)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set one of its own
     try:
         start(settings)
+        is_deployed = True
         print(_welcome(settings), flush=True)
         print(f"serve: metrics at {', '.join(metrics_urls())}", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         print("serve: finishing what was begun", flush=True)
     finally:
-        serve.shutdown()  # type: ignore[no-untyped-call]
+        _stop(is_joined=is_joined, is_deployed=is_deployed)
     return 0
+
+
+def _stop(*, is_joined: bool, is_deployed: bool) -> None:
+    """Ends what this process began: on a cluster that it joined others may have applications, and
+    where it did not deploy ours, one of ours that runs is another process's."""
+    if not is_joined:
+        serve.shutdown()  # type: ignore[no-untyped-call]
+    elif is_deployed:
+        serve.delete(APPLICATION)
 
 
 def _welcome(settings: Settings) -> str:

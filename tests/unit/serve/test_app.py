@@ -66,3 +66,44 @@ def test_tls_is_not_silently_left_out_by_haproxy(monkeypatch):
     given = settings(http={"ssl_certfile": "c.pem", "ssl_keyfile": "k.pem"})
     with pytest.raises(ConfigError, match="plain HTTP"):
         app.build(given.model_dump(mode="json"))
+
+
+class Stopped(Exception):
+    """Ends the wait for Ctrl-C in a test."""
+
+
+@pytest.mark.parametrize(
+    ("is_joined", "fails", "expected"),
+    [
+        (True, False, ["delete rectrain"]),
+        (True, True, []),
+        (False, False, ["shutdown"]),
+        (False, True, ["shutdown"]),
+    ],
+)
+def test_on_a_joined_cluster_nothing_but_what_was_deployed_is_taken_down(
+    monkeypatch, is_joined, fails, expected
+):
+    ended: list[str] = []
+    monkeypatch.setattr(app.serve, "shutdown", lambda: ended.append("shutdown"))
+    monkeypatch.setattr(app.serve, "delete", lambda name: ended.append(f"delete {name}"))
+    monkeypatch.setattr(app.cluster, "is_joined", lambda: is_joined)
+    for name in ("_check_packages", "check_cpus", "check_port", "_connect"):
+        monkeypatch.setattr(app, name, lambda given: None)
+    monkeypatch.setattr(app.signal, "signal", lambda *given: None)
+    monkeypatch.setattr(app, "metrics_urls", list)
+
+    def start(given: Settings) -> None:
+        if fails:
+            raise Stopped
+
+    def wait(event: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "start", start)
+    monkeypatch.setattr(app.threading.Event, "wait", wait)
+    try:
+        app.main(["--models.shop.small=s"])
+    except Stopped:
+        assert fails
+    assert ended == expected
