@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ from starlette.responses import Response
 from rectrain.errors import DataError, PackageError
 from rectrain.inference.golden import Deviation
 from serve.batcher import DeadlinePassed, Overloaded
+from serve.proxy import WITHDRAWN
 from serve.schemas import Failure
 from serve.scoring import ModelFault
 
@@ -25,6 +27,7 @@ __all__ = ["HANDLERS", "failure"]
 
 _SHOWN_PROBLEMS = 5
 _MAX_ID = 128
+_HELD_S = 0.1  # of a withdrawn replica: one that answered at once would have the shortest queue
 
 
 def failure(
@@ -79,8 +82,12 @@ async def _too_late(request: Request, error: DeadlinePassed) -> Response:
 
 
 async def _withdrawn(request: Request, error: ModelFault | Deviation) -> Response:
+    """The proxy asks another replica in the client's place, see `proxy.Front`."""
+    await asyncio.sleep(_HELD_S)
     message = "the model is being replaced"
-    return failure(request.headers, 503, "withdrawn", message, retry_after_s=5)
+    response = failure(request.headers, 503, "withdrawn", message, retry_after_s=5)
+    response.headers[WITHDRAWN] = "1"
+    return response
 
 
 async def _http(request: Request, error: HTTPException) -> Response:

@@ -1,9 +1,10 @@
 """What stands around each request in Serve's HTTP proxy: no death costs one, overload is refused.
 
 A request outlives the replica it was on. Serve's own proxy makes a 500 of it; here its body is held
-and sent once more, to another replica: scoring changes nothing, so that is safe. And more requests
-than can be answered in time are refused at once, before their bodies are read: to take one in costs
-Serve about as much as to answer it, so a proxy that takes in all of them soon answers none.
+and sent once more, to another replica: scoring changes nothing, so that is safe. The same where the
+replica is withdrawn: Serve sends requests to it until it has failed three health checks. And more
+requests than can be answered in time are refused at once, before their bodies are read: to take one
+in costs Serve about as much as to answer it: a proxy that takes in all of them soon answers none.
 
 It costs no hop, for it runs in the proxy's process (`config.PROXY_ENVIRONMENT` puts it there).
 Nothing heavy is imported: a proxy that was killed must be back in seconds.
@@ -27,11 +28,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.headers import HeaderGuard
 
-__all__ = ["DEADLINE", "SENT", "Front", "Limit", "middlewares", "on_the_way_s"]
+__all__ = ["DEADLINE", "SENT", "WITHDRAWN", "Front", "Limit", "middlewares", "on_the_way_s"]
 
 DEADLINE = "x-deadline-ms"
 #: When the proxy passed a request on: machine and seconds of its clock; replicas count from there.
 SENT = "x-rectrain-sent"
+#: In the answer of a replica that may not answer any more: another may. No client sees it.
+WITHDRAWN = "x-rectrain-withdrawn"
 _log = logging.getLogger("ray.serve")
 
 _ATTEMPTS = 2  # a request that kills what reads it must not kill every replica
@@ -49,7 +52,8 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 def middlewares() -> list[Middleware]:
     """Called by each of Serve's proxies when it starts."""
     resent = Counter(
-        "rectrain_resent", description="requests sent once more, since their replica died"
+        "rectrain_resent",
+        description="requests sent once more, since their replica died or was withdrawn",
     )
     limit = Gauge("rectrain_proxy_limit", description="requests that a proxy takes in at a time")
     return [
@@ -118,7 +122,8 @@ class Limit:
 
 
 class Front:
-    """Takes a request in, sends it once more when no answer comes back, all within its deadline.
+    """Takes a request in, sends it once more when its replica died or is withdrawn, all within its
+    deadline.
 
     What it or the proxy itself says has the form of the application's failures, and a Retry-After.
 
@@ -166,14 +171,15 @@ class Front:
                     if attempt:
                         self._resent()
                         facts = {"request_id": headers["x-request-id"], "event": "resent"}
-                        _log.warning("no answer came back; sent once more", extra=facts)
+                        _log.warning("no replica answered; sent once more", extra=facts)
                     now = time.monotonic()
                     if left_s is not None:
                         headers[DEADLINE] = f"{max(1.0, 1000 * (begun + left_s - now)):.3f}"
                     # Without a deadline of the client's, the replica's own counts from the first.
                     sent = begun if left_s is None else now
                     headers[SENT] = f"{self._machine} {sent:.6f}"
-                    await self._app({**scope}, exchange.replay(), exchange.send)
+                    receive = exchange.replay(is_last=attempt == _ATTEMPTS - 1)
+                    await self._app({**scope}, receive, exchange.send)
                     # Serve makes a plain return of the timeout's cancelling.
                     if exchange.is_over or not exchange.may_repeat or patience.expired():
                         return
@@ -186,7 +192,8 @@ class _Exchange:
 
     Attributes:
         is_over: the client has an answer, or has left.
-        is_busy: somebody said that there was no room; not that the body came too slowly.
+        is_busy: somebody said that there was no room; not that the body came too slowly, nor that
+            the replica is withdrawn.
         may_repeat: the body is held, and it was not the proxy itself that said so.
     """
 
@@ -196,7 +203,7 @@ class _Exchange:
         self._held: list[Message] = []
         self._num_bytes = 0
         self._start: Message | None = None
-        self._is_dropped = False
+        self._is_dropped = self._is_last = False
         self._read_at = math.inf  # when the whole body was there
         self.is_over = self.is_busy = False
         self.may_repeat = True
@@ -206,10 +213,11 @@ class _Exchange:
         """Seconds since the whole body was there: until then it is the client who takes time."""
         return max(0.0, time.monotonic() - self._read_at)
 
-    def replay(self) -> Receive:
-        """The client's messages from the first one on."""
+    def replay(self, *, is_last: bool) -> Receive:
+        """The client's messages from the first one on, for an attempt; the last one's answer
+        stands, whatever it is."""
         held = iter(tuple(self._held))
-        self._start = None
+        self._start, self._is_dropped, self._is_last = None, False, is_last
 
         async def receive() -> Message:
             return next(held, None) or await self._next()
@@ -237,21 +245,29 @@ class _Exchange:
             return
         if self._start is not None:
             start, self._start = self._start, None
-            is_refused, is_own = start["status"] in _BUSY, _is_serves_own(start)
-            self.is_busy = is_refused and (is_own or start["status"] != _SLOW_BODY)
-            if is_refused and is_own:
-                self.may_repeat, self._is_dropped = False, True
-            else:
+            self._is_dropped = self._is_to_drop(start)
+            if not self._is_dropped:
                 self.is_over = True
                 await self._send(start)
         if not self._is_dropped:
             await self._send(message)
 
+    def _is_to_drop(self, start: Message) -> bool:
+        """Whether an answer is not for the client: ours comes in its place, or another's."""
+        headers = Headers(raw=start["headers"])
+        is_refused, is_own = start["status"] in _BUSY, _is_serves_own(headers)
+        is_withdrawn = WITHDRAWN in headers
+        self.is_busy = is_refused and not is_withdrawn and (is_own or start["status"] != _SLOW_BODY)
+        if is_refused and is_own:
+            self.may_repeat = False
+            return True
+        start["headers"] = [pair for pair in headers.raw if pair[0] != WITHDRAWN.encode()]
+        return is_withdrawn and self.may_repeat and not self._is_last
 
-def _is_serves_own(start: Message) -> bool:
+
+def _is_serves_own(headers: Headers) -> bool:
     """Whether the proxy itself speaks: the application's failures are JSON."""
-    kind = Headers(raw=start["headers"]).get("content-type", "")
-    return kind.startswith("text/plain")
+    return headers.get("content-type", "").startswith("text/plain")
 
 
 def _left_s(headers: Headers) -> float | None:

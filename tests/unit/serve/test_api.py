@@ -13,6 +13,7 @@ from served_toy import offline, search
 
 from rectrain.inference.packaged import load
 from serve.batcher import DeadlinePassed, Overloaded
+from serve.proxy import WITHDRAWN
 from serve.scoring import NoNumber
 
 RISKS = {
@@ -359,6 +360,8 @@ def test_a_process_that_is_withdrawn_answers_no_more(graph, monkeypatch):
     for response in (served.client.get("/readyz"), served.post("/v1/rank", search())):
         assert (response.status_code, response.json()["code"]) == (503, "withdrawn")
         assert "retry-after" in response.headers
+        assert WITHDRAWN in response.headers  # the proxy asks another replica
+        assert response.elapsed.total_seconds() > 0.09  # the shortest queue would get every request
     assert served.client.get("/healthz").status_code == 200
 
 

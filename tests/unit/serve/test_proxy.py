@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from starlette.datastructures import Headers
 
-from serve.proxy import DEADLINE, SENT, Front, Limit, on_the_way_s
+from serve.proxy import DEADLINE, SENT, WITHDRAWN, Front, Limit, on_the_way_s
 from serve.schemas import Failure
 
 BODY = [
@@ -124,6 +124,32 @@ def test_the_proxys_own_refusals_take_our_form(status):
 
 def test_the_applications_refusals_stay_as_they_are():
     assert ask(Proxy(answer(503)))[0] == answer(503)
+
+
+def withdrawn() -> list[dict[str, Any]]:
+    start, body = answer(503)
+    return [{**start, "headers": [*start["headers"], (WITHDRAWN.encode(), b"1")]}, body]
+
+
+def test_what_a_withdrawn_replica_refuses_is_sent_to_another():
+    proxy, limit = Proxy(withdrawn(), answer()), Limit()
+    sent, resent = ask(proxy, limit=limit, headers={DEADLINE: "2000"})
+    assert sent == answer()
+    assert proxy.bodies == [b"onetwo", b"onetwo"]
+    assert resent.value == 1
+
+
+def test_where_all_replicas_are_withdrawn_the_client_is_told_and_the_limit_stays():
+    limit = Limit()
+    before = limit.limit
+    sent, _ = ask(Proxy(withdrawn(), withdrawn()), limit=limit, headers={DEADLINE: "2000"})
+    assert sent == answer(503)  # without the header
+    assert limit.limit == before
+
+
+def test_a_withdrawn_replicas_answer_stands_where_the_body_is_not_held():
+    large = [{"type": "http.request", "body": b"x" * 8_000_001, "more_body": False}]
+    assert ask(Proxy(withdrawn()), messages=large)[0] == answer(503)
 
 
 def test_nobody_waits_longer_than_the_deadline():
