@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rectrain.errors import DataError, PackageError
+from rectrain.errors import DataError, NoIndex
 from rectrain.inference.golden import Deviation
 from serve.batcher import DeadlinePassed, Overloaded
 from serve.proxy import WITHDRAWN
@@ -66,7 +66,7 @@ async def _mistake(request: Request, error: DataError) -> Response:
     return failure(request.headers, 422, "invalid", str(error))
 
 
-async def _no_index(request: Request, error: PackageError) -> Response:
+async def _no_index(request: Request, error: NoIndex) -> Response:
     message = "this model has no catalogue to recommend from"
     return failure(request.headers, 422, "no_index", message)
 
@@ -106,7 +106,7 @@ HANDLERS: dict[Any, Any] = {
     RequestValidationError: _invalid,
     HTTPException: _http,
     DataError: _mistake,
-    PackageError: _no_index,
+    NoIndex: _no_index,
     Overloaded: _overloaded,
     DeadlinePassed: _too_late,
     ModelFault: _withdrawn,

@@ -11,6 +11,8 @@ import pytest
 import torch
 from served_toy import offline, search
 
+from rectrain.errors import NoIndex, PackageError
+from rectrain.inference.golden import Deviation
 from rectrain.inference.packaged import load
 from serve.batcher import DeadlinePassed, Overloaded
 from serve.proxy import WITHDRAWN
@@ -337,6 +339,27 @@ def test_where_answers_are_kept_a_busy_process_still_reads(graph, monkeypatch):
 
     monkeypatch.setattr(served.engine, "require_room", refuse)
     assert served.post("/v1/rank", search()).json()["cached"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (NoIndex, (422, "no_index")),
+        (Deviation, (503, "withdrawn")),
+        (PackageError, (500, "internal")),
+    ],
+)
+def test_of_a_package_only_the_lack_of_a_catalogue_is_the_clients(
+    graph, monkeypatch, kind, expected
+):
+    served = graph()
+
+    async def broken(*args: object, **kwargs: object) -> None:
+        raise kind(what="package p", got="g", rule="r", fix="f")
+
+    monkeypatch.setattr(served.engine, "submit", broken)
+    response = served.post("/v1/rank", search())
+    assert (response.status_code, response.json()["code"]) == expected
 
 
 def test_a_fault_of_ours_shows_nothing_of_its_inside(graph, monkeypatch):
