@@ -167,6 +167,9 @@ class Replicas(Section):
     min_replicas: Count = Field(default=1, description="processes that always run")
     max_replicas: Count = Field(default=1, description="processes at most")
     threads: Count = Field(default=1, description="threads of a process's computations")
+    device: Literal["cpu", "cuda"] = Field(
+        default="cpu", description="what it computes on; cuda: each process has a GPU of its own"
+    )
     max_ongoing_requests: Count = Field(
         default=64, description="requests in a process at a time, and so in a batch, at most"
     )
