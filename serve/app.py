@@ -234,7 +234,9 @@ def start(settings: Settings) -> None:
         controller_options=settings.controller_options(),
         logging_config=settings.logging_config(),
     )
-    _check_running(settings.http, _get_global_client().http_config)
+    client = _get_global_client()
+    assert client is not None  # it raises
+    _check_running(settings.http, client.http_config)
     app = build(settings.model_dump(mode="json"))
     serve.run(app, name=APPLICATION, route_prefix="/")
 
