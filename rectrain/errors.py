@@ -9,6 +9,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "EncoderError",
+    "NoIndex",
     "PackageError",
     "RectrainError",
     "ResourceError",
@@ -81,6 +82,10 @@ class CheckpointError(RectrainError):
 
 class PackageError(RectrainError):
     """A published folder of a model is foreign, incomplete, altered, or of another model."""
+
+
+class NoIndex(PackageError):
+    """A package without the item index that is asked for."""
 
 
 class ResourceError(RectrainError):

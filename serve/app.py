@@ -17,6 +17,8 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import HTTPOptions
+from ray.serve.context import _get_global_client
 
 from jobs.cli import JobParser, run
 from rectrain import cluster
@@ -26,6 +28,7 @@ from serve.config import (
     APPLICATION,
     PROXY_LOCATION,
     SETTINGS_FILE,
+    Http,
     Replicas,
     Settings,
     load_settings,
@@ -81,7 +84,7 @@ def _read_by_large(settings: Settings, name: str) -> Settings:
                 update={"small": pair.large, "small_backend": "auto", "cost": None}
             )
         },
-        large=Replicas(threads=settings.large.threads),
+        large=_read_by_replica(settings.large),
         batching=settings.batching,
         cache=settings.cache,
         golden=settings.golden,
@@ -89,8 +92,12 @@ def _read_by_large(settings: Settings, name: str) -> Settings:
 
 
 def _read_by_ingress(settings: Settings) -> Settings:
-    ingress = Replicas(threads=settings.ingress.threads)
+    ingress = _read_by_replica(settings.ingress)
     return settings.model_copy(update={"ingress": ingress, "large": Replicas()})
+
+
+def _read_by_replica(replicas: Replicas) -> Replicas:
+    return Replicas(threads=replicas.threads, device=replicas.device)
 
 
 def _check_tls(settings: Settings) -> None:
@@ -158,9 +165,15 @@ def _deployment(cls: type, replicas: Replicas, settings: Settings, *, name: str)
         max_surge_percent=_SURGE_PERCENT,
         max_constructor_retry_count=_STARTS,
         logging_config=settings.logging_config(),
-        # Half of what a replica computes with: an update runs the old and the new side by side.
-        ray_actor_options={"num_cpus": replicas.threads / (1 + _SURGE_PERCENT / 100)},
+        ray_actor_options=_needs(replicas),
     )(cls)
+
+
+def _needs(replicas: Replicas) -> dict[str, float]:
+    """What a replica asks Ray for: half of the CPUs that it computes with, for an update runs the
+    old and the new side by side; a whole GPU, for two models may not fit into its memory."""
+    needs: dict[str, float] = {"num_cpus": replicas.threads / (1 + _SURGE_PERCENT / 100)}
+    return {**needs, "num_gpus": 1} if replicas.device == "cuda" else needs
 
 
 def main(argv: list[str]) -> int:
@@ -177,18 +190,29 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         print(f"serve: {', '.join(settings.models)} on {_address(settings)}")
         return 0
+    is_joined, is_deployed = cluster.is_joined(), False
     _connect(settings)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set one of its own
     try:
         start(settings)
+        is_deployed = True
         print(_welcome(settings), flush=True)
         print(f"serve: metrics at {', '.join(metrics_urls())}", flush=True)
         threading.Event().wait()
     except KeyboardInterrupt:
         print("serve: finishing what was begun", flush=True)
     finally:
-        serve.shutdown()  # type: ignore[no-untyped-call]
+        _stop(is_joined=is_joined, is_deployed=is_deployed)
     return 0
+
+
+def _stop(*, is_joined: bool, is_deployed: bool) -> None:
+    """Ends what this process began: on a cluster that it joined others may have applications, and
+    where it did not deploy ours, one of ours that runs is another process's."""
+    if not is_joined:
+        serve.shutdown()  # type: ignore[no-untyped-call]
+    elif is_deployed:
+        serve.delete(APPLICATION)
 
 
 def _welcome(settings: Settings) -> str:
@@ -210,8 +234,25 @@ def start(settings: Settings) -> None:
         controller_options=settings.controller_options(),
         logging_config=settings.logging_config(),
     )
+    client = _get_global_client()
+    assert client is not None  # it raises
+    _check_running(settings.http, client.http_config)
     app = build(settings.model_dump(mode="json"))
     serve.run(app, name=APPLICATION, route_prefix="/")
+
+
+def _check_running(ours: Http, running: HTTPOptions) -> None:
+    """Refuses other options of HTTP than Serve runs with on this cluster: it keeps those that it
+    was started with, and only warns."""
+    for name in ("host", "port", "ssl_certfile", "ssl_keyfile"):
+        wanted, found = getattr(ours, name), getattr(running, name)
+        if wanted != found:
+            raise ConfigError(
+                what=f"http.{name}",
+                got=wanted,
+                rule=f"Serve already runs on this cluster with {found}, and keeps that",
+                fix="give what runs there, or end Serve with all its applications: serve shutdown",
+            )
 
 
 def _connect(settings: Settings) -> None:

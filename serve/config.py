@@ -23,6 +23,7 @@ from pydantic import Field, field_validator, model_validator
 from jobs.cli import run
 from rectrain.config import Section, load_config, parse_yaml, yaml_mapping
 from rectrain.errors import ConfigError
+from serve.proxy import DEFAULT_MS
 
 __all__ = [
     "APPLICATION",
@@ -166,6 +167,9 @@ class Replicas(Section):
     min_replicas: Count = Field(default=1, description="processes that always run")
     max_replicas: Count = Field(default=1, description="processes at most")
     threads: Count = Field(default=1, description="threads of a process's computations")
+    device: Literal["cpu", "cuda"] = Field(
+        default="cpu", description="what it computes on; cuda: each process has a GPU of its own"
+    )
     max_ongoing_requests: Count = Field(
         default=64, description="requests in a process at a time, and so in a batch, at most"
     )
@@ -372,7 +376,8 @@ class Settings(Section):
 
     def controller_options(self) -> dict[str, Any]:
         """What the environment of Serve's controller, and of the proxies it starts, must hold."""
-        return {"runtime_env": {"env_vars": PROXY_ENVIRONMENT}}
+        own = {DEFAULT_MS: str(self.deadlines.default_ms)}
+        return {"runtime_env": {"env_vars": {**PROXY_ENVIRONMENT, **own}}}
 
     def logging_config(self) -> dict[str, Any]:
         """Serve's logs. Our own line says more than its access log; two would be two outcomes."""

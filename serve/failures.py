@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
@@ -15,9 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rectrain.errors import DataError, PackageError
+from rectrain.errors import DataError, NoIndex
 from rectrain.inference.golden import Deviation
 from serve.batcher import DeadlinePassed, Overloaded
+from serve.proxy import WITHDRAWN
 from serve.schemas import Failure
 from serve.scoring import ModelFault
 
@@ -25,6 +27,7 @@ __all__ = ["HANDLERS", "failure"]
 
 _SHOWN_PROBLEMS = 5
 _MAX_ID = 128
+_HELD_S = 0.1  # of a withdrawn replica: one that answered at once would have the shortest queue
 
 
 def failure(
@@ -63,7 +66,7 @@ async def _mistake(request: Request, error: DataError) -> Response:
     return failure(request.headers, 422, "invalid", str(error))
 
 
-async def _no_index(request: Request, error: PackageError) -> Response:
+async def _no_index(request: Request, error: NoIndex) -> Response:
     message = "this model has no catalogue to recommend from"
     return failure(request.headers, 422, "no_index", message)
 
@@ -79,8 +82,12 @@ async def _too_late(request: Request, error: DeadlinePassed) -> Response:
 
 
 async def _withdrawn(request: Request, error: ModelFault | Deviation) -> Response:
+    """The proxy asks another replica in the client's place, see `proxy.Front`."""
+    await asyncio.sleep(_HELD_S)
     message = "the model is being replaced"
-    return failure(request.headers, 503, "withdrawn", message, retry_after_s=5)
+    response = failure(request.headers, 503, "withdrawn", message, retry_after_s=5)
+    response.headers[WITHDRAWN] = "1"
+    return response
 
 
 async def _http(request: Request, error: HTTPException) -> Response:
@@ -99,7 +106,7 @@ HANDLERS: dict[Any, Any] = {
     RequestValidationError: _invalid,
     HTTPException: _http,
     DataError: _mistake,
-    PackageError: _no_index,
+    NoIndex: _no_index,
     Overloaded: _overloaded,
     DeadlinePassed: _too_late,
     ModelFault: _withdrawn,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rectrain.data.fields import FieldTable
 from rectrain.data.shards import Prepared
-from rectrain.errors import ConfigError, DataError, PackageError
+from rectrain.errors import ConfigError, DataError, NoIndex
 from rectrain.inference.engine import Engine, open_engine
 from rectrain.inference.index import ItemIndex
 from rectrain.inference.predictor import Predictor, check_features, check_threads, pick_device
@@ -129,7 +129,7 @@ class PackagedModel:
         Raises:
             DataError: see `predict` and `index`.
             ConfigError: an argument out of its range.
-            PackageError: the package has no item index.
+            NoIndex: the package has no item index.
         """
         task = task or self._catalogue_task()
         index = self.index(task)
@@ -157,7 +157,7 @@ class PackagedModel:
 
         Raises:
             DataError: no such task, or one without a catalogue.
-            PackageError: the package has none.
+            NoIndex: the package has none.
         """
         if not self.predictor.spec(task).has_catalogue:
             raise DataError(
@@ -167,7 +167,7 @@ class PackagedModel:
                 fix="call predict(task, rows)",
             )
         if task not in self._indexes:
-            raise PackageError(
+            raise NoIndex(
                 what=f"package {self.package.path}",
                 got=f"no item index of {task}",
                 rule="a catalogue is ranked by the vectors of its items",

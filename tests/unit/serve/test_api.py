@@ -11,9 +11,12 @@ import pytest
 import torch
 from served_toy import doubtful_policy, offline, search
 
+from rectrain.errors import NoIndex, PackageError
+from rectrain.inference.golden import Deviation
 from rectrain.inference.packaged import load
 from serve.answering import LargeReply
 from serve.batcher import DeadlinePassed, Overloaded
+from serve.proxy import WITHDRAWN
 from serve.scoring import NoNumber, Work
 
 RISKS = {
@@ -389,6 +392,27 @@ def test_where_answers_are_kept_a_busy_process_still_reads(graph, monkeypatch):
     assert served.post("/v1/rank", search()).json()["cached"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (NoIndex, (422, "no_index")),
+        (Deviation, (503, "withdrawn")),
+        (PackageError, (500, "internal")),
+    ],
+)
+def test_of_a_package_only_the_lack_of_a_catalogue_is_the_clients(
+    graph, monkeypatch, kind, expected
+):
+    served = graph()
+
+    async def broken(*args: object, **kwargs: object) -> None:
+        raise kind(what="package p", got="g", rule="r", fix="f")
+
+    monkeypatch.setattr(served.engine, "submit", broken)
+    response = served.post("/v1/rank", search())
+    assert (response.status_code, response.json()["code"]) == expected
+
+
 def test_a_fault_of_ours_shows_nothing_of_its_inside(graph, monkeypatch):
     served = graph()
 
@@ -410,6 +434,8 @@ def test_a_process_that_is_withdrawn_answers_no_more(graph, monkeypatch):
     for response in (served.client.get("/readyz"), served.post("/v1/rank", search())):
         assert (response.status_code, response.json()["code"]) == (503, "withdrawn")
         assert "retry-after" in response.headers
+        assert WITHDRAWN in response.headers  # the proxy asks another replica
+        assert response.elapsed.total_seconds() > 0.09  # the shortest queue would get every request
     assert served.client.get("/healthz").status_code == 200
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import socket
 
 import pytest
+from ray.serve.config import HTTPOptions
 
 from rectrain import cluster
 from rectrain.errors import ConfigError, ResourceError
-from serve import app
-from serve.config import Settings
+from serve import app, deployments
+from serve.config import Batching, Cache, Replicas, Settings
+from serve.deployments import Large
+from serve.scoring import Engine
 
 
 def settings(**given: object) -> Settings:
@@ -46,6 +49,40 @@ def test_the_large_models_part_of_settings_that_hang_together_is_taken():
     assert part.batching == given.batching
 
 
+def test_a_replica_on_a_gpu_asks_for_one_and_is_told():
+    given = settings(ingress={"threads": 4}, large={"device": "cuda", "threads": 2})
+    assert app._needs(given.ingress) == {"num_cpus": 2}
+    assert app._needs(given.large) == {"num_cpus": 1, "num_gpus": 1}
+    assert app._read_by_large(given, "shop").large.device == "cuda"
+    assert app._read_by_ingress(given).ingress.device == "cpu"
+    large = app._deployment(Large, given.large, given, name="Large-shop")
+    assert large.ray_actor_options["num_gpus"] == 1
+
+
+def test_a_model_is_opened_on_the_device_of_its_replicas(monkeypatch):
+    opened: dict[str, object] = {}
+    monkeypatch.setattr(deployments, "load", lambda path, **given: opened.update(given))
+    engine = Engine(Batching(), observe=lambda *_: None)
+    deployments._load(engine, "shop", "l", "auto", Replicas(device="cuda", threads=3), Cache())
+    engine.close()
+    assert (opened["device"], opened["threads"]) == ("cuda", 3)
+
+
+@pytest.mark.parametrize(
+    ("running", "message"),
+    [
+        ({"port": 9}, r"http\.port: got 8000; Serve already runs on this cluster with 9"),
+        ({"host": "0.0.0.0"}, r"http\.host: got 127"),
+        ({"ssl_certfile": "c", "ssl_keyfile": "k"}, r"http\.ssl_certfile: got None"),
+    ],
+)
+def test_other_options_than_serve_runs_with_are_refused(running, message):
+    given = settings()
+    app._check_running(given.http, HTTPOptions(host="127.0.0.1", port=8000))
+    with pytest.raises(ConfigError, match=message):
+        app._check_running(given.http, HTTPOptions(**{"port": 8000, **running}))
+
+
 def test_a_port_that_somebody_listens_on_is_refused(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with socket.socket() as taken:
@@ -66,3 +103,44 @@ def test_tls_is_not_silently_left_out_by_haproxy(monkeypatch):
     given = settings(http={"ssl_certfile": "c.pem", "ssl_keyfile": "k.pem"})
     with pytest.raises(ConfigError, match="plain HTTP"):
         app.build(given.model_dump(mode="json"))
+
+
+class Stopped(Exception):
+    """Ends the wait for Ctrl-C in a test."""
+
+
+@pytest.mark.parametrize(
+    ("is_joined", "fails", "expected"),
+    [
+        (True, False, ["delete rectrain"]),
+        (True, True, []),
+        (False, False, ["shutdown"]),
+        (False, True, ["shutdown"]),
+    ],
+)
+def test_on_a_joined_cluster_nothing_but_what_was_deployed_is_taken_down(
+    monkeypatch, is_joined, fails, expected
+):
+    ended: list[str] = []
+    monkeypatch.setattr(app.serve, "shutdown", lambda: ended.append("shutdown"))
+    monkeypatch.setattr(app.serve, "delete", lambda name: ended.append(f"delete {name}"))
+    monkeypatch.setattr(app.cluster, "is_joined", lambda: is_joined)
+    for name in ("_check_packages", "check_cpus", "check_port", "_connect"):
+        monkeypatch.setattr(app, name, lambda given: None)
+    monkeypatch.setattr(app.signal, "signal", lambda *given: None)
+    monkeypatch.setattr(app, "metrics_urls", list)
+
+    def start(given: Settings) -> None:
+        if fails:
+            raise Stopped
+
+    def wait(event: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "start", start)
+    monkeypatch.setattr(app.threading.Event, "wait", wait)
+    try:
+        app.main(["--models.shop.small=s"])
+    except Stopped:
+        assert fails
+    assert ended == expected

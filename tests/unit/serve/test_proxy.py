@@ -9,7 +9,17 @@ from typing import Any
 import pytest
 from starlette.datastructures import Headers
 
-from serve.proxy import DEADLINE, SENT, Front, Limit, on_the_way_s
+from serve import proxy as proxy_module
+from serve.proxy import (
+    DEADLINE,
+    DEFAULT_MS,
+    SENT,
+    WITHDRAWN,
+    Front,
+    Limit,
+    middlewares,
+    on_the_way_s,
+)
 from serve.schemas import Failure
 
 BODY = [
@@ -58,17 +68,24 @@ class Proxy:
             await send(message)
 
 
+def front(app: Any, limit: Limit | None = None, **more: Any) -> Front:
+    given = {"resent": Count().inc, "refused": Count().inc, "default_s": 5.0, **more}
+    return Front(app, limit=limit or Limit(), **given)
+
+
 def ask(
     proxy: Proxy,
     messages: list[Any] = BODY,
     headers: dict[str, str] | None = None,
     limit: Limit | None = None,
+    path: str = "/v1/rank",
+    **more: Any,
 ) -> tuple[list[Any], Count]:
     given, sent, resent = iter(messages), [], Count()
     scope = {
         "type": "http",
         "method": "POST",
-        "path": "/v1/rank",
+        "path": path,
         "headers": [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()],
     }
 
@@ -82,7 +99,7 @@ def ask(
         sent.append(message)
 
     async def main() -> None:
-        await Front(proxy, resent=resent.inc, limit=limit or Limit())(scope, receive, send)
+        await front(proxy, limit, resent=resent.inc, **more)(scope, receive, send)
 
     asyncio.run(main())
     return sent, resent
@@ -126,6 +143,32 @@ def test_the_applications_refusals_stay_as_they_are():
     assert ask(Proxy(answer(503)))[0] == answer(503)
 
 
+def withdrawn() -> list[dict[str, Any]]:
+    start, body = answer(503)
+    return [{**start, "headers": [*start["headers"], (WITHDRAWN.encode(), b"1")]}, body]
+
+
+def test_what_a_withdrawn_replica_refuses_is_sent_to_another():
+    proxy, limit = Proxy(withdrawn(), answer()), Limit()
+    sent, resent = ask(proxy, limit=limit, headers={DEADLINE: "2000"})
+    assert sent == answer()
+    assert proxy.bodies == [b"onetwo", b"onetwo"]
+    assert resent.value == 1
+
+
+def test_where_all_replicas_are_withdrawn_the_client_is_told_and_the_limit_stays():
+    limit = Limit()
+    before = limit.limit
+    sent, _ = ask(Proxy(withdrawn(), withdrawn()), limit=limit, headers={DEADLINE: "2000"})
+    assert sent == answer(503)  # without the header
+    assert limit.limit == before
+
+
+def test_a_withdrawn_replicas_answer_stands_where_the_body_is_not_held():
+    large = [{"type": "http.request", "body": b"x" * 8_000_001, "more_body": False}]
+    assert ask(Proxy(withdrawn()), messages=large)[0] == answer(503)
+
+
 def test_nobody_waits_longer_than_the_deadline():
     sent, _ = ask(Proxy(answer(), wait_s=60), headers={DEADLINE: "1"})
     assert sent[0]["status"] == 503
@@ -137,11 +180,111 @@ def test_a_second_attempt_has_what_is_left_of_the_deadline():
     assert 0 < float(proxy.headers[1][DEADLINE.encode()]) <= 4950
 
 
-def test_without_a_deadline_a_second_attempt_counts_from_the_first():
+def test_without_a_deadline_time_counts_from_the_whole_body():
     proxy = Proxy(LOST, answer(), wait_s=0.05)
     ask(proxy)
-    first, second = (one[SENT.encode()] for one in proxy.headers)
-    assert first == second
+    first, second = proxy.headers
+    assert SENT.encode() not in first  # by the replica, once it has it
+    assert on_the_way_s(Headers({SENT: second[SENT.encode()].decode()})) >= 0.05
+
+
+def test_without_a_deadline_nobody_waits_longer_than_the_default_from_the_whole_body():
+    class SlowBody(Proxy):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await asyncio.sleep(0.4)  # longer than the default and the grace, before it is read
+            await super().__call__(scope, receive, send)
+
+    assert ask(SlowBody(answer()), default_s=0.05)[0] == answer()
+    sent, _ = ask(Proxy(answer(), wait_s=60), default_s=0.05)
+    assert sent[0]["status"] == 503
+
+
+@pytest.mark.parametrize(("default_s", "is_lowered"), [(0.1, True), (5.0, False)])
+def test_without_a_deadline_late_is_half_of_the_default(default_s, is_lowered):
+    limit = Limit()
+    ask(Proxy(answer(), wait_s=0.08), limit=limit, default_s=default_s)
+    assert (limit.limit < 64) == is_lowered
+
+
+def test_proxies_are_told_the_default(monkeypatch):
+    monkeypatch.setenv(DEFAULT_MS, "700")
+    assert middlewares()[-1].kwargs["default_s"] == 0.7
+
+
+def test_a_slow_reader_neither_lowers_the_limit_nor_is_cut_off():
+    sent: list[Any] = []
+    limit, given = Limit(), iter(BODY)
+    before = limit.limit
+
+    async def receive() -> Any:
+        return next(given)
+
+    async def send(message: Any) -> None:
+        await asyncio.sleep(0.5)
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/rank", "headers": []}
+    asyncio.run(front(Proxy(answer()), limit, default_s=0.6)(scope, receive, send))
+    assert sent == answer()
+    assert limit.limit == before
+
+
+def trickle(front: Front, scope: Any, started: list[str]) -> asyncio.Task[None]:
+    """A sender whose body never ends."""
+    given = iter(BODY[:1])
+
+    async def receive() -> Any:
+        message = next(given, None)
+        if message is None:
+            await asyncio.Event().wait()
+        return message
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            started.append(message["status"])
+
+    return asyncio.create_task(front({**scope}, receive, send))
+
+
+def test_a_hundred_slow_senders_keep_nobody_out(monkeypatch):
+    monkeypatch.setattr(proxy_module, "_SLOW_S", 0.05)
+    scope = {"type": "http", "method": "POST", "path": "/v1/rank", "headers": []}
+    refused, statuses, limit = [], [], Limit()
+    before = limit.limit
+
+    async def main() -> None:
+        one = front(Proxy(*[answer()] * 80), limit)
+        slow = [trickle(one, scope, refused) for _ in range(100)]
+        await asyncio.sleep(0.1)
+        assert len(refused) == 36  # there were 64 places
+        for _ in range(80):
+            given = iter(BODY)
+
+            async def receive(given: Any = given) -> Any:
+                return next(given)
+
+            async def send(message: Any) -> None:
+                statuses.append(message.get("status", 200))
+
+            await one({**scope}, receive, send)
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+
+    asyncio.run(main())
+    assert set(statuses) == {200}
+    # The first one's place is free for the others who come one by one.
+    assert refused == [503] * 37
+    assert limit.under_way == 0
+    assert limit.limit >= before
+
+
+def test_a_body_that_never_came_says_nothing_of_the_load():
+    limit = Limit()
+    for _ in range(63):
+        limit.begin()
+    ask(Proxy(), messages=[{"type": "http.disconnect"}], limit=limit)
+    assert limit.limit == 64
 
 
 def test_a_body_that_comes_slowly_does_not_lower_the_limit():
@@ -178,7 +321,7 @@ def test_a_deadline_that_is_none_is_left_to_the_application(text):
 
 def test_replicas_know_how_long_a_request_was_on_the_way(monkeypatch):
     proxy = Proxy(answer())
-    ask(proxy)
+    ask(proxy, headers={DEADLINE: "5000"})
     (given,) = proxy.headers
     on_the_way = on_the_way_s(Headers({SENT: given[SENT.encode()].decode()}))
     assert 0 <= on_the_way < 60
@@ -232,11 +375,22 @@ def test_what_there_is_no_room_for_is_refused_before_it_is_read():
     limit = Limit()
     while limit.begin() is not None:
         pass
-    proxy = Proxy()
-    sent, _ = ask(proxy, limit=limit)
+    proxy, refused = Proxy(), Count()
+    sent, _ = ask(proxy, limit=limit, refused=refused.inc)
     assert sent[0]["status"] == 503
+    assert refused.value == 1
     assert b"retry-after" in dict(sent[0]["headers"])
     assert proxy.headers == []
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+def test_health_is_told_where_there_is_no_room(path):
+    limit = Limit()
+    while limit.begin() is not None:
+        pass
+    under_way = limit.under_way
+    assert ask(Proxy(answer()), limit=limit, path=path)[0] == answer()
+    assert limit.under_way == under_way
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from serve.config import (
     settings_of,
 )
 from serve.pairs import open_pair
+from serve.proxy import DEFAULT_MS
 
 PAIR = {"shop": {"small": "a", "large": "b"}}
 
@@ -133,6 +134,11 @@ def test_a_proxy_waits_longer_than_any_request_may_take():
         {"models": PAIR, "limits": {"body_s": 3}, "deadlines": {"max_ms": 7000}}
     )
     assert settings.http_options()["request_timeout_s"] > 3 + 7
+
+
+def test_a_proxy_is_told_the_default_deadline():
+    settings = Settings.model_validate({"models": PAIR, "deadlines": {"default_ms": 700}})
+    assert settings.controller_options()["runtime_env"]["env_vars"][DEFAULT_MS] == "700.0"
 
 
 def test_a_certificate_must_fit_its_key(tmp_path):
