@@ -31,8 +31,8 @@ from rectrain.cost.assemble import (
     measured_factors,
     options_of,
 )
+from rectrain.cost.case import Training
 from rectrain.cost.findings import Findings, find
-from rectrain.cost.forecast import Training
 from rectrain.cost.ledger import Ledger
 from rectrain.cost.measure import Past, device_hours, history, training_ledger
 from rectrain.cost.prices import Prices, load_prices

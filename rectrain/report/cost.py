@@ -9,8 +9,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from rectrain.cost.case import METHODS
 from rectrain.cost.findings import Crossing, Findings
-from rectrain.cost.forecast import METHODS, Forecast
+from rectrain.cost.forecast import Forecast
 from rectrain.cost.ledger import Ledger
 from rectrain.cost.plan import Change, Plan
 from rectrain.report.cost_pictures import (

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from rectrain.cost.case import Case, Owned, Training
 from rectrain.cost.findings import Findings, find
-from rectrain.cost.forecast import Case, Owned, Training
 from rectrain.cost.ledger import Ledger
 from rectrain.cost.plan import Route, Server, Stage
 from rectrain.cost.traffic import Traffic

@@ -9,17 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectrain.cost.forecast import (
-    Case,
-    Owned,
-    Strategy,
-    Training,
-    break_even,
-    forecast,
-    payback,
-    strategies,
-    times,
-)
+from rectrain.cost.case import Case, Owned, Strategy, Training, strategies
+from rectrain.cost.forecast import break_even, forecast, payback
 from rectrain.cost.plan import Route, Server, Stage
 from rectrain.cost.ranges import INPUTS, draw, sensitivity, spread_of, vary
 from rectrain.cost.traffic import Traffic, load_traffic
@@ -171,7 +162,7 @@ def test_at_the_break_even_volume_both_cost_the_same_and_then_the_cheaper_one_ch
     some = case({"shrinking": 5.0})
     (rate,) = break_even(some, Strategy("small"), Strategy("large"))
     for factor, cheaper in ((0.99, "large"), (1.01, "small")):
-        there = replace(some, traffic=times(some.traffic, factor * rate / some.traffic.mean))
+        there = replace(some, traffic=some.traffic.times(factor * rate / some.traffic.mean))
         costs = {name: forecast(there, Strategy(name)).cost for name in ("small", "large")}
         assert min(costs, key=lambda name: costs[name]) == cheaper
 
