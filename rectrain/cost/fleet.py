@@ -121,13 +121,11 @@ def _num_machines(server: Server, route: Route, rates: Floats, traffic: Traffic)
     slots = num_slots(server, route)
     if not slots:
         return np.full_like(rates, np.inf)
-    found = np.where(rates > 0, np.ceil(total / slots - ROUNDING), 0.0)
-    if server.is_spot:
-        for needed in np.unique(found):
-            extra = spares(int(needed), server, availability=traffic.availability,
-                           restart_h=traffic.restart_h)  # fmt: skip
-            found = np.where(found == needed, needed + extra, found)
-    return found
+    needed = np.where(rates > 0, np.ceil(total / slots - ROUNDING), 0.0)
+    sizes, places = np.unique(needed, return_inverse=True)
+    bounds = {"availability": traffic.availability, "restart_h": traffic.restart_h}
+    extra = np.array([spares(int(size), server, **bounds) for size in sizes], dtype=np.float64)
+    return np.asarray(needed + extra[places].reshape(needed.shape))
 
 
 def _cheapest_rented(
