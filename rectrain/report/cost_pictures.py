@@ -72,7 +72,7 @@ def made_of(found: Findings) -> str:
             for place, label in enumerate(labels)
         ]
     )  # fmt: skip
-    figure.update_layout(barmode="stack")
+    figure.update_layout(barmode="stack", legend_traceorder="normal")
     figure.update_xaxes(title=f"{found.currency} a month")
     figure.update_yaxes(autorange="reversed")
     height = 150 + 46 * len(names) + 20 * len(labels)
