@@ -31,10 +31,10 @@ from rectrain.cost.assemble import (
     measured_factors,
     options_of,
 )
+from rectrain.cost.case import Training
 from rectrain.cost.findings import Findings, find
-from rectrain.cost.forecast import Training
 from rectrain.cost.ledger import Ledger
-from rectrain.cost.measure import Past, device_hours, history, training_ledger
+from rectrain.cost.measure import Past, device_hours, history, maker, training_ledger
 from rectrain.cost.prices import Prices, load_prices
 from rectrain.cost.routes import Speed
 from rectrain.cost.serving import Served, measure_served, to_speed
@@ -205,7 +205,9 @@ def _training(
     said = {str(role): hours for role, hours in traffic.training_hours.items()}
     for role, found in pasts.items():
         lives = sum(len(past.lives) for past in found)
-        hours[role] = said.get(role, sum(device_hours(found).values()))
+        recorded = device_hours(found)
+        search = recorded.pop("tune", 0.0)  # for a shape, which later trainings keep
+        hours[role] = said.get(role, sum(recorded.values()))
         how = f"recorded in {lives} lives of {len(found)} runs"
         if role in said:
             how = "as you said"
@@ -215,6 +217,8 @@ def _training(
                 f" (--training_hours='{{{role}: HOURS}}' says what it takes)"
             )
         told.append(f"Training of {role}: {hours[role]:.3g} device hours, {how}.")
+        if search:
+            told.append(f"The search for its shape: {search:.3g} device hours, not to be repeated.")
     figures = Path(adapters)
     factors, how = closed_form_factors(), "closed form: LoRA and AdaLoRA save weight gradients"
     if figures.is_file():
@@ -224,10 +228,8 @@ def _training(
 
 def _recorded(package: Package) -> list[Past]:
     """What went into a package, where it lies in the folder that it was made in."""
-    made_in = package.path.parent
-    if not any((made_in / name).is_file() for name in ("config.yaml", "compress.yaml")):
-        return []
-    return history(str(package.path))
+    path = str(package.path)
+    return history(path) if maker(path) else []
 
 
 def _spent(pasts: Mapping[str, list[Past]], prices: Prices, currency: str) -> Ledger:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rectrain.cascade.policy import Policy
-from rectrain.cost.forecast import METHODS, Case, Method, Owned, Training
+from rectrain.cost.case import METHODS, Case, Method, Owned, Training
 from rectrain.cost.plan import Route, Server
 from rectrain.cost.prices import Price, Prices
 from rectrain.cost.routes import DEFERRED, Speed, cascade, lone, worths

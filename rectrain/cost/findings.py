@@ -8,15 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rectrain.cost.forecast import (
-    Case,
-    Forecast,
-    Strategy,
-    break_even,
-    forecast,
-    payback,
-    strategies,
-)
+from rectrain.cost.case import Case, Strategy, strategies
+from rectrain.cost.forecast import Forecast, break_even, forecast, payback
 from rectrain.cost.plan import Bounds, Change, Choice, Plan, Route, Server, choose, rivals, ties
 from rectrain.cost.ranges import Effect, Range, draw, sensitivity, spread_of
 
@@ -105,7 +98,7 @@ def bounds_of(case: Case) -> Bounds:
         latency_ms=traffic.latency_ms,
         budget=traffic.budget_per_month or float("inf"),
         availability=traffic.availability,
-        restart_h=traffic.restart_minutes / 60,
+        restart_h=traffic.restart_h,
     )
 
 
@@ -127,10 +120,8 @@ def find(
     """
     bounds, servers = bounds_of(case), case.servers
     choice = choose(servers, options, bounds)
-    purchase = "on demand"
-    if choice.best is not None and choice.best.server.is_spot:
-        purchase = "spot"
-    chosen = {name: Strategy(name, "full", "cloud", purchase) for name in case.routes}  # type: ignore[arg-type]
+    purchase = "on demand" if choice.best is None else choice.best.server.purchase
+    chosen = {name: Strategy(name, purchase=purchase) for name in case.routes}
     routes = {name: forecast(case, one) for name, one in chosen.items()}
     costs, wins = _drawn(case, list(chosen.values()), num_draws=num_draws, seed=seed)
     ranked = sorted(routes, key=lambda name: routes[name].net, reverse=True)

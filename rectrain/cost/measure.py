@@ -2,9 +2,10 @@
 
 What a model took is what its own folder tells of (`rectrain.train.usage`), and what went into it:
 the run that it started from, the run that pre-trained its encoder, the large model that it is made
-of. A device-second counts whether the device was busy or waited: it was held. Not in it: starting
-Ray and its workers, preparing data, evaluating; the last seconds of a life that was killed; lives
-that `--overwrite` removed; anything that versions before this one have trained.
+of, the search that found its shape. A device-second counts whether the device was busy or waited:
+it was held. Not in it: starting Ray and its workers, preparing data, evaluating; the last seconds
+of a life that was killed; lives that `--overwrite` removed; anything that versions before this one
+have trained.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ __all__ = [
     "Past",
     "device_hours",
     "history",
+    "maker",
     "training_ledger",
 ]
 
@@ -38,8 +40,8 @@ STAGES: Mapping[Work, tuple[Stage, str]] = {
     "tune": ("tuning", "resources"),
 }
 
-_RUN, _COMPRESSION = "config.yaml", "compress.yaml"
-_OF_COMPRESSION = ("", "distilled", "heads")  # its own steps, and the two runs in it
+_RUN, _COMPRESSION, _SEARCH = "config.yaml", "compress.yaml", "tune.yaml"
+_WORK: Mapping[str, Work] = {_SEARCH: "tune", _COMPRESSION: "compress"}
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,46 @@ def history(folder: str) -> list[Past]:
     """All work that went into a model, the earliest first; each once.
 
     Args:
-        folder: of a run, a compression, a study, or of a package in one of the first two.
+        folder: of a run, a compression, a search, or of a package that one of them made. Models
+            that a search made have their own work beside the search's.
 
     Raises:
-        DataError: a record of another form.
+        DataError: nothing there says how it was made; or a record of another form.
         ConfigError: stored settings that can't be read.
     """
+    made_in = maker(folder)
+    if made_in is None:
+        raise DataError(
+            what="folder of a model",
+            got=folder,
+            rule=f"must be a run (with {_RUN}), a compression (with {_COMPRESSION}), a search "
+            f"(with {_SEARCH}), or a package in one",
+            fix="give the folder that jobs.train, jobs.pretrain, jobs.compress or jobs.tune wrote",
+        )
     found: dict[str, Past] = {}
-    _collect(_maker(folder.rstrip("/")), found)
+    _collect(made_in, found)
     return list(found.values())
+
+
+def maker(folder: str) -> str | None:
+    """Where a package was made, or else the folder itself, absolute as in stored settings.
+
+    Args:
+        folder: as of `history`.
+
+    Returns:
+        None where neither it nor the folder around it holds settings or usage.
+    """
+    absolute = folder.rstrip("/") if "://" in folder else Store.open(folder).root
+    around = absolute.rpartition("/")[0]
+    places = [absolute, around]
+    if around.rpartition("/")[0].endswith("/chosen"):  # by a search: beside the run of its heads
+        places.append(f"{around}/heads")
+    for place in places:
+        store = Store.open(place or "/")
+        if any(store.exists(name) for name in (*_WORK, _RUN, FOLDER)):
+            return place
+    return None
 
 
 def _collect(folder: str, found: dict[str, Past]) -> None:
@@ -83,56 +116,55 @@ def _collect(folder: str, found: dict[str, Past]) -> None:
     if folder in found:
         return
     store = Store.open(folder)
-    is_compression = store.exists(_COMPRESSION)
-    file = _COMPRESSION if is_compression else _RUN
-    settings = yaml_mapping(store.read(file), name=f"{folder}/{file}") if store.exists(file) else {}
-    for origin in _origins(settings, is_compression=is_compression):
+    file = next((name for name in (*_WORK, _RUN) if store.exists(name)), None)
+    settings = yaml_mapping(store.read(file), name=f"{folder}/{file}") if file else {}
+    for origin in _origins(settings):
         _collect(origin, found)
-    parts = _OF_COMPRESSION if is_compression else ("",)
-    lives = [life for part in parts for life in read_usage(store.sub(part) if part else store)]
-    work: Work = "compress" if is_compression else (lives[0].work if lives else "train")
-    found[folder] = Past(folder, work, tuple(sorted(lives, key=lambda life: life.start)))
+    places = [store, *(store.sub(part) for part in _parts(store, file))]
+    lives = sorted((life for one in places for life in read_usage(one)), key=lambda one: one.start)
+    # Runs within a compression or a search are part of it.
+    work = _WORK.get(file or "") or (lives[0].work if lives else "train")
+    found[folder] = Past(folder, work, tuple(lives))
 
 
-def _origins(settings: Mapping[str, Any], *, is_compression: bool) -> Iterator[str]:
-    """Folders of what a run, or a compression, was made from."""
-    if is_compression:
-        yield _run_of(settings["teacher"])
-        return
-    train, encoder = settings.get("train", {}), settings.get("model", {}).get("encoder", "")
+def _parts(store: Store, file: str | None) -> Sequence[str]:
+    """Runs within a folder, which has such settings."""
+    if file == _COMPRESSION:
+        return ("distilled", "heads")
+    if file == _SEARCH:
+        trials = store.sub("trials").folders()
+        return ("supernet", *(f"trials/{trial}/run" for trial in trials))
+    return ()
+
+
+def _origins(settings: Mapping[str, Any]) -> Iterator[str]:
+    """Folders of what a run, a compression or a search was made from, by its settings."""
+    train = settings.get("train") or {}
+    encoder = settings.get("encoder") or (settings.get("model") or {}).get("encoder") or ""
     if train.get("start_from"):
         yield _run_of(train["start_from"])
-    elif encoder.endswith("/encoder"):  # as a run exports it
-        run = encoder.removesuffix("/encoder")
-        if Store.open(run).exists(_RUN):
-            yield run
-    if train.get("teacher"):
-        yield _run_of(train["teacher"])
+    elif made_in := _maker_of_encoder(encoder):
+        yield made_in
+    if teacher := settings.get("teacher") or train.get("teacher"):
+        yield _run_of(teacher)
+
+
+def _maker_of_encoder(encoder: str) -> str | None:
+    """The run that exported an encoder, as RUN/encoder, or the search that cut it, as
+    SEARCH/chosen/TRIAL/cut."""
+    run, _, last = encoder.rpartition("/")
+    if last == "encoder" and Store.open(run).exists(_RUN):
+        return run
+    search, *inner = encoder.rsplit("/", 3)
+    if inner[:1] == ["chosen"] and inner[2:] == ["cut"] and Store.open(search).exists(_SEARCH):
+        return search
+    return None
 
 
 def _run_of(checkpoint: str) -> str:
     """The run's folder of a checkpoint's, or the same."""
     run, _, step = checkpoint.rstrip("/").rpartition("/checkpoints/")
     return run if run and "/" not in step else checkpoint.rstrip("/")
-
-
-def _maker(folder: str) -> str:
-    """Where a package was made; else the folder itself, absolute as in stored settings."""
-    store = Store.open(folder)
-    absolute = folder if "://" in folder else store.root
-    if any(store.exists(name) for name in (_RUN, _COMPRESSION, FOLDER)):
-        return absolute
-    parent = absolute.rpartition("/")[0]
-    above = Store.open(parent) if parent else store
-    if any(above.exists(name) for name in (_RUN, _COMPRESSION)):
-        return parent
-    raise DataError(
-        what="folder of a model",
-        got=folder,
-        rule=f"must be a run (with {_RUN}), a compression (with {_COMPRESSION}), a study, or a "
-        "package in one",
-        fix="give the folder that jobs.train, jobs.pretrain or jobs.compress wrote",
-    )
 
 
 def device_hours(pasts: Sequence[Past]) -> dict[Work, float]:

@@ -24,28 +24,34 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 from rectrain.cost.prices import HOURS_PER_MONTH
 from rectrain.cost.traffic import SECONDS_PER_MONTH
 
 __all__ = [
+    "ROUNDING",
     "Bounds",
     "Change",
     "Choice",
     "Plan",
+    "Purchase",
     "Route",
     "Server",
     "Stage",
     "choose",
     "num_servers",
+    "num_slots",
     "plans",
     "rivals",
     "spares",
     "ties",
 ]
 
-_ROUNDING = 1e-9  # a need of 2.0000000001 processes is one of 2
+Purchase = Literal["on demand", "spot"]
+
+ROUNDING = 1e-9  # a need of 2.0000000001 processes is one of 2
 _MOST_SPARES = 1000
 _GRID, _RANGE = 240, 1000.0  # traffic that `ties` looks at: a thousandth to a thousandfold
 _EQUAL = 1e-12  # nets that differ by less, as a share of the cost, are equal
@@ -115,7 +121,7 @@ class Server:
     interruptions_per_hour: float = 0.0
 
     @property
-    def purchase(self) -> str:
+    def purchase(self) -> Purchase:
         """In words."""
         return "spot" if self.is_spot else "on demand"
 
@@ -205,9 +211,10 @@ class Change:
 
 
 def _ceil(value: float) -> int:
-    return max(0, math.ceil(value - _ROUNDING))
+    return max(0, math.ceil(value - ROUNDING))
 
 
+@lru_cache(maxsize=1 << 14)
 def spares(needed: int, server: Server, *, availability: float, restart_h: float) -> int:
     """Further machines, so that enough run for this share of the time; see the module's docstring.
 
@@ -238,6 +245,12 @@ def processes(route: Route, rate: float, *, speed: float = 1.0) -> tuple[int, ..
     )
 
 
+def num_slots(server: Server, route: Route) -> int:
+    """Processes that a machine holds: one a thread, as far as the largest fits that often."""
+    largest = max((stage.memory_bytes for stage in route.stages if stage.share), default=0.0)
+    return int(min(server.threads, server.memory_bytes // largest if largest else math.inf))
+
+
 def num_servers(
     server: Server, route: Route, rate: float, *, availability: float, restart_h: float
 ) -> int | None:
@@ -248,10 +261,7 @@ def num_servers(
         rate: requests a second.
         availability, restart_h: as of `Bounds`.
     """
-    largest = max((stage.memory_bytes for stage in route.stages if stage.share), default=0.0)
-    slots = server.threads
-    if largest:
-        slots = int(min(slots, server.memory_bytes // largest))
+    slots = num_slots(server, route)
     if slots < 1:
         return None
     needed = _ceil(sum(processes(route, rate, speed=server.speed)) / slots)

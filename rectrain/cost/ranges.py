@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rectrain.cost.forecast import Case, Forecast, Strategy, Training, forecast, times
+from rectrain.cost.case import Case, Strategy
+from rectrain.cost.forecast import Forecast, forecast
 from rectrain.cost.plan import Route
+from rectrain.cost.traffic import Floats
 
 __all__ = ["INPUTS", "Effect", "Range", "draw", "sensitivity", "spread_of", "vary"]
 
-Floats = NDArray[np.float64]
 Measure = Callable[[Forecast], float]
 
 #: Names of the fields of `traffic.Spread`.
@@ -69,7 +69,7 @@ def vary(case: Case, z: Mapping[str, float]) -> Case:
     def factor(name: str) -> float:
         return float(np.exp(z.get(name, 0.0) * np.log1p(getattr(spread, name))))
 
-    traffic = times(case.traffic, factor("traffic"))
+    traffic = case.traffic.times(factor("traffic"))
     growth = max(traffic.growth_per_month + spread.growth * z.get("growth", 0.0), _SLOWEST)
     hours = {name: value * factor("effort") for name, value in dict(traffic.effort).items()}
     traffic = traffic.model_copy(
@@ -88,9 +88,9 @@ def vary(case: Case, z: Mapping[str, float]) -> Case:
             )
             for name, route in case.routes.items()
         },
-        training=Training(
-            training.large * factor("training"), training.small * factor("training"),
-            training.factors, training.source,
+        training=replace(
+            training, large=training.large * factor("training"),
+            small=training.small * factor("training"),
         ),
         servers=tuple(replace(one, hourly=one.hourly * prices) for one in case.servers),
         owned=tuple(replace(one, monthly=one.monthly * prices) for one in case.owned),

@@ -34,7 +34,7 @@ from rectrain.cascade.policy import Policy, TaskPolicy
 from rectrain.cost.plan import Route, Stage
 from rectrain.cost.traffic import Traffic
 
-__all__ = ["DEFERRED", "Lift", "Speed", "TaskSpeed", "cascade", "lone", "threshold_for", "worths"]
+__all__ = ["DEFERRED", "Lift", "Speed", "TaskSpeed", "cascade", "lone", "worths"]
 
 Curve: TypeAlias = tuple[tuple[float, float], ...]
 """(Share of the time that a process is busy, p99 in ms), rising."""
@@ -181,20 +181,6 @@ def _deferral(
         return asked, asked * large.fixed_s + rate * candidates * large.candidate_s
     head = min(policy.head or candidates, candidates)
     return rate, rate * large.seconds(head)
-
-
-def threshold_for(policy: TaskPolicy, rate: float) -> float:
-    """The threshold below which about this share of the held-out units lies.
-
-    The policy has nine deciles of their confidences; between them it is a line, and confidences
-    are in 0..1. Its own rate has its own threshold.
-    """
-    if rate == policy.rate:
-        return policy.threshold
-    if rate >= 1:
-        return 2.0
-    shares = np.linspace(0, 1, len(policy.deciles) + 2)
-    return float(np.interp(rate, shares, [0.0, *policy.deciles, 1.0]))
 
 
 def worths(traffic: Traffic, lift: Lift, *, tasks: Sequence[str]) -> float:

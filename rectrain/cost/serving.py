@@ -192,9 +192,7 @@ def _p99(arrivals: Floats, work: Floats) -> float:
     return float(1000 * np.quantile(latency, 0.99))
 
 
-def to_speed(
-    served: Served, name: str, mix: Mapping[str, float], *, candidates: int, overhead_s: float = 0.0
-) -> Speed:
+def to_speed(served: Served, name: str, mix: Mapping[str, float], *, candidates: int) -> Speed:
     """What routes are made of.
 
     Args:
@@ -202,13 +200,11 @@ def to_speed(
         name: of the model in routes.
         mix: task -> share of the requests.
         candidates: of a request.
-        overhead_s: seconds of a core that a request takes beside the model.
     """
     # By the mean, not the median call: that is what adds up to a core's time.
     slow = float(np.mean(served.ratios))
     tasks = {
-        task: TaskSpeed(fixed * slow + overhead_s, each * slow)
-        for task, (fixed, each) in served.tasks.items()
+        task: TaskSpeed(fixed * slow, each * slow) for task, (fixed, each) in served.tasks.items()
     }
     curve = latency_curve(served, mix, candidates=candidates)
     return Speed(name, tasks, curve, float(served.memory_bytes))

@@ -14,14 +14,7 @@ from rectrain.config import Section, load_config
 from rectrain.cost.prices import HOURS_PER_MONTH
 from rectrain.errors import ConfigError
 
-__all__ = [
-    "SECONDS_PER_MONTH",
-    "Effort",
-    "Spread",
-    "Traffic",
-    "Worth",
-    "load_traffic",
-]
+__all__ = ["SECONDS_PER_MONTH", "Effort", "Floats", "Spread", "Traffic", "Worth", "load_traffic"]
 
 Floats = NDArray[np.float64]
 
@@ -173,6 +166,19 @@ class Traffic(Section):
             return max(self.hourly_rates)
         return self.peak_rate or _PEAK * self.mean
 
+    @property
+    def restart_h(self) -> float:
+        """Hours until another machine stands in for one that was taken back."""
+        return self.restart_minutes / 60
+
+    def times(self, factor: float) -> Traffic:
+        """The same at a multiple of the rate."""
+        if self.hourly_rates:
+            rates = tuple(rate * factor for rate in self.hourly_rates)
+            return self.model_copy(update={"hourly_rates": rates})
+        changed = {"mean_rate": self.mean * factor, "peak_rate": self.peak * factor}
+        return self.model_copy(update=changed)
+
     def day(self) -> Floats:
         """float64 [24], the rate of each hour over the mean; their mean is 1.
 
@@ -197,19 +203,21 @@ class Traffic(Section):
         """float64 [horizon_months], each month's rate over the first one's without its season:
         growth compounds, and seasons multiply."""
         month = np.arange(self.horizon_months)
-        grown = (1 + self.growth_per_month) ** month
-        if not self.seasons:
-            return np.asarray(grown, dtype=np.float64)
-        seasons = np.array(self.seasons)[(self.start_month - 1 + month) % 12]
-        return np.asarray(grown * seasons, dtype=np.float64)
+        seasons = np.array(self.seasons or (1.0,) * 12)[(self.start_month - 1 + month) % 12]
+        return np.asarray((1 + self.growth_per_month) ** month * seasons)
 
-    def trainings(self) -> NDArray[np.bool_]:
-        """bool [horizon_months], whether the models are trained at the beginning of a month; in
-        the first they always are."""
+    def rates(self, *, hourly: bool) -> Floats:
+        """Requests a second: float64 [horizon_months, 24], or [horizon_months, 1] of the peak."""
+        day = self.mean * self.day() if hourly else np.array([self.peak])
+        return np.asarray(day * self.months()[:, None])
+
+    def trainings(self) -> tuple[Floats, Floats]:
+        """float64 [horizon_months] of 0 and 1: whether the models are trained for the first time at
+        the beginning of a month, and whether they are trained again."""
         month = np.arange(self.horizon_months)
-        if not self.retrain_every_months:
-            return np.asarray(month == 0)
-        return np.asarray(month % self.retrain_every_months == 0)
+        again = month % (self.retrain_every_months or self.horizon_months) == 0
+        again[0] = False
+        return (month == 0).astype(np.float64), again.astype(np.float64)
 
     def shares(self, tasks: Sequence[str]) -> dict[str, float]:
         """Task -> its share of the requests; they sum to 1.

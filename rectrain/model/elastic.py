@@ -6,9 +6,8 @@ Shapes: U texts, D the encoder's hidden size, d ≤ D that of a sub-network.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +16,9 @@ from torch.func import functional_call
 from transformers import BertConfig, BertModel
 
 from rectrain.data.batch import MicroBatch, PackedTexts
-from rectrain.model.distillation import relation
 from rectrain.model.encoder import encode
-from rectrain.model.multitask import Mode, MultiTaskModel
-from rectrain.model.objectives import Output, hard_loss, soft_loss
+from rectrain.model.multitask import Answers, Lesson, MultiTaskModel
+from rectrain.model.objectives import Output
 from rectrain.model.shape import Shape, check_shape, head_size, spread_layers
 from rectrain.model.slicing import first_parts, narrowed
 
@@ -168,25 +166,17 @@ def _empty(config: BertConfig) -> BertModel:
         return BertModel(config, add_pooling_layer=False)
 
 
-@dataclass(frozen=True)
-class Elastic:
+@dataclass(frozen=True, kw_only=True)
+class Elastic(Lesson):
     """How the sub-networks of a super-network learn of its largest.
 
     Attributes:
         choices: of shapes.
         num_random: random shapes of a step.
-        weight: share of the soft loss in each task's loss, 0 to 1; the rest is that of the labels.
-        temperature: of the soft labels, above 0.
-        relation: weight of the relation of the texts' vectors, at least 0.
-        num_micro_batches: of a step; the relation is a mean over them.
     """
 
     choices: Choices
     num_random: int
-    weight: float
-    temperature: float
-    relation: float
-    num_micro_batches: int
 
 
 class SuperNetwork(MultiTaskModel):
@@ -217,52 +207,27 @@ class SuperNetwork(MultiTaskModel):
         elastic = self.elastic
         self._drawn = sandwich(elastic.choices, num_random=elastic.num_random, seed=seed)
 
-    def forward(
-        self,
-        batch: MicroBatch,
-        *,
-        mode: Mode = "loss",
-        scale: float = 1.0,
-        num_shares: int = 1,
-        vectors: Tensor | None = None,
-        balance: Callable[[Tensor], Tensor] | None = None,
-    ) -> Any:
-        """See `MultiTaskModel.forward`; the losses by task are the largest's."""
-        if mode != "loss":
-            return super().forward(batch, mode=mode, vectors=vectors)
-        vectors = self.text_vectors(batch.texts)
-        outputs = self.outputs(batch, vectors)
-        shares, extra = self._losses(batch, outputs, vectors)
-        losses = torch.stack(list(shares.values()))
-        taught = {task: _detached(output) for task, output in outputs.items()}
+    def _losses(
+        self, batch: MicroBatch, outputs: Mapping[str, Output], vectors: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor | float]:
+        """The largest's losses are told; the mean over it and what was drawn is minimised."""
+        shares, losses, extra = super()._losses(batch, outputs, vectors)
+        taught = vectors.detach(), {task: _detached(output) for task, output in outputs.items()}
         for shape in self._drawn:
-            own, own_extra = self._sub_losses(shape, batch, taught, vectors.detach())
+            own, own_extra = self._sub_losses(shape, batch, taught)
             losses, extra = losses + own, extra + own_extra
-        losses, extra = losses / (1 + len(self._drawn)), extra / (1 + len(self._drawn))
-        loss = self.balancer(losses, num_shares=num_shares) if balance is None else balance(losses)
-        return scale * (loss + extra), {task: share.detach() for task, share in shares.items()}
+        count = 1 + len(self._drawn)
+        return shares, losses / count, extra / count
 
     def _sub_losses(
-        self, shape: Shape, batch: MicroBatch, taught: Mapping[str, Output], vectors: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, shape: Shape, batch: MicroBatch, taught: Answers
+    ) -> tuple[Tensor, Tensor | float]:
         """This forward's share of a sub-network's losses [K], and of what belongs to no task."""
-        elastic = self.elastic
-        own = sub_vectors(
-            self.encoder,
-            shape,
-            batch.texts,
-            activation_checkpointing=self.activation_checkpointing,
-        )
-        outputs = self.outputs(batch, own)
-        losses = []
-        for slot in batch.slots:
-            kind, output = self._module(slot.task).spec.loss, outputs[slot.task]
-            soft = soft_loss(kind, output, taught[slot.task], slot, temperature=elastic.temperature)
-            hard = hard_loss(kind, output, slot)
-            loss = (1.0 - elastic.weight) * hard + elastic.weight * soft
-            losses.append(loss / max(slot.count, 1.0))
-        share = elastic.relation / elastic.num_micro_batches
-        return torch.stack(losses), share * relation(own, teacher=vectors)
+        checkpointing = self.activation_checkpointing
+        own = sub_vectors(self.encoder, shape, batch.texts, activation_checkpointing=checkpointing)
+        answers = own, self.outputs(batch, own)
+        shares, extra = self._taught(self.elastic, batch, answers, taught)
+        return torch.stack(list(shares.values())), extra
 
 
 def _detached(output: Output) -> Output:

@@ -30,9 +30,11 @@ from rectrain.model.objectives import Output, hard_loss, soft_loss
 from rectrain.model.sharing import build_sharing
 from rectrain.model.spec import Loss, TaskSpec
 
-__all__ = ["Distillation", "Mode", "MultiTaskModel", "TaskModule"]
+__all__ = ["Answers", "Distillation", "Lesson", "Mode", "MultiTaskModel", "TaskModule"]
 
 Mode = Literal["loss", "score", "embed"]
+Answers = tuple[Tensor, Mapping[str, Output]]
+"""Vectors [U, D] of a batch's texts, and outputs by task."""
 
 
 class TaskModule(nn.Module):
@@ -92,20 +94,17 @@ class TaskModule(nn.Module):
         return self.head(*sides, features, *extra)  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True)
-class Distillation:
-    """What a model learns of a trained one beside the rows' labels.
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """How much is learnt of a teacher beside the rows' labels.
 
     Attributes:
-        teacher: of the same tasks and features, in evaluation mode, without gradients. It is no
-            part of the student: neither its weights nor its state.
         weight: share of the soft loss in each task's loss, 0 to 1; the rest is that of the labels.
         temperature: of the soft labels, above 0.
         relation: weight of the relation of the texts' vectors, at least 0.
         num_micro_batches: of a step; the relation is a mean over them.
     """
 
-    teacher: MultiTaskModel
     weight: float
     temperature: float
     relation: float
@@ -116,9 +115,21 @@ class Distillation:
         soft = soft_loss(kind, output, taught, slot, temperature=self.temperature)
         return (1.0 - self.weight) * hard_loss(kind, output, slot) + self.weight * soft
 
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Lesson):
+    """What a model learns of a trained one.
+
+    Attributes:
+        teacher: of the same tasks and features, in evaluation mode, without gradients. It is no
+            part of the student: neither its weights nor its state.
+    """
+
+    teacher: MultiTaskModel
+
     @torch.no_grad()
-    def lesson(self, batch: MicroBatch) -> tuple[Tensor, dict[str, Output]]:
-        """The teacher's vectors [U, E] of a batch's texts, and its outputs by task."""
+    def teach(self, batch: MicroBatch) -> Answers:
+        """The teacher's."""
         with torch.autocast(batch.texts.input_ids.device.type, enabled=False):
             vectors = self.teacher.text_vectors(batch.texts)
             return vectors, self.teacher.outputs(batch, vectors)
@@ -228,8 +239,7 @@ class MultiTaskModel(nn.Module):
                 for task, output in outputs.items()
             }
         assert self.task_names == tuple(slot.task for slot in batch.slots), "one slot a task"
-        shares, extra = self._losses(batch, outputs, vectors)
-        losses = torch.stack(list(shares.values()))
+        shares, losses, extra = self._losses(batch, outputs, vectors)
         loss = self.balancer(losses, num_shares=num_shares) if balance is None else balance(losses)
         if self.rank_budget is not None:
             loss = loss + self.rank_budget.penalty(self.encoder) / num_shares
@@ -237,25 +247,33 @@ class MultiTaskModel(nn.Module):
 
     def _losses(
         self, batch: MicroBatch, outputs: Mapping[str, Output], vectors: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor | float]:
-        """This forward's share of each task's loss, and of what belongs to no task."""
-        distillation = self.distillation
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor | float]:
+        """This forward's share of each task's loss, to be told; of what is minimised: the tasks'
+        losses [K], and what belongs to no task."""
         extra: Tensor | float = 0.0
-        sums: dict[str, Tensor] = {}
-        if distillation is None:
+        if self.distillation is None:
+            shares = {}
             for slot in batch.slots:
-                kind = self._module(slot.task).spec.loss
-                sums[slot.task] = hard_loss(kind, outputs[slot.task], slot)
+                loss = hard_loss(self._module(slot.task).spec.loss, outputs[slot.task], slot)
+                shares[slot.task] = loss / max(slot.count, 1.0)
         else:
-            taught_vectors, taught = distillation.lesson(batch)
-            for slot in batch.slots:
-                kind, task = self._module(slot.task).spec.loss, slot.task
-                sums[task] = distillation.loss(kind, outputs[task], taught[task], slot)
-            if distillation.relation > 0:
-                share = distillation.relation / distillation.num_micro_batches
-                extra = share * relation(vectors, teacher=taught_vectors)
-        shares = {slot.task: sums[slot.task] / max(slot.count, 1.0) for slot in batch.slots}
-        return shares, extra
+            taught = self.distillation.teach(batch)
+            shares, extra = self._taught(self.distillation, batch, (vectors, outputs), taught)
+        return shares, torch.stack(list(shares.values())), extra
+
+    def _taught(
+        self, lesson: Lesson, batch: MicroBatch, own: Answers, taught: Answers
+    ) -> tuple[dict[str, Tensor], Tensor | float]:
+        """The same with a teacher: each task's loss, and what belongs to no task."""
+        shares = {}
+        for slot in batch.slots:
+            kind, task = self._module(slot.task).spec.loss, slot.task
+            loss = lesson.loss(kind, own[1][task], taught[1][task], slot)
+            shares[task] = loss / max(slot.count, 1.0)
+        if lesson.relation <= 0:
+            return shares, 0.0
+        share = lesson.relation / lesson.num_micro_batches
+        return shares, share * relation(own[0], teacher=taught[0])
 
     def shared_parameters(self, place: GradientPlace) -> list[nn.Parameter]:
         """Trainable parameters that all tasks share, where their gradients are compared.

@@ -1,26 +1,23 @@
-"""The pictures of a cost report: plotly figures as HTML that loads nothing."""
+"""The pictures of a cost report, for its page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from rectrain.cost.findings import Findings
-from rectrain.cost.forecast import Forecast
 from rectrain.cost.ranges import Effect
+from rectrain.cost.traffic import SECONDS_PER_MONTH
+from rectrain.report.page import PALETTE, chart
 
-__all__ = ["cumulative", "made_of", "monthly", "plotly_js", "tornado", "volumes"]
+__all__ = ["cumulative", "made_of", "monthly", "tornado", "volumes"]
 
-_COLOURS = {"large": "#7c3aed", "cascade": "#2563eb", "small": "#0d9488"}
-_OTHERS = ("#b45309", "#be123c", "#4d7c0f", "#0369a1")
 _PARTS = (
     "#2563eb", "#60a5fa", "#7c3aed", "#c4b5fd", "#0d9488", "#5eead4", "#b45309", "#fcd34d",
     "#be123c", "#fda4af", "#4d7c0f", "#bef264", "#475569",
 )  # fmt: skip
-_INK, _GRID = "#1f2937", "#e5e7eb"
-_CONFIG = {"responsive": True, "displayModeBar": False, "scrollZoom": False}
+_INK = "#1b2028"
 _INPUTS = {
     "traffic": "requests a second", "growth": "growth", "throughput": "throughput of a core",
     "deferred": "share deferred", "training": "device hours of training",
@@ -28,33 +25,9 @@ _INPUTS = {
 }  # fmt: skip
 
 
-def plotly_js() -> str:
-    """The library, for a page that has several pictures."""
-    from plotly.offline import get_plotlyjs
-
-    return str(get_plotlyjs())
-
-
-def _colour(name: str, place: int) -> str:
-    return _COLOURS.get(name, _OTHERS[place % len(_OTHERS)])
-
-
-def _html(figure: Any, *, height: int, name: str) -> str:
-    figure.update_layout(
-        height=height, margin={"l": 8, "r": 8, "t": 8, "b": 8}, font={"color": _INK, "size": 13},
-        paper_bgcolor="white", plot_bgcolor="white", hoverlabel={"namelength": -1},
-        legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top", "x": 0,
-                "font": {"size": 12}, "traceorder": "normal"},
-        dragmode=False,
-    )  # fmt: skip
-    figure.update_xaxes(automargin=True, gridcolor=_GRID, zerolinecolor="#9ca3af", fixedrange=True)
-    figure.update_yaxes(automargin=True, gridcolor=_GRID, zerolinecolor="#9ca3af", fixedrange=True)
-    return str(
-        figure.to_html(
-            full_html=False, include_plotlyjs=False, config=_CONFIG, div_id=name,
-            default_width="100%",
-        )
-    )  # fmt: skip
+def _colour(place: int) -> str:
+    """Of a route, by its place among them."""
+    return PALETTE[place % len(PALETTE)]
 
 
 def monthly(found: Findings) -> str:
@@ -71,13 +44,14 @@ def monthly(found: Findings) -> str:
     }  # fmt: skip
     bars = go.Bar(
         y=names, x=middle.tolist(), orientation="h", error_x=error,
-        marker_color=[_colour(name, place) for place, name in enumerate(names)],
+        marker_color=[_colour(place) for place in range(len(names))],
         hovertemplate="%{y}: %{x:,.2f} " + found.currency + "<extra></extra>",
     )  # fmt: skip
     figure = go.Figure(bars)
     figure.update_xaxes(title=f"{found.currency} a month", rangemode="tozero")
     figure.update_yaxes(autorange="reversed")
-    return _html(figure, height=90 + 56 * len(names), name="monthly")
+    label = "Cost of a month of each route, with its range"
+    return chart(figure, name="monthly", label=label, height=90 + 56 * len(names))
 
 
 def made_of(found: Findings) -> str:
@@ -98,10 +72,11 @@ def made_of(found: Findings) -> str:
             for place, label in enumerate(labels)
         ]
     )  # fmt: skip
-    figure.update_layout(barmode="stack")
+    figure.update_layout(barmode="stack", legend_traceorder="normal")
     figure.update_xaxes(title=f"{found.currency} a month")
     figure.update_yaxes(autorange="reversed")
-    return _html(figure, height=150 + 46 * len(names) + 20 * len(labels), name="made-of")
+    height = 150 + 46 * len(names) + 20 * len(labels)
+    return chart(figure, name="made-of", label="Parts of each route's cost", height=height)
 
 
 def cumulative(found: Findings) -> str:
@@ -112,12 +87,12 @@ def cumulative(found: Findings) -> str:
     for place, (name, one) in enumerate(found.routes.items()):
         figure.add_scatter(
             x=list(range(1, len(one.costs) + 1)), y=np.cumsum(one.costs).tolist(), name=name,
-            mode="lines", line={"color": _colour(name, place), "width": 2.5},
+            mode="lines", line={"color": _colour(place), "width": 2.5},
             hovertemplate="month %{x}: %{y:,.0f} " + found.currency,
         )  # fmt: skip
     figure.update_xaxes(title="month")
     figure.update_yaxes(title=f"{found.currency} spent", rangemode="tozero")
-    return _html(figure, height=340, name="cumulative")
+    return chart(figure, name="cumulative", label="Money spent until each month", height=340)
 
 
 def volumes(found: Findings) -> str:
@@ -129,10 +104,10 @@ def volumes(found: Findings) -> str:
         here = [(step.rate, step.costs[name]) for step in found.steps if name in step.costs]
         if here:
             rates, costs = zip(*here, strict=True)
-            per_1000 = [1000 * c / (r * 3600 * 730) for r, c in here]
+            per_1000 = [1000 * c / (r * SECONDS_PER_MONTH) for r, c in here]
             figure.add_scatter(
                 x=rates, y=per_1000, name=name, mode="lines", customdata=costs,
-                line={"color": _colour(name, place), "width": 2.5},
+                line={"color": _colour(place), "width": 2.5},
                 hovertemplate="%{x:.3g} requests/s: %{y:.4f} " + found.currency
                 + " per 1,000, %{customdata:,.0f} a month",
             )  # fmt: skip
@@ -143,7 +118,8 @@ def volumes(found: Findings) -> str:
     )  # fmt: skip
     figure.update_xaxes(type="log", title="requests a second, on average", dtick=1)
     figure.update_yaxes(type="log", title=f"{found.currency} per 1,000", dtick=1)
-    return _html(figure, height=360, name="volumes")
+    label = "Machines' cost of 1,000 requests of each route against traffic"
+    return chart(figure, name="volumes", label=label, height=360)
 
 
 def tornado(effects: Sequence[Effect], *, centre: float, currency: str, name: str) -> str:
@@ -162,9 +138,5 @@ def tornado(effects: Sequence[Effect], *, centre: float, currency: str, name: st
     figure.update_layout(barmode="overlay")
     figure.update_xaxes(title=f"{currency} a month")
     figure.update_yaxes(autorange="reversed")
-    return _html(figure, height=130 + 34 * max(1, len(shown)), name=name)
-
-
-def colours(found: Mapping[str, Forecast]) -> dict[str, str]:
-    """Route -> its colour."""
-    return {name: _colour(name, place) for place, name in enumerate(found)}
+    label = "How far each uncertain input moves the result"
+    return chart(figure, name=name, label=label, height=130 + 34 * max(1, len(shown)))

@@ -7,6 +7,7 @@ page = render_page("Title", lead="One sentence.", sections=[
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["PALETTE", "Section", "chart", "paragraph", "render_page", "table"]
+__all__ = ["PALETTE", "Section", "chart", "details", "paragraph", "render_page", "table"]
 
 #: Colours of lines and marks that differ in kind; told apart by most eyes (Okabe and Ito 2008).
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
@@ -33,6 +34,14 @@ h1 { font-size: 1.5rem; line-height: 1.25; margin: 0 0 .3rem; }
 h2 { font-size: 1.1rem; margin: 0 0 .5rem; }
 p { margin: 0 0 .7rem; max-width: 48rem; }
 .lead { color: var(--soft); margin-bottom: 1.2rem; }
+.lead b { color: var(--ink); }
+.soft { color: var(--soft); font-size: .85rem; }
+.note { border-left: 3px solid var(--line); padding-left: .8rem; }
+.chosen.note { border-color: #0072b2; }
+nav { display: flex; flex-wrap: wrap; gap: .35rem 1rem; font-size: .9rem; margin-bottom: 1rem; }
+a, summary { color: #0072b2; }
+details { margin: .6rem 0; }
+summary { cursor: pointer; }
 section { background: #fff; border: 1px solid var(--line); border-radius: .8rem;
   padding: 1rem 1.1rem; margin-bottom: 1.1rem; min-width: 0; }
 .chart { width: 100%; margin: .3rem 0 .7rem; }
@@ -49,15 +58,42 @@ tr.chosen td { background: #eef6f1; font-weight: 600; }
 
 
 class Section(NamedTuple):
-    """A heading and what stands below it: HTML of `chart`, `table`, `paragraph`."""
+    """A heading and what stands below it: HTML of `chart`, `table`, `paragraph`, `details`.
+
+    With a short name it is in the page's contents, and the name in lower case with hyphens its id.
+    """
 
     title: str
     parts: Sequence[str]
+    short: str = ""
+
+    @property
+    def anchor(self) -> str:
+        """The id."""
+        return self.short.lower().replace(" ", "-")
 
 
-def paragraph(text: str) -> str:
-    """A paragraph of plain text."""
-    return f"<p>{escape(text)}</p>"
+def paragraph(text: str, *, kind: str = "") -> str:
+    """A paragraph.
+
+    Args:
+        text: plain, but for **what is bold**.
+        kind: "soft", "note" (with a bar beside it), "chosen note"; or as any other.
+    """
+    return f"<p{_kind(kind)}>{_bold(text)}</p>"
+
+
+def details(summary: str, parts: Sequence[str]) -> str:
+    """What is shown when its summary, plain text, is clicked."""
+    return f"<details><summary>{escape(summary)}</summary>{''.join(parts)}</details>"
+
+
+def _bold(text: str) -> str:
+    return re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", escape(text))
+
+
+def _kind(name: str) -> str:
+    return f' class="{name}"' if name else ""
 
 
 def table(
@@ -77,12 +113,11 @@ def table(
     """
 
     def cell(tag: str, place: int, content: str) -> str:
-        kind = ' class="text"' if place in text else ""
-        return f"<{tag}{kind}>{escape(content)}</{tag}>"
+        return f"<{tag}{_kind('text' * (place in text))}>{escape(content)}</{tag}>"
 
     lines = ["<tr>" + "".join(cell("th", n, one) for n, one in enumerate(head)) + "</tr>"]
     for number, row in enumerate(rows):
-        kind = ' class="chosen"' if number in chosen else ""
+        kind = _kind("chosen" * (number in chosen))
         lines.append(f"<tr{kind}>" + "".join(cell("td", n, x) for n, x in enumerate(row)) + "</tr>")
     # A region that scrolls must be within reach of the keyboard.
     return f'<div class="wide" tabindex="0"><table>{"".join(lines)}</table></div>'
@@ -121,14 +156,14 @@ def render_page(title: str, *, lead: str, sections: Sequence[Section]) -> str:
 
     Args:
         title: of the page.
-        lead: plain text below it.
+        lead: text below it, as of `paragraph`.
         sections: in their order.
     """
     from plotly.offline import get_plotlyjs
 
-    body = "".join(
-        f"<section><h2>{escape(one.title)}</h2>{''.join(one.parts)}</section>\n" for one in sections
-    )
+    body = "".join(map(_section, sections))
+    links = [f'<a href="#{one.anchor}">{escape(one.short)}</a>' for one in sections if one.short]
+    contents = f"<nav>{''.join(links)}</nav>\n" if links else ""
     # Minified code may hold "</script" in a string; plotly's has none, and a new one could.
     library = get_plotlyjs().replace("</script", "<\\/script")
     return f"""<!doctype html>
@@ -145,8 +180,13 @@ def render_page(title: str, *, lead: str, sections: Sequence[Section]) -> str:
 <body>
 <main>
 <h1>{escape(title)}</h1>
-<p class="lead">{escape(lead)}</p>
-{body}</main>
+{paragraph(lead, kind="lead")}
+{contents}{body}</main>
 </body>
 </html>
 """
+
+
+def _section(one: Section) -> str:
+    anchor = f' id="{one.anchor}"' if one.short else ""
+    return f"<section{anchor}><h2>{escape(one.title)}</h2>{''.join(one.parts)}</section>\n"

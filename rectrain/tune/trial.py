@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,22 @@ def answer(config: SearchConfig, question: Question, *, report: Report) -> Resul
 
 def _tried(config: SearchConfig, question: Question, *, report: Report) -> Result:
     bench = _bench(dump_config(config))
-    threads = config.threads_per_trial
-    torch.set_num_threads(threads)
-    store, label = Store.open(config.output), f"trial {question.number}"
-    with recorded(store, work="tune", label=label, num_threads=threads, on_gpu=False):
-        if config.way == "elastic":
+    torch.set_num_threads(config.threads_per_trial)
+    if config.way == "elastic":
+        with _noted(config, question):
             return _elastic(bench, question)
-        return _separate(bench, question, report)
+    return _separate(bench, question, report)
+
+
+def _noted(config: SearchConfig, question: Question) -> AbstractContextManager[None]:
+    """Notes what this process computes for a trial."""
+    return recorded(
+        Store.open(config.output),
+        work="tune",
+        label=f"trial {question.number}",
+        num_threads=config.threads_per_trial,
+        on_gpu=False,
+    )
 
 
 @lru_cache(maxsize=1)
@@ -82,7 +92,7 @@ def _elastic(bench: Workbench, question: Question) -> Result:
 
 
 def _separate(bench: Workbench, question: Question, report: Report) -> Result:
-    """Trains through Ray Train, whose workers compute beside this process, and note their time."""
+    """Trains through Ray Train, whose workers note their own time while this process waits."""
     config, point = bench.config, question.parameters
     folder = bench.root / "trials" / f"{question.number:04d}"
 
@@ -93,17 +103,20 @@ def _separate(bench: Workbench, question: Question, report: Report) -> Result:
 
     with busy():
         began = time.monotonic()
-        bench.cut_encoder(bench.space.shape(point), folder / "cut")
+        with _noted(config, question):
+            bench.cut_encoder(bench.space.shape(point), folder / "cut")
         settings = bench.space.settings(point)
         run = separate_run(config, bench.teacher, bench.data, root=folder, settings=settings)
         seconds = time.monotonic() - began
         train_run(run, say=_log, listen=listen if config.asha else None)
         began = time.monotonic()
-        values = bench.run_values(folder / "run")
+        with _noted(config, question):
+            values = bench.run_values(folder / "run")
         seconds = config.threads_per_trial * (seconds + time.monotonic() - began)
     lives = read_usage(Store.open(str(folder / "run")))
     seconds += sum(life.device_seconds for life in lives)
-    return bench.judged(point, values, device_seconds=seconds)
+    with _noted(config, question):
+        return bench.judged(point, values, device_seconds=seconds)
 
 
 def _log(text: str) -> None:

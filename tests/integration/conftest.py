@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from chromium import browser
 from untrained import write_run
 
 from jobs import prepare
+
+__all__ = ["browser"]
 
 
 @pytest.fixture(autouse=True, scope="module")

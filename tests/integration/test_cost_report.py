@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import WIDTHS, Tab
 
+from rectrain.cost.case import Case, Owned, Training
 from rectrain.cost.findings import Findings, find
-from rectrain.cost.forecast import Case, Owned, Training
 from rectrain.cost.ledger import Ledger
 from rectrain.cost.plan import Route, Server, Stage
 from rectrain.cost.traffic import Traffic
 from rectrain.report.cost import write_cost
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: extra dev")
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-WIDTHS = {"phone": 390, "desktop": 1280}
 QUESTIONS = [
     "What does each model, and the cascade, cost?",
     "What is it made of?",
@@ -29,8 +24,6 @@ QUESTIONS = [
     "How sure is that?",
     "From what is this computed?",
 ]
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 
 def found(**traffic: Any) -> Findings:
@@ -57,15 +50,6 @@ def found(**traffic: Any) -> Findings:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    as_root = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=as_root)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report alone in its folder."""
     made, alone = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("alone")
@@ -76,42 +60,38 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
 def test_it_loads_alone_without_complaint_and_is_no_wider_than_the_screen(browser, report, width):
-    context = browser.new_context(viewport={"width": width, "height": 850}, offline=True)
-    page, complaints, asked = context.new_page(), [], []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(report.as_uri())
-    page.wait_for_selector("#leads .main-svg")
-    assert complaints == [] and [one for one in asked if not one.startswith("data:")] == [
-        report.as_uri()
-    ]
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.locator("h2").all_inner_texts() == QUESTIONS
-    drawn = page.locator(".plotly-graph-div")
+    tab = Tab(browser, width=width, offline=True)
+    tab.page.goto(report.as_uri())
+    tab.page.wait_for_selector("#leads .main-svg")
+    assert (tab.complaints, tab.asked) == ([], [report.as_uri()])
+    assert tab.fits()
+    assert tab.texts("h2") == QUESTIONS
+    drawn = tab.page.locator(".plotly-graph-div")
     assert drawn.count() == 6
     for place in range(drawn.count()):
         box = drawn.nth(place).locator(".main-svg").first.bounding_box()
         assert box is not None and box["width"] <= width and box["height"] > 80
-    context.close()
+    tab.context.close()
 
 
 def test_it_says_what_to_run_and_what_would_have_to_change(browser, report):
-    page = browser.new_page()
-    page.goto(report.as_uri())
-    lead = page.inner_text(".lead")
+    tab = Tab(browser)
+    tab.page.goto(report.as_uri())
+    lead = tab.page.inner_text(".lead")
     assert "requests a second" in lead and "a month" in lead and "EUR" in lead
-    best, *others = page.locator(".rival").all_inner_texts()
+    best, *others = tab.texts(".note")
     assert best.startswith("Best: ") and others[0].startswith("Runner-up: ")
     assert all("It would win" in one for one in others)
-    assert "A note with <b>no</b> markup." in page.inner_text("#known")
-    page.close()
+    assert "A note with <b>no</b> markup." in tab.page.inner_text("#from-what")
+    tab.page.click("nav >> text=How sure")
+    assert tab.page.url.endswith("#how-sure") and tab.page.is_visible("#how-sure h2")
+    tab.context.close()
 
 
 def test_where_nothing_keeps_to_the_bounds_it_says_so(browser, tmp_path):
     write_cost(tmp_path, found(latency_ms=5.0), {}, Ledger())
-    page = browser.new_page()
-    page.goto((tmp_path / "report.html").as_uri())
-    assert "nothing answers 99 of 100 requests within 5 ms" in page.inner_text(".lead")
-    assert "Nothing keeps to the budget and the latency limit." in page.inner_text("#run")
-    page.close()
+    tab = Tab(browser)
+    tab.page.goto((tmp_path / "report.html").as_uri())
+    assert "nothing answers 99 of 100 requests within 5 ms" in tab.page.inner_text(".lead")
+    assert "Nothing keeps to the budget and the latency limit." in tab.texts("#what-to-run")[0]
+    tab.context.close()

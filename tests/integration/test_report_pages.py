@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
+from chromium import WIDTHS, Tab
 
 from rectrain.report.front import render_front
 from rectrain.tune.trials import Objectives, StudyFacts, Trial
-
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: extra dev")
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-WIDTHS = {"phone": 390, "desktop": 1280}
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    as_root = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=as_root)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +37,12 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
 def test_the_front_is_drawn_within_the_screen_without_complaint_or_network(browser, front, width):
-    page = browser.new_context(viewport={"width": width, "height": 850}).new_page()
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(front.as_uri())
-    page.wait_for_function("document.querySelectorAll('.chart .main-svg').length >= 3")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.locator("#quality .scatterlayer .point").count() >= 19
-    assert page.locator("#growth .scatterlayer .point").count() == 21
-    assert page.locator("#importance .point").count() == 9
-    assert (said, asked) == ([], [front.as_uri()])
-    page.context.close()
+    tab = Tab(browser, width=width)
+    tab.page.goto(front.as_uri())
+    tab.page.wait_for_function("document.querySelectorAll('.chart .main-svg').length >= 3")
+    assert tab.fits()
+    assert tab.page.locator("#quality .scatterlayer .point").count() >= 19
+    assert tab.page.locator("#growth .scatterlayer .point").count() == 21
+    assert tab.page.locator("#importance .point").count() == 9
+    assert (tab.complaints, tab.asked) == ([], [front.as_uri()])
+    tab.context.close()

@@ -184,7 +184,10 @@ def _train_real(
         )
     if isinstance(model, SuperNetwork):
         choices = Choices.of(model.encoder.config, layers=[1], heads=[1], intermediate=[64, 200])
-        model.elastic = Elastic(choices, 2, 0.7, 2.0, 1.0, NUM_MICRO_BATCHES)
+        model.elastic = Elastic(
+            choices=choices, num_random=2, weight=0.7, temperature=2.0, relation=1.0,
+            num_micro_batches=NUM_MICRO_BATCHES,
+        )  # fmt: skip
     changes = {"num_steps": 10, "learning_rate": 1e-3, "num_micro_batches": NUM_MICRO_BATCHES}
     train = _settings(stage).model_copy(update=changes | more)
     state, curve = _train_model(rank, model, train=train, batch=batch, tasks=list(REAL))

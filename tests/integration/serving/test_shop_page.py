@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from chromium import WIDTHS, Tab
 
 from serving.target import TOKENS, Target
-
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: extra dev")
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-WIDTHS = {"phone": 390, "desktop": 1280}
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 
 @pytest.fixture(scope="module")
@@ -24,33 +16,14 @@ def url(target: Target) -> str:
     return target.url
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    as_root = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=as_root)
-        yield opened
-        opened.close()
-
-
-class Tab:
-    """A page, what its console said against it, and the addresses that it asked."""
+class Shop(Tab):
+    """A tab of the server's pages."""
 
     def __init__(self, browser: Any, *, width: int = 1280, token: str | None = TOKENS[0]) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 850})
+        super().__init__(browser, width=width)
         self.context.set_default_timeout(120_000)
         if token:
             self.context.add_init_script(f"sessionStorage.setItem('token', '{token}')")
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", self._console)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-
-    def _console(self, message: Any) -> None:
-        if message.type in ("error", "warning"):
-            self.complaints.append(message.text)
 
     def settle(self) -> None:
         """Waits until every panel has its answer."""
@@ -58,14 +31,11 @@ class Tab:
         idle = "body:not(:has([aria-busy])) #risk .path p"
         self.page.wait_for_selector(idle, state="attached")
 
-    def texts(self, selector: str) -> list[str]:
-        return list(self.page.locator(selector).all_inner_texts())
-
 
 @pytest.fixture
-def tab(browser: Any, url: str) -> Iterator[Tab]:
+def tab(browser: Any, url: str) -> Iterator[Shop]:
     """The shop, loaded, with a token."""
-    opened = Tab(browser)
+    opened = Shop(browser)
     opened.page.goto(url)
     opened.settle()
     yield opened
@@ -100,7 +70,7 @@ def test_the_small_model_alone_answers_where_it_is_chosen(tab):
 
 
 def test_the_keyboard_is_enough(browser, url):
-    tab = Tab(browser)
+    tab = Shop(browser)
     tab.page.goto(url)
     tab.settle()
     keys = tab.page.keyboard
@@ -128,10 +98,10 @@ def test_the_keyboard_is_enough(browser, url):
 @pytest.mark.parametrize("path", ["/", "/docs"])
 @pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
 def test_nothing_is_wider_than_the_screen(browser, url, width, path):
-    tab = Tab(browser, width=width)
+    tab = Shop(browser, width=width)
     tab.page.goto(f"{url}{path}")
     tab.page.wait_for_selector("#rank .products li, .opblock")
-    assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.fits()
     assert tab.complaints == []
     assert all(one.startswith((url, "data:")) for one in tab.asked)
     tab.context.close()
@@ -139,7 +109,7 @@ def test_nothing_is_wider_than_the_screen(browser, url, width, path):
 
 @pytest.mark.parametrize(("path", "ready"), [("/", "#rank .products li"), ("/docs", ".opblock")])
 def test_a_token_is_asked_for_until_it_is_right(browser, url, path, ready):
-    tab = Tab(browser, token=None)
+    tab = Shop(browser, token=None)
     tab.page.goto(f"{url}{path}")
     for token, seen in (("wrong", "text=does not know this token"), (TOKENS[0], ready)):
         tab.page.wait_for_selector("#token")

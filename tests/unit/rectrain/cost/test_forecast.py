@@ -9,18 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectrain.cost.forecast import (
-    Case,
-    Owned,
-    Strategy,
-    Training,
-    break_even,
-    forecast,
-    payback,
-    strategies,
-    times,
-)
-from rectrain.cost.plan import Route, Server, Stage
+from rectrain.cost.case import Case, Owned, Strategy, Training, strategies
+from rectrain.cost.forecast import break_even, forecast, payback
+from rectrain.cost.plan import Route, Server, Stage, num_servers
 from rectrain.cost.ranges import INPUTS, draw, sensitivity, spread_of, vary
 from rectrain.cost.traffic import Traffic, load_traffic
 from rectrain.errors import ConfigError
@@ -89,6 +80,16 @@ def test_interruptions_cost_spares_and_work_done_again():
     assert found.machines.tolist() == [6] * 6
     again = 1 + 0.001 * (1 + 1)  # half an interval, and the restart, in hours
     assert found.costs[0] == pytest.approx(6 * 0.04 * 730 + 100 * 0.04 * again)
+
+
+def test_spares_of_a_month_are_those_of_its_own_need():
+    rising = case(growth_per_month=0.2, restart_minutes=60, horizon_months=3)
+    found = forecast(rising, Strategy("large", purchase="spot"))
+    needed = [
+        num_servers(SPOT, LARGE, 10 * 1.2**month, availability=0.9999, restart_h=1)
+        for month in range(3)
+    ]
+    assert found.machines.tolist() == needed == [6, 7, 9]  # of 5, 6 and 8 that must run
 
 
 def test_own_machines_cost_what_they_are_and_what_they_draw():
@@ -171,7 +172,7 @@ def test_at_the_break_even_volume_both_cost_the_same_and_then_the_cheaper_one_ch
     some = case({"shrinking": 5.0})
     (rate,) = break_even(some, Strategy("small"), Strategy("large"))
     for factor, cheaper in ((0.99, "large"), (1.01, "small")):
-        there = replace(some, traffic=times(some.traffic, factor * rate / some.traffic.mean))
+        there = replace(some, traffic=some.traffic.times(factor * rate / some.traffic.mean))
         costs = {name: forecast(there, Strategy(name)).cost for name in ("small", "large")}
         assert min(costs, key=lambda name: costs[name]) == cheaper
 

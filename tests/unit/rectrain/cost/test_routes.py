@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rectrain.cascade import Calibration, Calibrations, ListDoubt, Policy, RowDoubt, TaskPolicy
 from rectrain.cost.assemble import lift_of, measured_factors
-from rectrain.cost.routes import Speed, TaskSpeed, cascade, lone, threshold_for, worths
+from rectrain.cost.routes import Speed, TaskSpeed, cascade, lone, worths
 from rectrain.cost.serving import Served, _p99, latency_curve, to_speed
 from rectrain.cost.traffic import Traffic
 
@@ -93,12 +93,6 @@ def test_deferring_more_costs_more_and_is_worth_what_lies_between(one, other):
     if less > 0:
         assert routes[0].core_s <= routes[1].core_s * (1 + 1e-9)
     assert 1.0 <= routes[0].worth_per_1000 <= routes[1].worth_per_1000 <= 2.0
-
-
-def test_a_threshold_has_about_the_wanted_share_below_it():
-    assert threshold_for(ROWS, 0.1) == 0.2  # the policy's own
-    assert threshold_for(ROWS, 0.3) == pytest.approx(0.15)
-    assert threshold_for(ROWS, 1.0) == 2.0
 
 
 def test_worth_goes_with_events_and_lift():

@@ -102,7 +102,52 @@ def test_a_run_of_before_usage_was_recorded_has_no_lives(tmp_path):
     assert device_hours(pasts) == {} and len(training_ledger(pasts, CPU, name="i")) == 0
 
 
-def test_a_study_is_tuning(tmp_path):
+@pytest.fixture
+def search(tmp_path):
+    """A search with a teacher, a super-network, a trial with a run and one without."""
+    teacher = write(tmp_path / "teacher", life(100))
+    root = write(
+        tmp_path / "search", life(7, work="tune"), life(8, work="tune", day=3),
+        settings={"tune.yaml": f"teacher: {teacher}/checkpoints/step-00000002"},
+    )  # fmt: skip
+    inner = {"config.yaml": f"train: {{teacher: {teacher}/checkpoints/step-00000002}}"}
+    write(root / "supernet", life(50, day=2), settings=inner)
+    write(root / "trials" / "0000" / "run", life(20, day=4), settings=inner)
+    (root / "trials" / "0001.json").write_text("{}")
+    return root
+
+
+def test_a_search_is_tuning_with_its_super_network_and_its_trials_runs(search):
+    teacher, past = history(str(search))
+    assert (teacher.work, past.work, past.folder) == ("train", "tune", str(search))
+    assert [one.seconds for one in past.lives] == [7, 50, 8, 20]
+    ledger = training_ledger([teacher, past], CPU, name="i")
+    totals = ledger.totals("stage", "part")
+    assert {key: amount / ledger.total() for key, amount in totals.items()} == {
+        ("pretraining", "training"): Fraction(100, 185), ("tuning", "resources"): Fraction(85, 185)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("work", ["compress", "train"])
+def test_what_a_search_chose_has_the_search_behind_it_once(search, work):
+    chosen = search / "chosen" / "trial-0000"
+    teacher, encoder = f"{search.parent}/teacher/checkpoints/step-00000002", f"{chosen}/cut"
+    if work == "compress":
+        made = package = chosen / "made"
+        settings = {"compress.yaml": f"teacher: {teacher}\nencoder: {encoder}"}
+    else:  # its heads' run, and the package beside it
+        made, package = chosen / "heads", chosen / "package"
+        settings = {"config.yaml": f"model: {{encoder: {encoder}}}\ntrain: {{teacher: {teacher}}}"}
+    write(made, life(5, work=work), settings=settings)
+    pasts = history(str(package))
+    assert [past.folder for past in pasts] == [
+        str(search.parent / "teacher"), str(search), str(made)
+    ]  # fmt: skip
+    assert [past.work for past in pasts] == ["train", "tune", work]
+    assert [past.device_seconds / 2 for past in pasts] == [100, 85, 5]
+
+
+def test_usage_alone_says_what_it_was(tmp_path):
     study = write(tmp_path / "study", life(7, work="tune"), settings={"notes": ""})
     (entry,) = training_ledger(history(str(study)), CPU, name="i")
     assert (entry.stage, entry.part) == ("tuning", "resources")

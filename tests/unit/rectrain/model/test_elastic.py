@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -31,8 +33,10 @@ def super_network(bert, choices, features):
         features=dict.fromkeys(TASKS, features),
         config=ModelConfig(encoder="tiny", dropout=0),
     )
-    model.elastic = Elastic(choices, 1, weight=0.5, temperature=2.0, relation=1.0,
-                            num_micro_batches=1)  # fmt: skip
+    model.elastic = Elastic(
+        choices=choices, num_random=1, weight=0.5, temperature=2.0, relation=1.0,
+        num_micro_batches=1,
+    )  # fmt: skip
     return model
 
 
@@ -103,7 +107,7 @@ def test_the_loss_is_the_mean_over_the_largest_and_the_drawn(super_network, make
     vectors = super_network.text_vectors(batch.texts)
     outputs = super_network.outputs(batch, vectors)
     subs = [
-        super_network._sub_losses(shape, batch, outputs, vectors)
+        super_network._sub_losses(shape, batch, (vectors, outputs))
         for shape in sandwich(super_network.elastic.choices, num_random=1, seed=0)
     ]
     total = alone + sum(losses.sum() + extra for losses, extra in subs)
@@ -114,14 +118,16 @@ def test_the_largest_teaches_and_does_not_learn_of_its_pupils(super_network, mak
     """With soft labels alone a pupil equal to the largest has nothing to learn, nor has it."""
     batch = make_batch(dict.fromkeys(TASKS, 6))
     largest = super_network.elastic.choices.largest
-    super_network.elastic = Elastic(super_network.elastic.choices, 0, 1.0, 1.0, 1.0, 1)
+    super_network.elastic = replace(
+        super_network.elastic, num_random=0, weight=1.0, temperature=1.0
+    )
     vectors = super_network.text_vectors(batch.texts)
     outputs = super_network.outputs(batch, vectors)
     detached = {
         task: tuple(t.detach() for t in out) if isinstance(out, tuple) else out.detach()
         for task, out in outputs.items()
     }
-    losses, extra = super_network._sub_losses(largest, batch, detached, vectors.detach())
+    losses, extra = super_network._sub_losses(largest, batch, (vectors.detach(), detached))
     assert losses.sum() + extra < 1e-5
     (losses.sum() + extra).backward()
     assert max(p.grad.abs().max() for p in super_network.parameters() if p.grad is not None) < 1e-4

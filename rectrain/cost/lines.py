@@ -1,0 +1,138 @@
+"""What is paid month by month: a line each, and those of training, people and software.
+
+Each cost is a `Line`, quantity × unit price for every month, so a total, a picture and the ledger
+are sums of the same. Lines of machines that answer are made in `fleet`.
+
+    price in month m      = price now · (1 + change a year)^(m / 12)
+    a training on spot    = its device hours · (1 + λ · (checkpoint interval / 2 + restart))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from rectrain.cost.case import Case, Strategy
+from rectrain.cost.ledger import Behaviour, Kind, Stage
+from rectrain.cost.prices import HOURS_PER_MONTH
+from rectrain.cost.traffic import Floats
+
+__all__ = ["Line", "labour_lines", "prices_by_month", "software_lines", "training_lines"]
+
+_KIB = 2**10
+
+
+@dataclass(frozen=True)
+class Line:
+    """One thing that is paid, by month.
+
+    Attributes:
+        stage, part, kind, behaviour, label, unit, source: as of `ledger.Entry`.
+        quantity, price: float64 [H], of each month; price is of a unit.
+    """
+
+    stage: Stage
+    part: str
+    kind: Kind
+    behaviour: Behaviour
+    label: str
+    unit: str
+    source: str
+    quantity: Floats
+    price: Floats
+
+    @property
+    def amounts(self) -> Floats:
+        """float64 [H]."""
+        return self.quantity * self.price
+
+
+def prices_by_month(now: float, change: float, months: int) -> Floats:
+    """float64 [months] of what costs so much now and moves by `change` a year."""
+    return np.asarray(now * (1 + change) ** (np.arange(months) / 12))
+
+
+def _device_hour(case: Case, strategy: Strategy) -> tuple[float, str]:
+    """What an hour of the measured device costs in training, and where."""
+    if strategy.hosting != "cloud" and case.owned:
+        owned = case.owned[0]
+        energy = owned.watts * case.kwh / 1000
+        hour = owned.monthly / HOURS_PER_MONTH + energy
+        return hour / (owned.server.threads * owned.server.speed), owned.server.name
+    best = min(
+        (server for server in case.servers if server.purchase == strategy.purchase),
+        key=lambda server: server.hourly / (server.threads * server.speed),
+    )
+    again = 1.0
+    if best.is_spot:
+        lost_h = (case.traffic.checkpoint_minutes / 2 + case.traffic.restart_minutes) / 60
+        again += best.interruptions_per_hour * lost_h
+    hour = again * best.hourly / (best.threads * best.speed)
+    return hour, f"{best.name} {best.purchase}"
+
+
+def training_lines(case: Case, strategy: Strategy) -> Iterator[Line]:
+    """Of devices that train: at first, and again in the traffic file's rhythm."""
+    traffic, training = case.traffic, case.training
+    first, again = traffic.trainings()
+    hour, where = _device_hour(case, strategy)
+    price = prices_by_month(hour, traffic.hardware_price_change, len(first))
+    source = f"{training.source}; {where}"
+    large = training.large * training.factors[strategy.method]
+    # The first training is of all weights: an adapter stands beside a model that is trained.
+    yield Line(
+        "pretraining", "training", "hardware", "fixed", "first training", "device hour", source,
+        first * training.large, price,
+    )  # fmt: skip
+    yield Line(
+        "maintenance", "resources", "hardware", "fixed", "trainings again", "device hour", source,
+        again * large, price,
+    )  # fmt: skip
+    if strategy.route != "large":
+        yield Line(
+            "tuning", "resources", "hardware", "fixed", "making the small model", "device hour",
+            source, first * training.small, price,
+        )  # fmt: skip
+        yield Line(
+            "maintenance", "resources", "hardware", "fixed", "making the small model again",
+            "device hour", source, again * training.small, price,
+        )  # fmt: skip
+
+
+def labour_lines(case: Case, strategy: Strategy) -> Iterator[Line]:
+    """Of people."""
+    traffic, effort = case.traffic, case.traffic.effort
+    first, again = traffic.trainings()
+    tuning = effort.tuning + (effort.shrinking if strategy.route != "large" else 0.0)
+    rows: tuple[tuple[Stage, str, str, Floats, float], ...] = (
+        ("pretraining", "data", "data", first * effort.data, case.engineer_h),
+        ("pretraining", "labelling", "labelling", first * effort.labelling, case.engineer_h),
+        ("tuning", "time", "choosing and shrinking", first * tuning, case.engineer_h),
+        ("deployment", "software", "bringing into operation", first * effort.deployment,
+         case.engineer_h),
+        ("maintenance", "time", "watching and mending",
+         np.full(len(first), effort.maintenance), case.operator_h),
+        ("maintenance", "time", "checking new versions",
+         again * effort.retraining, case.engineer_h),
+    )  # fmt: skip
+    for stage, part, label, hours, hourly in rows:
+        price = prices_by_month(hourly, traffic.labour_price_change, len(first))
+        source = f"effort in the traffic file; {case.sources.get('people', '')}"
+        yield Line(stage, part, "labour", "fixed", label, "hour", source, hours, price)
+
+
+def software_lines(case: Case, requests: Floats) -> Iterator[Line]:
+    """Of licences, and of answers that leave the cloud; `requests` is float64 [H]."""
+    months = np.ones(len(requests))
+    for name, monthly in case.licences.items():
+        yield Line(
+            "deployment", "software", "software", "fixed", f"licence {name}", "month",
+            case.sources.get("licence", ""), months, months * monthly,
+        )  # fmt: skip
+    gib = requests * case.traffic.answer_kib / _KIB**2
+    yield Line(
+        "deployment", "software", "software", "marginal", "answers out of the cloud", "gib",
+        case.sources.get("gib", ""), gib, months * case.egress_gib,
+    )  # fmt: skip
