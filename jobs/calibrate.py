@@ -23,8 +23,9 @@ from rectrain.cascade.thresholds import groups_to_prove
 from rectrain.data.loader import open_tasks
 from rectrain.data.shards import Prepared
 from rectrain.errors import ConfigError, DataError
+from rectrain.inference.engine import steady_backend
 from rectrain.inference.packaged import PackagedModel, load
-from rectrain.package import update_package
+from rectrain.package import open_package, update_package
 from rectrain.report.calibration import calibration_table, draw_calibration
 
 __all__ = ["main"]
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
     import matplotlib  # noqa: F401 - missing, it must be told now
 
     small, large = (
-        load(path, backend=options.backend, threads=options.threads)
+        load(path, backend=_backend(path, options.backend), threads=options.threads)
         for path in (options.small, options.large)
     )
     data = _data(small, large, options)
@@ -63,6 +64,11 @@ def main(argv: list[str]) -> int:
     for name, file in (("policy", POLICY), ("picture", _PICTURE)):
         print(f"{name:10}{small.package.path / file}")
     return 0
+
+
+def _backend(path: str, given: str) -> str:
+    """Thresholds belong to the scores that will be served."""
+    return steady_backend(open_package(path), given, device="cpu")
 
 
 def _parser() -> JobParser:
@@ -92,7 +98,7 @@ def _parser() -> JobParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of halves and resamples")
     parser.add_argument(
-        "--backend", default="auto", help="what runs the encoders: as of rectrain.load"
+        "--backend", default="auto", help="what runs the encoders; auto is what serving takes"
     )
     parser.add_argument("--threads", type=count, help="of the models (default: torch's)")
     return parser

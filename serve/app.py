@@ -24,10 +24,12 @@ from jobs.cli import JobParser, run
 from rectrain import cluster
 from rectrain.config import help_text
 from rectrain.errors import ConfigError, ResourceError
+from rectrain.inference.engine import steady_backend
 from serve.config import (
     APPLICATION,
     PROXY_LOCATION,
     SETTINGS_FILE,
+    ModelPair,
     Http,
     Replicas,
     Settings,
@@ -58,7 +60,7 @@ def build(args: dict[str, Any]) -> Application:
     """
     settings = settings_of(args, name="the application's args").absolute()
     _check_tls(settings)
-    _check_packages(settings)
+    settings = _settled(settings)
     large = {
         name: _deployment(Large, settings.large, settings, name=f"Large-{name}").bind(
             _read_by_large(settings, name), name
@@ -110,10 +112,20 @@ def _check_tls(settings: Settings) -> None:
         )
 
 
-def _check_packages(settings: Settings) -> None:
+def _settled(settings: Settings) -> Settings:
+    """With verified packages, and the backends that "auto" stands for: every replica must give a
+    request the same scores."""
     settings.http.check_files()
-    for pair in settings.models.values():
-        open_pair(pair)
+    devices = {"small": settings.ingress.device, "large": settings.large.device}
+    models = {}
+    for name, pair in settings.models.items():
+        opened, found = open_pair(pair), pair.model_dump()
+        for side, package in (("small", opened.small), ("large", opened.large)):
+            if package is not None:
+                key = f"{side}_backend"
+                found[key] = steady_backend(package, found[key], device=devices[side])
+        models[name] = ModelPair.model_validate(found)
+    return settings.model_copy(update={"models": models})
 
 
 def check_port(settings: Settings) -> None:
@@ -184,7 +196,7 @@ def main(argv: list[str]) -> int:
     options, overrides = parser.parse_known_args(argv)
     settings = load_settings(options.config, overrides).absolute()
     _check_tls(settings)
-    _check_packages(settings)
+    _settled(settings)
     check_cpus(settings)
     check_port(settings)
     if options.dry_run:

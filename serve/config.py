@@ -153,9 +153,11 @@ class ModelPair(Section):
     small: str = Field(description="folder of the small model's package; its policy.json decides")
     large: str | None = Field(default=None, description="folder of the large model's package")
     small_backend: str = Field(
-        default="auto", description="what runs the small encoder; see rectrain.load"
+        default="auto",
+        description="what runs the small encoder, in all replicas alike: torch, or a graph of the"
+        " package; auto: the usually fastest of them",
     )
-    large_backend: str = Field(default="auto", description="what runs the large encoder")
+    large_backend: str = Field(default="auto", description="the same of the large one")
     cost: str | None = Field(
         default=None, description="cost.json of jobs.cost: answers tell what they cost"
     )

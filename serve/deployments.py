@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from rectrain.errors import RectrainError
-from rectrain.inference.packaged import PackagedModel, load
 from serve.answering import Answerer, LargeReply
 from serve.api import build_api
 from serve.batcher import DeadlinePassed, Overloaded
 from serve.caches import AnswerCache
-from serve.config import Cache, Replicas, Settings
+from serve.config import Settings
 from serve.health import Health
 from serve.large import LargeClient
 from serve.metrics import Metrics
@@ -27,22 +25,6 @@ from serve.pairs import open_pair
 from serve.scoring import Engine, ModelFault, Work
 
 __all__ = ["Ingress", "Large"]
-
-
-def _load(
-    engine: Engine, name: str, path: str, backend: str, replicas: Replicas, cache: Cache
-) -> PackagedModel:
-    """Opens a package in the computing thread, so that its number of threads holds there."""
-    opener = partial(
-        load,
-        path,
-        backend=backend,
-        threads=replicas.threads,
-        device=replicas.device,
-        cached_texts=cache.texts,
-    )
-    engine.models[name] = engine.call(opener)
-    return engine.models[name]
 
 
 class Large:
@@ -58,8 +40,13 @@ class Large:
         assert pair.large is not None
         metrics = Metrics()
         self._engine = Engine(settings.batching, observe=metrics.batch)
-        self._model = _load(
-            self._engine, name, pair.large, pair.large_backend, settings.large, settings.cache
+        self._model = self._engine.load(
+            name,
+            pair.large,
+            pair.large_backend,
+            settings.large.threads,
+            settings.cache.texts,
+            device=settings.large.device,
         )
         self._health = Health(self._engine, settings.golden, deviation=metrics.deviation)
 
@@ -112,7 +99,14 @@ class Ingress:
         self, name: str, handle: DeploymentHandle[Any] | None, cache: AnswerCache
     ) -> Answerer:
         settings, pair = self._settings, self._settings.models[name]
-        _load(self._engine, name, pair.small, pair.small_backend, settings.ingress, settings.cache)
+        self._engine.load(
+            name,
+            pair.small,
+            pair.small_backend,
+            settings.ingress.threads,
+            settings.cache.texts,
+            device=settings.ingress.device,
+        )
         _, large, policy, costs = open_pair(pair)
         ask = None
         if handle is not None and large is not None:

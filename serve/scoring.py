@@ -111,11 +111,20 @@ class Engine:
         )
 
     def load(
-        self, name: str, path: str, backend: str, threads: int, cached_texts: int
+        self,
+        name: str,
+        path: str,
+        backend: str,
+        threads: int,
+        cached_texts: int,
+        *,
+        device: str = "cpu",
     ) -> PackagedModel:
         """Opens a package in the computing thread, so that its number of threads holds there;
         see `rectrain.load`."""
-        opener = partial(load, path, backend=backend, threads=threads, cached_texts=cached_texts)
+        opener = partial(
+            load, path, backend=backend, threads=threads, device=device, cached_texts=cached_texts
+        )
         self.models[name] = self.call(opener)
         return self.models[name]
 

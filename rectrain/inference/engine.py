@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -22,9 +23,16 @@ from rectrain.inference.backends import (
 from rectrain.inference.text_encoder import TextEncoder
 from rectrain.package import Package
 
-__all__ = ["Engine", "open_engine"]
+__all__ = ["Engine", "open_engine", "steady_backend"]
 
 _AUTO, _TORCH = "auto", "torch"
+# Graphs by how fast they usually are, and the module that runs them.
+_ENGINES = {
+    "openvino-int8": "openvino",
+    "onnx-int8": "onnxruntime",
+    "openvino": "openvino",
+    "onnx": "onnxruntime",
+}
 # Texts to measure by: log-normal lengths, as texts of shops have.
 _NUM_TEXTS, _MEDIAN_TOKENS, _SPREAD = 128, 24.0, 0.8
 
@@ -82,6 +90,22 @@ def open_engine(
     if encoder.name != _TORCH:
         warm_up(encoder, max_length=max_length)
     return Engine(encoder, choice)
+
+
+def steady_backend(package: Package, backend: str, *, device: str) -> str:
+    """What "auto" means where many processes must give the same scores: not what a measurement
+    finds, which differs from process to process, but the graph that is usually the fastest.
+
+    Args:
+        package: whose graphs there are to choose from.
+        backend: stays as it is, if it isn't "auto".
+        device: "cpu" or "cuda"; on a GPU it is torch.
+    """
+    if backend != _AUTO:
+        return backend
+    graphs = package.graphs if device == "cpu" else {}
+    usable = (name for name, module in _ENGINES.items() if name in graphs and find_spec(module))
+    return next(usable, _TORCH)
 
 
 def _sample(max_length: int) -> PackedTexts:

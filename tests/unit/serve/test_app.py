@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 from ray.serve.config import HTTPOptions
 
 from rectrain import cluster
 from rectrain.errors import ConfigError, ResourceError
-from serve import app, deployments
-from serve.config import Batching, Cache, Replicas, Settings
+from rectrain.package import Package
+from serve import app, scoring
+from serve.config import Batching, Settings
 from serve.deployments import Large
 from serve.scoring import Engine
 
@@ -61,11 +63,23 @@ def test_a_replica_on_a_gpu_asks_for_one_and_is_told():
 
 def test_a_model_is_opened_on_the_device_of_its_replicas(monkeypatch):
     opened: dict[str, object] = {}
-    monkeypatch.setattr(deployments, "load", lambda path, **given: opened.update(given))
+    monkeypatch.setattr(scoring, "load", lambda path, **given: opened.update(given))
     engine = Engine(Batching(), observe=lambda *_: None)
-    deployments._load(engine, "shop", "l", "auto", Replicas(device="cuda", threads=3), Cache())
+    engine.load("shop", "l", "torch", 3, 0, device="cuda")
     engine.close()
     assert (opened["device"], opened["threads"]) == ("cuda", 3)
+
+
+def test_all_replicas_of_a_model_get_one_backend(packages, monkeypatch):
+    shop = {"small": str(packages["small"].path), "large": str(packages["large"].path)}
+    given = Settings.model_validate({"models": {"shop": shop}, "large": {"device": "cuda"}})
+    graphs = {name: Path(name) for name in ("onnx", "openvino-int8", "onnx-int8")}
+    monkeypatch.setattr(Package, "graphs", property(lambda _: graphs))
+    pair = app._settled(given).models["shop"]
+    assert (pair.small_backend, pair.large_backend) == ("openvino-int8", "torch")
+    del graphs["openvino-int8"]
+    assert app._settled(given).models["shop"].small_backend == "onnx-int8"
+    assert app._settled(app._settled(given)) == app._settled(given)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +139,7 @@ def test_on_a_joined_cluster_nothing_but_what_was_deployed_is_taken_down(
     monkeypatch.setattr(app.serve, "shutdown", lambda: ended.append("shutdown"))
     monkeypatch.setattr(app.serve, "delete", lambda name: ended.append(f"delete {name}"))
     monkeypatch.setattr(app.cluster, "is_joined", lambda: is_joined)
-    for name in ("_check_packages", "check_cpus", "check_port", "_connect"):
+    for name in ("_settled", "check_cpus", "check_port", "_connect"):
         monkeypatch.setattr(app, name, lambda given: None)
     monkeypatch.setattr(app.signal, "signal", lambda *given: None)
     monkeypatch.setattr(app, "metrics_urls", list)
