@@ -172,15 +172,19 @@ def cost_page(found: Findings, facts: Mapping[str, Any]) -> str:
         found: the answers.
         facts: see `cost_json`.
     """
+    searched = facts.get("searched")
     sections = [
-        _what(found), _made(found), _pays(found), _run(found), _sure(found), _known(found, facts),
+        _what(found), _made(found), *([_searched(found, searched)] if searched else []),
+        _pays(found), _run(found), _sure(found), _known(found, facts),
     ]  # fmt: skip
     nav = "".join(
         f'<a href="#{name}">{title}</a>'
         for name, title in (
-            ("what", "What"), ("made", "Of what"), ("pays", "When it pays"), ("run", "What to run"),
-            ("sure", "How sure"), ("known", "From what"),
+            ("what", "What"), ("made", "Of what"), ("searched", "Other shapes"),
+            ("pays", "When it pays"), ("run", "What to run"), ("sure", "How sure"),
+            ("known", "From what"),
         )
+        if searched or name != "searched"
     )  # fmt: skip
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -279,6 +283,50 @@ def _made(found: Findings) -> str:
         made_of(found),
         _table(["stage", "kind", *map(escape, ledgers)], [*rows, whole]),
     )  # fmt: skip
+
+
+def _searched(found: Findings, searched: Mapping[str, Any]) -> str:
+    parts = [_packaged(found, searched["models"])] if searched["models"] else []
+    rows = [
+        [
+            escape(", ".join(f"{name} {value}" for name, value in one["parameters"].items()))
+            + (" (knee)" if one["trial"] == searched["knee"] else ""),
+            f"{one['objectives']['mean_lift']:.3f}",
+            money(one["objectives"]["cost_per_1000"], searched["currency"]),
+            f"{one['objectives']['p99_ms']:.1f} ms",
+        ]
+        for one in searched["front"]
+    ]
+    return _section(
+        "searched", "What would another shape cost?", *parts,
+        _p("The front as the search found it: shapes compared with one another by its own "
+           "requests, at the price of a core in its settings, without idle time; not comparable "
+           "with the costs above. Lift is the share of its teacher's, on validation rows."),
+        _table(["shape", "lift", "per 1,000 requests", "p99"], rows),
+        _p(f"More of it: {escape(searched['page'])}.", kind="soft"),
+    )  # fmt: skip
+
+
+def _packaged(found: Findings, models: Sequence[Mapping[str, Any]]) -> str:
+    best = found.choice.best
+    machine = "" if best is None else f" on {escape(best.server.name)}, {best.server.purchase}"
+    rows = [
+        [
+            escape(one["model"]),
+            f"{one['layers']} layers of {one['hidden']}, inner size {one['intermediate']}",
+            escape(one["run_by"]), f"{1000 * one['core_s']:.2f} ms",
+            "-" if one["per_1000"] is None else money(one["per_1000"], found.currency),
+            f"{one['memory_bytes'] / 2**20:,.0f} MiB",
+            "-" if one["lift"] is None else f"{one['lift']:.3f}",
+        ]
+        for one in models
+    ]  # fmt: skip
+    return _p(
+        "What the search has packaged, measured by the same requests as the other models. Of each, "
+        "answering alone: what a request keeps a core busy, and the part of the machines that 1,000 of "
+        f"them cost{machine}, at the load that keeps the latency limit. Lift is the share of that "
+        "of the search's own teacher, on validation rows."
+    ) + _table(["", "encoder", "run by", "a request", "per 1,000 requests", "memory", "lift"], rows)
 
 
 def _crossing(one: Crossing, found: Findings) -> str:
