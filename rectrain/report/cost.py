@@ -323,9 +323,9 @@ def _packaged(found: Findings, models: Sequence[Mapping[str, Any]]) -> str:
     ]  # fmt: skip
     return _p(
         "What the search has packaged, measured by the same requests as the other models. Of each, "
-        "answering alone: what a request keeps a core busy, and the part of the machines that 1,000 of "
-        f"them cost{machine}, at the load that keeps the latency limit. Lift is the share of that "
-        "of the search's own teacher, on validation rows."
+        "answering alone: how long a request keeps a core busy, and what 1,000 of them cost of the "
+        f"machines that answer{machine}, at the load that keeps the latency limit. Lift is the "
+        "share of its teacher's, on validation rows."
     ) + _table(["", "encoder", "run by", "a request", "per 1,000 requests", "memory", "lift"], rows)
 
 
