@@ -45,14 +45,15 @@ serve: setup
 # Integration tests run Ray clusters and take all cores by themselves, one after the other. They run
 # in a child of pytest: the engines in it can crash as a process ends, with every test passed.
 INTEGRATION := python -m pytest tests/integration --numprocesses 1
+UNIT := OMP_NUM_THREADS=1 python -m pytest tests/unit --numprocesses auto --dist loadfile
 
 test: lint
 	$(INTEGRATION) -m 'not slow'
-	OMP_NUM_THREADS=1 python -m pytest tests/unit --numprocesses auto --dist loadfile
+	$(UNIT) -m 'not slow'
 
 test-full: lint
 	$(INTEGRATION)
-	OMP_NUM_THREADS=1 python -m pytest tests/unit --numprocesses auto --dist loadfile
+	$(UNIT)
 
 lint: setup
 	ruff check .
