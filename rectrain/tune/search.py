@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from rectrain.tune.trial import answer
 
 __all__ = ["run_search"]
 
-_DIED = "its process ended without a word (killed, or out of memory), twice"
+_LIVES = 2
+_DIED = f"its process ended without a word (killed, or out of memory), {_LIVES} times"
 _FOLDER = "ray"
 
 
@@ -63,7 +65,7 @@ def run_search(config: SearchConfig, study: SearchStudy, *, told: Callable[[int]
         tune_config=any_tune.TuneConfig(
             search_alg=_Questions(study, Path(config.output), told=told),
             scheduler=_scheduler(config),
-            num_samples=max(1, left),
+            num_samples=_LIVES * max(1, left),  # the study says when there are enough
             max_concurrent_trials=at_once,
             # A process that has loaded the teacher and the rows answers the next question, too.
             reuse_actors=config.way == "elastic",
@@ -72,7 +74,9 @@ def run_search(config: SearchConfig, study: SearchStudy, *, told: Callable[[int]
             name="tune",
             storage_path=f"{config.output}/{_FOLDER}",
             verbose=0,
-            failure_config=any_tune.FailureConfig(max_failures=1),
+            # A process that dies while it is made ready for its next trial fails that for good,
+            # whatever is said here; so the study asks again.
+            failure_config=any_tune.FailureConfig(max_failures=0),
         ),
     )
     tuner.fit()
@@ -113,7 +117,8 @@ class _Questions(Searcher):
     def __init__(self, study: SearchStudy, root: Path, *, told: Callable[[int], None]) -> None:
         super().__init__(metric="mean_lift", mode="max")
         self._study, self._root, self._told = study, root, told
-        self._numbers: dict[str, int] = {}
+        self._asked: dict[str, Question] = {}  # Tune's name of a trial that runs -> its question
+        self._deaths: Counter[int] = Counter()
         self._gauges = {
             name: Gauge(f"rectrain_tune_{name}", description=text)
             for name, text in (
@@ -123,21 +128,28 @@ class _Questions(Searcher):
         }
 
     def suggest(self, trial_id: str) -> Any:
-        """The next question's number and point."""
+        """The next question's number and point; None while the last ones run, of which one may have
+        to be asked again."""
         question = self._study.ask()
         if question is None:
-            return Searcher.FINISHED
-        self._numbers[trial_id] = question.number
+            return None if self._asked else Searcher.FINISHED
+        self._asked[trial_id] = question
         return {"number": question.number, "parameters": dict(question.parameters)}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Tells the study; what a scheduler ended early has no result."""
-        number = self._numbers[trial_id]
+        question = self._asked.pop(trial_id)
+        number = question.number
         found = read_result(self._root, number)
         if found is None and result and "result" in result:
             found = Result.from_json(result["result"])  # of a node without the folder
+        if found is None and error:
+            self._deaths[number] += 1
+            if self._deaths[number] < _LIVES:
+                self._study.ask_again(question)
+                return
         pruned = found is None and not error
         if found is None:
             found = Result(error=None if pruned else _DIED)

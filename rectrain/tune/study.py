@@ -164,6 +164,10 @@ class SearchStudy:
             self._drop(question.number, known=known)
         return self._unseen()
 
+    def ask_again(self, question: Question) -> None:
+        """Gives a question back whose process died: it is the next to be asked."""
+        self._unfinished.append(question)
+
     def _asked(self) -> Question:
         trial = self._study.ask(self._space.distributions())
         return Question(trial.number, dict(trial.params))

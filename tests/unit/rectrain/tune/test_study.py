@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from ray.tune.search import Searcher
 from transformers import BertConfig
 
 from rectrain.errors import ConfigError
 from rectrain.tune.config import SearchConfig, SpaceConfig
+from rectrain.tune.search import _Questions
 from rectrain.tune.space import Space
 from rectrain.tune.study import Result, SearchStudy, read_result, write_result
 from rectrain.tune.trials import Objectives, open_study, read_facts, read_study
@@ -95,6 +97,22 @@ def test_a_killed_driver_loses_no_result_and_asks_again_what_was_unfinished(open
     fresh = again.ask()
     assert fresh.number not in (told.number, written.number, unfinished.number)
     assert len(again.trials()) == 4
+
+
+def test_a_point_whose_process_died_is_tried_once_more(open_again, tmp_path):
+    study, told = open_again(num_trials=2), []
+    questions = _Questions(study, tmp_path, told=told.append)
+    first, second = questions.suggest("a"), questions.suggest("b")
+    assert questions.suggest("c") is None  # not the end: one of these may have to be asked again
+    questions.on_trial_complete("a", error=True)
+    assert told == [] and questions.suggest("c") == first
+    write_result(tmp_path, second["number"], result(0.3))
+    questions.on_trial_complete("b", error=True)  # it died when it had written what it found
+    questions.on_trial_complete("c", error=True)
+    assert told == [second["number"], first["number"]]
+    assert [one.state for one in study.trials()] == ["failed", "complete"]
+    assert "2 times" in study.trials()[0].error
+    assert questions.suggest("d") == Searcher.FINISHED
 
 
 def test_a_result_is_told_once(open_again):
