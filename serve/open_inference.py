@@ -245,9 +245,7 @@ class _Served:
         answerer: of the pair.
     """
 
-    def __init__(
-        self, pair: str, path: str, form: type[BaseModel], answerer: Answerer
-    ) -> None:
+    def __init__(self, pair: str, path: str, form: type[BaseModel], answerer: Answerer) -> None:
         small, task = answerer.small, ENDPOINTS[path]
         table = small.fields(task)
         candidate, _ = get_args(form.model_fields["candidates"].annotation)
@@ -313,7 +311,7 @@ class _Served:
         taken = ("BYTES",) if known.datatype == "BYTES" else _NUMBERS
         if tensor.datatype not in taken:
             self._refuse(tensor.name, tensor.datatype, f"its type is {' or '.join(taken)}")
-        rows = tensor.data
+        rows: Sequence[Any] = tensor.data
         for width in known.shape[1:]:
             if not all(isinstance(row, tuple) for row in rows):
                 rows = tuple(rows[at : at + width] for at in range(0, len(rows), width))

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import rectrain
 import tritonclient.http as triton
 from served_toy import offline, search
 from tensors_toy import tensors
 from tritonclient.utils import InferenceServerException
 
+import rectrain
 from serving.target import TOKENS, Target
 
 BODIES = {

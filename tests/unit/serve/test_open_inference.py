@@ -268,7 +268,9 @@ def test_numbers_are_finite_and_keep_their_rules(graph, price):
     assert error(response)
 
 
-@pytest.mark.parametrize("data", [[1.0], [1.0, 2.0, 3.0], [[1.0], 2.0], [[1.0, True]], [["a", "b"]]])
+@pytest.mark.parametrize(
+    "data", [[1.0], [1.0, 2.0, 3.0], [[1.0], 2.0], [[1.0, True]], [["a", "b"]]]
+)
 def test_a_vector_is_of_its_size_and_of_numbers(graph, data):
     image = {"name": "image", "shape": [1, 2], "datatype": "FP64", "data": data}
     response = infer(graph(), [tensor("item_text", ["alpha"]), image], "shop.risk")
