@@ -1,6 +1,7 @@
 # make setup      the environment alone (.venv)
 # make demo       prepare the embedded data, train, evaluate, make a small model of the large one,
-#                 serve both, price both; ends in runs/demo/summary.json (PRESET=tiny: a small one in 5 minutes)
+#                 serve both, search for a smaller shape, price all of it; ends in
+#                 runs/demo/summary.json (PRESET=tiny: a small one in 5 minutes)
 # make serve      the demo's models on 127.0.0.1:8000: a page at /, API docs at /docs (a tiny one,
 #                 made now, where there was no demo; ARGS=--http.port=9000 changes settings)
 # make test       what CI runs: lint, then every test but the slow ones
@@ -44,14 +45,15 @@ serve: setup
 # Integration tests run Ray clusters and take all cores by themselves, one after the other. They run
 # in a child of pytest: the engines in it can crash as a process ends, with every test passed.
 INTEGRATION := python -m pytest tests/integration --numprocesses 1
+UNIT := OMP_NUM_THREADS=1 python -m pytest tests/unit --numprocesses auto --dist loadfile
 
 test: lint
 	$(INTEGRATION) -m 'not slow'
-	OMP_NUM_THREADS=1 python -m pytest tests/unit --numprocesses auto --dist loadfile
+	$(UNIT) -m 'not slow'
 
 test-full: lint
 	$(INTEGRATION)
-	OMP_NUM_THREADS=1 python -m pytest tests/unit --numprocesses auto --dist loadfile
+	$(UNIT)
 
 lint: setup
 	ruff check .

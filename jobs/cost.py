@@ -5,8 +5,9 @@
 
 Measures on this machine what each package takes to answer (kept in OUTPUT/measured.json), takes
 what training took from the runs' own records, and looks months ahead. Without --traffic and
---prices, the defaults below and the list prices of rectrain/cost/prices.yaml count. Writes
-report.html, ledger.csv and cost.json (docs/cost.md).
+--prices, the defaults below and the list prices of rectrain/cost/prices.yaml count. What a search
+has packaged (--search) stands beside them. Writes report.html, ledger.csv and cost.json
+(docs/cost.md).
 """
 
 from __future__ import annotations
@@ -30,19 +31,21 @@ from rectrain.cost.assemble import (
     make_case,
     measured_factors,
     options_of,
+    request_cost,
 )
 from rectrain.cost.case import Training
 from rectrain.cost.findings import Findings, find
 from rectrain.cost.ledger import Ledger
 from rectrain.cost.measure import Past, device_hours, history, maker, training_ledger
 from rectrain.cost.prices import Prices, load_prices
-from rectrain.cost.routes import Speed
+from rectrain.cost.routes import Speed, lone
 from rectrain.cost.serving import Served, measure_served, to_speed
 from rectrain.cost.traffic import Traffic, load_traffic
 from rectrain.errors import ConfigError
 from rectrain.inference.packaged import load
 from rectrain.package import Package, open_package
 from rectrain.report.cost import cost_table, write_cost
+from rectrain.report.search import FRONT_PAGE, read_front
 
 __all__ = ["main"]
 
@@ -61,16 +64,19 @@ def main(argv: list[str]) -> int:
     traffic = load_traffic(options.traffic, overrides=overrides)
     prices = load_prices(options.prices)
     packages = _by_role(options.models)
+    front = read_front(Path(options.search)) if options.search else None
+    chosen = _chosen(front, tasks=packages["large"].tasks)
+    every = {**packages, **{name: package for name, (package, _) in chosen.items()}}
     output = Path(lasting(options.output))
     training, pasts, told = _training(packages, traffic, adapters=options.adapters)
     mix = traffic.shares(packages["large"].tasks)
-    print("\n".join([*_plan(packages, traffic, mix), *(f"cost: {one}" for one in told)]))
+    print("\n".join([*_plan(every, traffic, mix), *(f"cost: {one}" for one in told)]))
     if options.dry_run:
         return 0
     tokens = traffic.tokens or _TOKENS
     served = {
         role: _measured(role, package, traffic.candidates, tokens, output, options.backend)
-        for role, package in packages.items()
+        for role, package in every.items()
     }
     speeds = {
         role: to_speed(one, role, mix, candidates=traffic.candidates)
@@ -85,6 +91,13 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     notes = [*told, *more, f"Prices: version {prices.version}."]
     facts = _facts(found, models, served, packages, notes)
+    if front is not None:
+        lifts = {name: made["objectives"]["mean_lift"] for name, (_, made) in chosen.items()}
+        facts["searched"] = {
+            "page": str(Path(options.search) / FRONT_PAGE),
+            "models": _beside(found, every, served, speeds, lifts=lifts) if chosen else [],
+            **{key: front[key] for key in ("currency", "front", "knee")},
+        }
     write_cost(output, found, facts, _spent(pasts, prices, currency))
     print(f"\n{cost_table(found)}\n\n{_verdict(found)}")
     for name, file in (("report", "report.html"), ("ledger", "ledger.csv"), ("json", "cost.json")):
@@ -98,6 +111,9 @@ def _parser() -> JobParser:
         "--models", nargs="+", required=True, metavar="PACKAGE",
         help="one or two packages; the one with more bytes is the large one",
     )  # fmt: skip
+    parser.add_argument(
+        "--search", metavar="FOLDER", help="output of jobs.tune, whose chosen models are priced too"
+    )
     parser.add_argument("--traffic", metavar="FILE", help="YAML of the settings below")
     parser.add_argument(
         "--prices", metavar="FILE", help="YAML, what differs from rectrain/cost/prices.yaml"
@@ -135,6 +151,27 @@ def _by_role(paths: Sequence[str]) -> dict[str, Package]:
             fix="give a small model that was made of the large one",
         )
     return dict(zip(("large", "small"), packages, strict=False))
+
+
+def _chosen(
+    front: Mapping[str, Any] | None, *, tasks: Sequence[str]
+) -> dict[str, tuple[Package, Mapping[str, Any]]]:
+    """Name -> package and figures of what a search has packaged; each package once."""
+    found: dict[str, tuple[Package, Mapping[str, Any]]] = {}
+    versions = set()
+    for name, made in (front["models"] if front else {}).items():
+        package = open_package(made["package"])
+        if set(package.tasks) != set(tasks):
+            raise ConfigError(
+                what="--search",
+                got=f"{name} with the tasks {', '.join(package.tasks)}",
+                rule=f"must have those of the models: {', '.join(tasks)}",
+                fix="give a search whose teacher is one of the models",
+            )
+        if package.version not in versions:
+            found[name] = (package, made)
+        versions.add(package.version)
+    return found
 
 
 def _size(package: Package) -> int:
@@ -263,6 +300,40 @@ def _models(
 
 
 # --- what is said --------------------------------------------------------------------------------
+
+
+def _beside(
+    found: Findings,
+    packages: Mapping[str, Package],
+    served: Mapping[str, Served],
+    speeds: Mapping[str, Speed],
+    *,
+    lifts: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    """What each model's encoder is, and what its answers take, of searched ones and the others."""
+    rows = []
+    best, traffic = found.choice.best, found.case.traffic
+    mix = traffic.shares(packages["large"].tasks)
+    for name, package in packages.items():
+        route, speed = lone(speeds[name], traffic), speeds[name]
+        shape = json.loads((package.path / "encoder" / "config.json").read_text())
+        rows.append(
+            {
+                "model": name,
+                "layers": shape["num_hidden_layers"],
+                "hidden": shape["hidden_size"],
+                "intermediate": shape["intermediate_size"],
+                "run_by": served[name].backend,
+                "core_s": sum(
+                    share * speed.tasks[task].seconds(traffic.candidates)
+                    for task, share in mix.items()
+                ),
+                "per_1000": None if best is None else request_cost(route, best.server),
+                "memory_bytes": served[name].memory_bytes,
+                "lift": lifts.get(name),
+            }
+        )
+    return rows
 
 
 def _facts(

@@ -1,10 +1,11 @@
-"""The whole line on the embedded data: prepare, train, evaluate, make a small model of it, serve.
+"""The whole line on the embedded data: prepare, train, evaluate, shrink, serve, search, price.
 
 Training is two runs: first the encoder and all heads jointly (OUTPUT/NAME-joint), then the heads
 alone on the vectors of that encoder (OUTPUT/NAME), which takes rows about a hundred times as fast.
 OUTPUT/NAME-small/package is the small model, beside the large one in OUTPUT/NAME-small/summary.md;
 the large one's package is OUTPUT/NAME/package. Both are served, and asked one request of each kind
-over HTTP: OUTPUT/NAME/answers.txt; `make serve` serves the same packages. It ends with what both
+over HTTP: OUTPUT/NAME/answers.txt; `make serve` serves the same packages. A short search tells
+whether a still smaller shape would do: OUTPUT/NAME-tune/front.html. It ends with what all of these
 models cost: OUTPUT/NAME/cost/report.html.
 
     python -m jobs.demo [--preset demo|tiny] [--output runs] [--overwrite] [--dry-run]
@@ -23,31 +24,36 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from jobs import calibrate, compress, cost, evaluate, prepare, publish, train
+from jobs import calibrate, compress, cost, evaluate, prepare, publish, train, tune
 from jobs.ask import REQUESTS, Asked, ask, served
 from jobs.cli import JobParser, lasting, run
 from rectrain.cascade import read_policy
 from rectrain.data.shards import MANIFEST
 from rectrain.data.simulate import SIZES
 from rectrain.data.simulate.catalogue import make_catalogue
-from rectrain.errors import PackageError
+from rectrain.errors import DataError, PackageError
 from rectrain.inference.golden import GOLDEN
 from rectrain.package import open_package
 from rectrain.report.evaluation import write_summary
+from rectrain.report.search import FRONT_PAGE, knee_of, read_front
 from rectrain.train.storage import Store
 
 __all__ = ["main"]
 
-#: Each has simulated data of its name and three configurations, NAME-joint, -heads and -small.
+#: Each has simulated data of its name and four configurations: NAME-joint, -heads, -small, -tune.
 PRESETS = ("demo", "tiny")
 _PARTS = ("joint", "heads", "small")
 CONFIGS = Path(__file__).parent / "configs"
-_RUN, _SMALL = "config.yaml", "compress.yaml"  # what the folders of a run and of a small model have
+# What the folders of a run, of a small model and of a search have.
+_RUN, _SMALL, _SEARCH = "config.yaml", "compress.yaml", "tune.yaml"
 _PACKAGE, _ANSWERS, _LOG = "package", "answers.txt", "serve.log"
 _COST, _REPORT = "cost", "report.html"
+# Of a search, below OUTPUT: the small model, or where that has one layer, the large one.
+_TEACHERS = {"demo": "demo-small/heads", "tiny": "tiny"}
 _SEED = 0
 # What the report takes for the shop's: a larger one, and answers that are worth something.
 _SHOP = ("--traffic", str(CONFIGS / "shop.yaml"))
@@ -59,30 +65,35 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     data = Path(lasting(options.data, what="--data")) / options.preset
     directory = Path(lasting(options.output)) / options.preset
-    summary = directory / "summary.json"
+    summary, steps = directory / "summary.json", _steps(data=data, directory=directory)
     if options.dry_run:
-        _run_jobs(options, data=data, directory=directory)
+        _run_jobs(options, steps, data=data, directory=directory)
+        for step in steps:
+            _say(f"{step}: not looked at, needs what is made before")
         return 0
     account = directory.with_name(f"{directory.name}-spent.json")
     if options.overwrite:
         runs = {directory: _RUN, _beside(directory, "joint"): _RUN}
-        _discard({**runs, _beside(directory, "small"): _SMALL, data: MANIFEST})
+        made = {_beside(directory, "small"): _SMALL, _beside(directory, "tune"): _SEARCH}
+        _discard({**runs, **made, data: MANIFEST})
         account.unlink(missing_ok=True)
-    elif all(path.exists() for path in (summary, directory / _ANSWERS, _report(directory))):
+    elif all(path.exists() for path in (summary, *_results(directory))):
         for report in (directory / "evaluation.md", _beside(directory, "small") / "summary.md"):
             print(report.read_text(encoding="utf-8").partition("\n## ")[0])
         print((directory / _ANSWERS).read_text(encoding="utf-8"))
         _say(f"already done: {summary} (--overwrite begins anew)")
         return 0
     with _counted(_Spent(account)) as spent:
-        _run_jobs(options, data=data, directory=directory)
-        answers = _serve(options.preset, data=data, directory=directory)
-        _price(directory)
+        _run_jobs(options, steps, data=data, directory=directory)
+        answers = _serve(options.preset, steps, data=data, directory=directory)
+        searched = _search(options.preset, steps, directory)
+        _price(steps, directory)
     write_summary(
         directory,
         wall_s=spent.wall_s,
         peak_rss_bytes=spent.peak_rss_bytes,
         served={one.path: one.facts for one in answers},
+        searched=searched,
     )
     account.unlink()
     gib = spent.peak_rss_bytes / 2**30
@@ -99,43 +110,64 @@ def _parser() -> JobParser:
     return parser
 
 
-def _run_jobs(options: argparse.Namespace, *, data: Path, directory: Path) -> None:
+def _steps(*, data: Path, directory: Path) -> Iterator[str]:
+    """The parts of the demo by number and name, in the order in which they are done."""
+    small = _beside(directory, "small")
+    names = (
+        f"prepare {data}",
+        f"train encoder and heads {_beside(directory, 'joint')}",
+        f"train heads {directory}",
+        f"evaluate {directory}",
+        f"make a small model {small}",
+        f"publish {directory / _PACKAGE}",
+        f"calibrate {small / _PACKAGE}",
+        "serve both models, and ask",
+        f"search for a smaller shape {_beside(directory, 'tune')}",
+        f"cost {_report(directory).parent}",
+    )
+    return iter([f"{number}/{len(names)} {name}" for number, name in enumerate(names, start=1)])
+
+
+def _run_jobs(
+    options: argparse.Namespace, steps: Iterator[str], *, data: Path, directory: Path
+) -> None:
     """The first five parts, each of which goes on where it was; of a dry run the first that has
     work."""
     dry_run = ["--dry-run"] if options.dry_run else []
     common = [f"--data.paths={data}", f"--output={directory.parent}", *dry_run]
     config = {part: str(CONFIGS / f"{options.preset}-{part}.yaml") for part in _PARTS}
     joint, small = _beside(directory, "joint"), _beside(directory, "small")
+    step = next(steps)
     if options.overwrite or not (data / MANIFEST).exists():
-        _say(f"1/9 prepare {data}")
+        _say(step)
         source = ["--source=simulated", f"--size={options.preset}", f"--seed={_SEED}"]
         prepare.main([*source, f"--output={data}", *dry_run])
         if dry_run:
             return  # the rest needs the data
-    _say(f"2/9 train encoder and heads {joint}")
+    _say(next(steps))
     train.main(["--config", config["joint"], *common])
     if dry_run:
         return  # the rest needs the encoder
-    _say(f"3/9 train heads {directory}")
+    _say(next(steps))
     train.main(["--config", config["heads"], f"--train.start_from={joint}", *common])
-    _say(f"4/9 evaluate {directory}")
+    _say(next(steps))
     evaluate.main(["--checkpoint", str(directory)])
-    _say(f"5/9 make a small model {small}")
+    _say(next(steps))
     compress.main(["--config", config["small"], f"--teacher={directory}", f"--output={small}"])
 
 
-def _serve(preset: str, *, data: Path, directory: Path) -> list[Asked]:
+def _serve(preset: str, steps: Iterator[str], *, data: Path, directory: Path) -> list[Asked]:
     """The next three parts: the large model as a package, when the small one asks it, and both of
     them served and asked, each time."""
     large, small = directory / _PACKAGE, _beside(directory, "small") / _PACKAGE
-    _say(f"6/9 publish {large}")
+    _say(next(steps))
     if not (large / GOLDEN).exists():  # it comes last
         publish.main([f"--checkpoint={directory}", f"--output={large}", "--overwrite"])
-    _say(f"7/9 calibrate {small}")
+    _say(next(steps))
     if not _is_calibrated(small, large):
         pair = [f"--small={small}", f"--large={large}", f"--budget={_BUDGET}"]
         calibrate.main([*pair, f"--data={data}"])
-    _say("8/9 serve both models, and ask")
+    _say(next(steps))
     requests = json.loads(REQUESTS.read_text(encoding="utf-8"))
     with served(small=small, large=large, log=directory / _LOG) as address:
         answers = ask(address, requests)
@@ -148,23 +180,54 @@ def _serve(preset: str, *, data: Path, directory: Path) -> list[Asked]:
     return answers
 
 
-def _price(directory: Path) -> None:
-    """The last part: what both models cost."""
-    _say(f"9/9 cost {_report(directory).parent}")
+def _search(preset: str, steps: Iterator[str], directory: Path) -> dict[str, Any]:
+    """The ninth part: a search that goes on where it was; where its page is, and what its knee is
+    worth."""
+    folder = _beside(directory, "tune")
+    _say(next(steps))
+    if not _is_searched(folder):
+        teacher = directory.parent / _TEACHERS[preset]
+        config = str(CONFIGS / f"{preset}-tune.yaml")
+        tune.main(["--config", config, f"--teacher={teacher}", f"--output={folder}"])
+    front = read_front(folder)
+    knee = knee_of(front)
+    if knee is not None:
+        keys = ("parameters", "objectives", "engine", "package", "version")
+        knee = {"currency": front["currency"], **{key: knee[key] for key in keys if key in knee}}
+    return {"front": str(folder / FRONT_PAGE), "knee": knee}
+
+
+def _price(steps: Iterator[str], directory: Path) -> None:
+    """The last part: what both models, and what the search found, cost."""
+    _say(next(steps))
     if not _report(directory).exists():
         packages = [str(path / _PACKAGE) for path in (directory, _beside(directory, "small"))]
+        search = f"--search={_beside(directory, 'tune')}"
         output = f"--output={_report(directory).parent}"
-        cost.main(["--models", *packages, output, *_SHOP])
+        cost.main(["--models", *packages, search, output, *_SHOP])
 
 
 def _report(directory: Path) -> Path:
     return directory / _COST / _REPORT
 
 
+def _results(directory: Path) -> tuple[Path, ...]:
+    """What is there of a demo that has come to its end, beside the summary."""
+    front = _beside(directory, "tune") / FRONT_PAGE
+    return directory / _ANSWERS, front, _report(directory)
+
+
 def _is_calibrated(small: Path, large: Path) -> bool:
     try:
         return read_policy(open_package(small), large=open_package(large)) is not None
     except PackageError:  # of other versions: one of the packages is newer
+        return False
+
+
+def _is_searched(folder: Path) -> bool:
+    try:
+        return bool(read_front(folder))
+    except DataError:
         return False
 
 

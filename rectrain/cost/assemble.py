@@ -21,6 +21,7 @@ __all__ = [
     "make_case",
     "measured_factors",
     "options_of",
+    "request_cost",
 ]
 
 _GIB = 2**30
@@ -218,7 +219,6 @@ def answer_costs(models: Models, traffic: Traffic, server: Server) -> dict[str, 
         traffic: whose candidates and limit.
         server: what it runs on.
     """
-    second = server.hourly / 3600 / (server.threads * server.speed)
     found: dict[str, dict[str, float]] = {}
     for task in models.large.tasks:
         alone = traffic.model_copy(update={"mix": {task: 1.0}})
@@ -228,5 +228,20 @@ def answer_costs(models: Models, traffic: Traffic, server: Server) -> dict[str, 
             costs["small"] = routes["small"].core_s
         if "cascade" in routes and len(routes["cascade"].stages) > 1:
             costs["deferred"] = costs["small"] + 1 / routes["cascade"].stages[1].rate
-        found[task] = {name: 1000 * seconds * second for name, seconds in costs.items()}
+        found[task] = {name: 1000 * seconds * _second(server) for name, seconds in costs.items()}
     return found
+
+
+def request_cost(route: Route, server: Server) -> float:
+    """What 1,000 requests cost on a machine, at its plan's load.
+
+    Args:
+        route: that answers them.
+        server: what it runs on.
+    """
+    return 1000 * route.core_s * _second(server)
+
+
+def _second(server: Server) -> float:
+    """Money for a second of the measured core."""
+    return server.hourly / 3600 / (server.threads * server.speed)

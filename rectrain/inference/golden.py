@@ -28,6 +28,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -36,6 +37,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic import Field as Bounds
+from transformers import PreTrainedTokenizerFast
 
 from rectrain.data.encoding import FeatureEncoder
 from rectrain.data.fields import Field
@@ -284,8 +286,7 @@ def made_up_rows(
         random: decides them.
     """
     assert model.predictor.rows is not None
-    vocabulary = model.predictor.rows.tokenizer.get_vocab()
-    words = sorted(word for word in vocabulary if word.isalpha()) or ["a"]
+    words = _words(model.predictor.rows.tokenizer)
     features = model.predictor.features[task]
     return tuple(
         {
@@ -298,10 +299,16 @@ def made_up_rows(
     )
 
 
+@lru_cache(maxsize=1)
+def _words(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.str_]:
+    """Whole words of a vocabulary, once: it takes longer to list them than to answer a request."""
+    return np.array(sorted(word for word in tokenizer.get_vocab() if word.isalpha()) or ["a"])
+
+
 def _value(
     field: Field,
     features: FeatureEncoder,
-    words: Sequence[str],
+    words: NDArray[np.str_],
     size: int,
     random: np.random.Generator,
 ) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rectrain.cost.case import METHODS
@@ -50,6 +50,7 @@ def cost_page(found: Findings, facts: Mapping[str, Any]) -> str:
     sections = [
         Section("What does each model, and the cascade, cost?", _what(found), "What"),
         Section("What is it made of?", _made(found), "Of what"),
+        *_searched(found, facts.get("searched")),
         Section("When does extra training pay back?", _pays(found), "When it pays"),
         Section("What should I run at my traffic?", _run(found), "What to run"),
         Section("How sure is that?", _sure(found), "How sure"),
@@ -135,6 +136,57 @@ def _made(found: Findings) -> list[str]:
         paragraph("A month, on average. Every line, month by month, is in ledger.csv."),
         made_of(found),
         table(["stage", "kind", *found.routes], rows, chosen=(len(rows) - 1,)),
+    ]
+
+
+def _searched(found: Findings, searched: Mapping[str, Any] | None) -> list[Section]:
+    """Of a search that was given: what it packaged, and its front."""
+    if not searched:
+        return []
+    rows = [
+        [
+            ", ".join(f"{name} {value}" for name, value in one["parameters"].items())
+            + (" (knee)" if one["trial"] == searched["knee"] else ""),
+            f"{one['objectives']['mean_lift']:.3f}",
+            money(one["objectives"]["cost_per_1000"], searched["currency"]),
+            f"{one['objectives']['p99_ms']:.1f} ms",
+        ]
+        for one in searched["front"]
+    ]
+    parts = [
+        *(_packaged(found, searched["models"]) if searched["models"] else []),
+        paragraph(
+            "The front as the search found it: shapes compared with one another by its own "
+            "requests, at the price of a core in its settings, without idle time; not comparable "
+            "with the costs above. Lift is the share of its teacher's, on validation rows."
+        ),
+        table(["shape", "lift", "per 1,000 requests", "p99"], rows),
+        paragraph(f"More of it: {searched['page']}."),
+    ]
+    return [Section("What would another shape cost?", parts, "Other shapes")]
+
+
+def _packaged(found: Findings, models: Sequence[Mapping[str, Any]]) -> list[str]:
+    best = found.choice.best
+    machine = "" if best is None else f" on {best.server.name}, {best.server.purchase}"
+    rows = [
+        [
+            one["model"],
+            f"{one['layers']} layers of {one['hidden']}, inner size {one['intermediate']}",
+            one["run_by"], f"{1000 * one['core_s']:.2f} ms",
+            "-" if one["per_1000"] is None else money(one["per_1000"], found.currency),
+            f"{one['memory_bytes'] / 2**20:,.0f} MiB",
+            "-" if one["lift"] is None else f"{one['lift']:.3f}",
+        ]
+        for one in models
+    ]  # fmt: skip
+    return [
+        paragraph(
+            "What the search has packaged, measured by the same requests as the other models. Of "
+            "each, answering alone: how long a request keeps a core busy, and what 1,000 of them "
+            f"cost of the machines that answer{machine}, at the load that keeps the latency limit."
+        ),
+        table(["", "encoder", "run by", "a request", "per 1,000 requests", "memory", "lift"], rows),
     ]
 
 

@@ -129,6 +129,7 @@ def write_summary(
     wall_s: float,
     peak_rss_bytes: int,
     served: Mapping[str, object] | None = None,
+    searched: Mapping[str, object] | None = None,
 ) -> Path:
     """Writes a run's summary.json from its evaluation.json: the primary metric of each task.
 
@@ -137,6 +138,7 @@ def write_summary(
         wall_s: seconds of the whole run, over all calls that it took.
         peak_rss_bytes: largest resident memory of all its processes together.
         served: what the served models answered, in JSON's types; None where nothing was served.
+        searched: what a search found, in JSON's types; None where there was none.
 
     Returns:
         The path of summary.json.
@@ -157,6 +159,7 @@ def write_summary(
         "wall_s": wall_s,
         "peak_rss_bytes": peak_rss_bytes,
         **({} if served is None else {"served": served}),
+        **({} if searched is None else {"searched": searched}),
         "checkpoint": evaluation["checkpoint"],
         "config": evaluation["config"],
     }

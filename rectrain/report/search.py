@@ -8,12 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rectrain.errors import DataError
 from rectrain.report.front import front_of, render_front
 from rectrain.train.storage import Store
 from rectrain.tune.pareto import importances
 from rectrain.tune.trials import OBJECTIVES, Trial, open_study, read_facts, read_study
 
-__all__ = ["write_front"]
+__all__ = ["FRONT_PAGE", "knee_of", "read_front", "write_front"]
+
+FRONT, FRONT_PAGE = "front.json", "front.html"
 
 
 def write_front(root: Path, *, made: Mapping[str, Mapping[str, Any]] | None = None) -> Path:
@@ -21,7 +24,7 @@ def write_front(root: Path, *, made: Mapping[str, Mapping[str, Any]] | None = No
 
     Args:
         root: the search's folder.
-        made: name -> what the search says of a chosen model.
+        made: name -> what the search says of a chosen model; None before its end.
 
     Returns:
         The page.
@@ -42,12 +45,44 @@ def write_front(root: Path, *, made: Mapping[str, Mapping[str, Any]] | None = No
         "knee": front.knee,
         "front": [_facts(trial) for trial in front.trials],
         "importances": found,
-        "models": dict(made or {}),
+        "models": None if made is None else dict(made),
     }
     store = Store.open(str(root))
-    store.replace("front.json", (json.dumps(content, indent=1) + "\n").encode())
-    store.replace("front.html", page.encode())
-    return root / "front.html"
+    store.replace(FRONT, (json.dumps(content, indent=1) + "\n").encode())
+    store.replace(FRONT_PAGE, page.encode())
+    return root / FRONT_PAGE
+
+
+def read_front(root: Path) -> dict[str, Any]:
+    """What front.json of a search says that has come to its end.
+
+    Args:
+        root: the search's folder.
+
+    Raises:
+        DataError: there is none, or the search has not come to its end.
+    """
+    path = root / FRONT
+    found: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    if found.get("models") is None:
+        raise DataError(
+            what=f"search {root}",
+            got=f"a {FRONT} of a search that goes on" if found else f"no {FRONT}",
+            rule="must be the output of a search that has come to its end",
+            fix="run jobs.tune to its end, and give its output",
+        )
+    return found
+
+
+def knee_of(front: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The knee of front.json: what was packaged of it, or its trial; None where there is no front.
+
+    Args:
+        front: of `read_front`.
+    """
+    trials = (one for one in front["front"] if one["trial"] == front["knee"])
+    found: dict[str, Any] | None = front["models"].get("knee") or next(trials, None)
+    return found
 
 
 def _facts(trial: Trial) -> dict[str, Any]:

@@ -19,11 +19,26 @@ from rectrain.report.cost import write_cost
 QUESTIONS = [
     "What does each model, and the cascade, cost?",
     "What is it made of?",
+    "What would another shape cost?",
     "When does extra training pay back?",
     "What should I run at my traffic?",
     "How sure is that?",
     "From what is this computed?",
 ]
+
+SEARCHED = {
+    "page": "/a/path/" + "x" * 200 + "/front.html",
+    "models": [
+        {"model": "knee", "layers": 2, "hidden": 128, "intermediate": 96, "run_by": "openvino-int8",
+         "core_s": 0.0031, "per_1000": 0.00004, "memory_bytes": 5e8, "lift": 0.9}
+    ],
+    "currency": "EUR",
+    "knee": 3,
+    "front": [
+        {"trial": 3, "parameters": {"layers": 2, "heads": 4, "train.learning_rate": 0.0005},
+         "objectives": {"mean_lift": 0.8, "cost_per_1000": 0.0001, "p99_ms": 12.5}}
+    ],
+}  # fmt: skip
 
 
 def found(**traffic: Any) -> Findings:
@@ -54,6 +69,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report alone in its folder."""
     made, alone = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("alone")
     facts = {"notes": ["A note with <b>no</b> markup."], "measured_rows": [["risk", "large", "1"]]}
+    facts["searched"] = SEARCHED
     write_cost(made, found(latency_ms=120.0, budget_per_month=900.0), facts, Ledger())
     return Path(shutil.copy(made / "report.html", alone / "moved.html"))
 

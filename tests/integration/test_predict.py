@@ -88,6 +88,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_scores_of_an_undisturbed_one(
     assert first["user_id"].to_pylist() == given["user_id"].take(first["row"]).to_pylist()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_a_run_writes_meanwhile_is_not_read(
     untrained_run: Path, marketplace: Path, rows: Path, tmp_path: Path, cluster: None,
     monkeypatch: pytest.MonkeyPatch,

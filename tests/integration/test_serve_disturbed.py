@@ -123,14 +123,15 @@ def zero_the_model(replica: Any) -> None:
 
 
 def test_a_running_replica_that_deviates_is_withdrawn_replaced_and_told_of(graph):
-    expected = [one["score"] for one in graph.post("/v1/rank", search()).json()["items"]]
+    body = {**search(), "options": {"route": "small"}}  # the large one may come and go
+    expected = [one["score"] for one in graph.post("/v1/rank", body).json()["items"]]
     (damaged,) = replicas("Ingress")
     zero_the_model(damaged)
     deadline = time.monotonic() + 60
     while damaged in (found := replicas("Ingress")) or not found:
         assert time.monotonic() < deadline, "it was never replaced"
         time.sleep(0.5)
-    answer = graph.post("/v1/rank", search())
+    answer = graph.post("/v1/rank", body)
     assert answer.status_code == 200
     assert [one["score"] for one in answer.json()["items"]] == pytest.approx(expected, rel=1e-4)
     logs = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"

@@ -147,6 +147,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert not output.exists()
 
 
+@pytest.mark.slow
 def test_a_failing_trial_is_recorded_and_separate_models_train_beside_it(
     cluster: None, untrained_run: Path, tmp_path: Path
 ) -> None:

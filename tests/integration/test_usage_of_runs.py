@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 from prepared_toy import PRICE, write_prepared
 
 from benchmarks.one_process import in_processes, train_here
@@ -40,6 +41,7 @@ def lives(run: Path) -> list[Usage]:
     return read_usage(Store.open(str(run)))
 
 
+@pytest.mark.slow
 def test_a_killed_life_counts(tmp_path: Path) -> None:
     data = write_prepared(tmp_path / "data", tasks={"risk": PRICE})
     argv, run = arguments(data, tmp_path, "run"), tmp_path / "run"

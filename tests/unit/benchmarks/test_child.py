@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -63,3 +66,30 @@ def test_all_that_a_group_started_ends_with_it(tmp_path):
         below = int(lines.read_text())
         assert {group.pid, below} <= alive()
     assert not {group.pid, below} & alive()
+
+
+BUSY = """
+import os, sys, time
+from benchmarks.child import parent
+given, _, answer = parent()
+answer(os.getpid())
+time.sleep(600)
+"""
+KILLED = """
+import os, signal, sys
+from benchmarks.child import Child
+child = Child([sys.executable, "-c", sys.argv[1]], given=None)
+print(child.opened, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_child_that_is_busy_ends_with_a_parent_that_was_killed():
+    command = [sys.executable, "-c", KILLED, BUSY]
+    root = Path(__file__).parents[3]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    assert said.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 60
+    while int(said.stdout) in alive():
+        assert time.monotonic() < deadline, "it works on for nobody"
+        time.sleep(0.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from rectrain.cost.serving import Served
 from rectrain.metrics import Interval
 from rectrain.package import Card, Package, update_package, write_package
 
-SPEEDS = {"large": (0.010, 0.004), "small": (0.002, 0.0002)}
+SPEEDS = {"large": (0.010, 0.004), "small": (0.002, 0.0002), "searched": (0.001, 0.0001)}
 METRICS = {
     "large": {"risk": {"auc": Interval(0.75, 0.7, 0.8)}},
     "small": {"risk": {"auc": Interval(0.70, 0.65, 0.75)}},
@@ -100,6 +101,56 @@ def test_two_packages_become_a_report_a_ledger_and_figures(
     assert "cost: at this traffic run " in printed and "| cascade | USD " in printed
 
 
+@pytest.fixture
+def search(packages: dict[str, Package], tmp_path: Path) -> Iterator[Path]:
+    """A search's folder, whose knee and cheapest are one model."""
+    folder = tmp_path / "search"
+    folder.mkdir()
+    parts = toy_parts(folder / "parts", seed=7, tasks=TASKS)
+    made = write_package(folder / "searched", parts, card=CARD)
+    facts = {"package": str(made.path), "version": made.version, "objectives": {"mean_lift": 0.5}}
+    worth = {"mean_lift": 0.45, "cost_per_1000": 0.0001, "p99_ms": 3.5}
+    trial = {"trial": 2, "parameters": {"layers": 1, "heads": 2}, "objectives": worth}
+    front = {"currency": "EUR", "knee": 2, "front": [trial],
+             "models": {"knee": facts, "cheapest": facts}}  # fmt: skip
+    (folder / "front.json").write_text(json.dumps(front))
+    packages["searched"] = made
+    yield folder
+    del packages["searched"]
+
+
+def test_what_a_search_has_packaged_is_priced_beside_the_models(
+    packages: dict[str, Package], search: Path, measured: list[str], tmp_path: Path
+) -> None:
+    pair = {name: packages[name] for name in ("large", "small")}
+    assert call(pair, tmp_path / "out", f"--search={search}") == 0
+    assert sorted(measured) == ["large", "searched", "small"]
+    found = json.loads((tmp_path / "out" / "cost.json").read_text())
+    assert list(found["routes"]) == ["large", "small", "cascade"]  # as without
+    rows = {one["model"]: one for one in found["searched"]["models"]}
+    assert list(rows) == ["large", "small", "knee"]
+    assert [one["lift"] for one in rows.values()] == [None, None, 0.5]
+    for name, key in (("knee", "searched"), ("small", "small"), ("large", "large")):
+        fixed, each = SPEEDS[key]
+        assert rows[name]["core_s"] == pytest.approx(fixed + 50 * each)
+    assert 0 < rows["knee"]["per_1000"] < rows["small"]["per_1000"] < rows["large"]["per_1000"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "What would another shape cost?" in page and f"{search}/front.html" in page
+    assert "layers 1, heads 2 (knee)" in page and "has packaged" in page
+
+
+def test_a_search_that_packaged_nothing_shows_its_front_alone(
+    packages: dict[str, Package], search: Path, measured: list[str], tmp_path: Path
+) -> None:
+    front = json.loads((search / "front.json").read_text())
+    (search / "front.json").write_text(json.dumps({**front, "models": {}}))
+    alone = {"large": packages["large"]}
+    assert call(alone, tmp_path / "out", f"--search={search}") == 0
+    assert measured == ["large"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "layers 1, heads 2 (knee)" in page and "has packaged" not in page
+
+
 def test_what_was_measured_is_not_measured_again(
     packages: dict[str, Package], measured: list[str], tmp_path: Path
 ) -> None:
@@ -139,6 +190,7 @@ def test_mistakes_are_one_line_and_status_2(
         (["--models", *pair, "--mix.chess=1"], "the models have recommendation"),
         (["--models", str(tmp_path)], "no manifest.json"),
         (["--models", *pair, "--mean_rate=-1"], "mean_rate"),
+        (["--models", *pair, "--search", str(tmp_path)], "no front.json"),
         ([], "--models"),
     ):
         assert exit_status(cost.main, [*argv, "--dry-run"]) == 2, argv

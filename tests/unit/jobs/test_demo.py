@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from jobs import demo
 from jobs.ask import Asked
@@ -25,6 +26,15 @@ ANSWER = {
     "reason": "confident",
     "confidence": 0.9,
 }
+
+
+JOBS = ("prepare", "train", "evaluate", "compress", "publish", "calibrate", "tune", "cost")
+KNEE = {
+    "trial": 3,
+    "parameters": {"layers": 1, "heads": 2},
+    "objectives": {"mean_lift": 0.9, "cost_per_1000": 0.0001, "p99_ms": 4.0},
+}
+FRONT = {"currency": "EUR", "knee": 3, "front": [KNEE], "models": {}}
 
 
 class FakeJobs:
@@ -66,8 +76,18 @@ class FakeJobs:
     def publish(self, argv: list[str]) -> None:
         self.work("publish", given(argv, "--output"), "golden.json")
 
+    def tune(self, argv: list[str]) -> None:
+        settings = yaml.safe_load(Path(argv[1]).read_text(encoding="utf-8"))
+        teacher, folder = given(argv, "--teacher"), given(argv, "--output")
+        # Where the configurations say, but below the demo's own folder.
+        assert f"runs/{teacher.relative_to(folder.parent)}" == settings["teacher"]
+        assert f"runs/{folder.name}" == settings["output"]
+        self.work("tune", folder, "tune.yaml", "front.html")
+        (folder / "front.json").write_text(json.dumps(FRONT))
+
     def cost(self, argv: list[str]) -> None:
         assert argv[0] == "--models" and all(Path(one).is_dir() for one in argv[1:3])
+        assert (given(argv, "--search") / "front.json").is_file()
         self.work("cost", given(argv, "--output"), "report.html")
 
     def calibrate(self, argv: list[str]) -> None:
@@ -92,7 +112,7 @@ def given(argv: list[str], key: str) -> Path:
 @pytest.fixture
 def jobs(monkeypatch: pytest.MonkeyPatch) -> FakeJobs:
     fake = FakeJobs()
-    for name in ("prepare", "train", "evaluate", "compress", "publish", "calibrate", "cost"):
+    for name in JOBS:
         monkeypatch.setattr(demo, name, SimpleNamespace(main=getattr(fake, name)))
     for name in ("served", "ask"):
         monkeypatch.setattr(demo, name, getattr(fake, name))
@@ -125,13 +145,13 @@ def test_the_summary_counts_all_calls_that_the_demo_took(
         call()  # prepare, joint, and 10 s of heads
     jobs.interrupted_by = ""
     jobs.now_s += 1000.0  # nobody works
-    # Joint is looked at again, heads, evaluate, small, three that serve, and cost.
+    # Joint is looked at again, heads, evaluate, small, three that serve, search, and cost.
     assert call() == 0
     summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
-    assert summary["wall_s"] == 30.0 + 80.0
+    assert summary["wall_s"] == 30.0 + 90.0
     assert summary["peak_rss_bytes"] > 0
     made = sorted(path.name for path in (tmp_path / "runs").iterdir())
-    assert made == ["tiny", "tiny-joint", "tiny-small"]
+    assert made == ["tiny", "tiny-joint", "tiny-small", "tiny-tune"]
 
 
 def test_a_kill_loses_no_time_that_was_counted(jobs: FakeJobs, tmp_path: Path) -> None:
@@ -163,6 +183,35 @@ def test_what_is_served_is_made_once_and_asked_once(
     assert "small model (confident), 5 ms" in capsys.readouterr().out
 
 
+def test_a_search_that_was_interrupted_goes_on_and_its_knee_is_in_the_summary(
+    jobs: FakeJobs, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs.interrupted_by = "tune"
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    assert not (tmp_path / "runs" / "tiny" / "cost").exists()
+    jobs.interrupted_by = "cost"
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    jobs.interrupted_by = ""
+    monkeypatch.setattr(demo, "tune", None)  # it has come to its end
+    assert call() == 0
+    summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
+    searched = summary["searched"]
+    assert Path(searched["front"]).is_file()
+    assert searched["knee"]["parameters"] == KNEE["parameters"]
+    assert searched["knee"]["objectives"] == KNEE["objectives"]
+    assert searched["knee"]["currency"] == "EUR"
+
+
+@pytest.mark.parametrize("preset", demo.PRESETS)
+def test_each_preset_has_the_search_that_its_configuration_says(
+    preset: str, jobs: FakeJobs, tmp_path: Path
+) -> None:
+    found = demo._search(preset, iter(["9/10"]), tmp_path / preset)
+    assert found["front"] == str(tmp_path / f"{preset}-tune" / "front.html")
+
+
 def test_packages_that_are_there_are_not_made_again(
     jobs: FakeJobs, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,7 +239,7 @@ def test_a_policy_of_other_packages_is_made_anew(
 
 
 @pytest.mark.parametrize(
-    "part", ["prepare", "joint", "heads", "small", "publish", "calibrate", "cost"]
+    "part", ["prepare", "joint", "heads", "small", "publish", "calibrate", "tune", "cost"]
 )
 def test_overwriting_that_was_interrupted_goes_on_with_nothing_old(
     part: str, jobs: FakeJobs, call: Call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -202,7 +251,8 @@ def test_overwriting_that_was_interrupted_goes_on_with_nothing_old(
     jobs.interrupted_by = ""
     assert call() == 0
     assert "already done" not in capsys.readouterr().out
-    for folder in ("data/tiny", "runs/tiny-joint", "runs/tiny", "runs/tiny-small"):
+    folders = ("tiny-joint", "tiny", "tiny-small", "tiny-tune")
+    for folder in ("data/tiny", *(f"runs/{name}" for name in folders)):
         assert (tmp_path / folder / "number").read_text() == "1", folder
     assert call() == 0
     printed = capsys.readouterr().out
@@ -234,3 +284,18 @@ def test_a_dry_run_removes_and_writes_nothing(jobs: FakeJobs, call: Call, tmp_pa
     before = sorted(tmp_path.rglob("*"))
     assert call("--overwrite", "--dry-run") == 0
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_names_all_parts_in_the_order_in_which_they_are_done(
+    jobs: FakeJobs, call: Call, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call() == 0
+    done = headings(capsys.readouterr().out)
+    assert [one.split("/")[0] for one in done] == [str(number) for number in range(1, 11)]
+    assert call("--overwrite", "--dry-run") == 0
+    assert headings(capsys.readouterr().out) == done
+
+
+def headings(printed: str) -> list[str]:
+    lines = [line.removeprefix("── ") for line in printed.splitlines() if line.startswith("── ")]
+    return [line.partition(":")[0] for line in lines if "/10 " in line]

