@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, FastAPI, HTTPException, Request, Response, Security
-from fastapi.routing import APIRoute
+from fastapi import APIRouter, FastAPI, Request, Security
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel
-from pydantic_core import from_json
 from starlette.middleware.gzip import GZipMiddleware
 
 from serve.answering import Answerer
+from serve.asking import Asker, strict_route
 from serve.config import Settings
 from serve.failures import HANDLERS
 from serve.guard import BodyGuard, TokenGuard
+from serve.open_inference import InferenceFailure, health_router, models_router
 from serve.outcomes import OutcomeLog, Recorder
 from serve.pages import add_pages
-from serve.proxy import DEADLINE, on_the_way_s
 from serve.schemas import (
     ENDPOINTS,
     Answer,
     BatchAnswer,
     Failure,
     ModelFacts,
-    Options,
     PolicyFacts,
     RequestModels,
     Versions,
     field_names,
     request_models,
 )
-from serve.scoring import ModelFault, is_suspicious
+from serve.scoring import ModelFault
 
 __all__ = ["build_api"]
 
@@ -45,33 +41,6 @@ _MIN_GZIP_BYTES = 1024
 _ABOUT = """A small model answers; what it doubts goes to a large one. Every answer says which
 models and versions gave it and why. `X-Deadline-Ms` says how long an answer is worth waiting for;
 bodies may be gzip in both directions."""
-
-
-class _StrictRequest(Request):
-    """A request whose JSON has no NaN, no infinity and at most 200 levels."""
-
-    async def json(self) -> Any:
-        try:
-            return from_json(await self.body(), allow_inf_nan=False)
-        except ValueError as error:
-            raise HTTPException(422, f"the body is no JSON: {error}") from None
-
-
-def _strict_route(admit: Callable[[Request], None]) -> type[APIRoute]:
-    """A route whose requests are strict; `admit` may refuse one before its body is read."""
-
-    class StrictRoute(APIRoute):
-        def get_route_handler(self) -> Callable[[Request], Any]:
-            handle = super().get_route_handler()
-
-            async def strict(request: Request) -> Response:
-                admit(request)
-                response: Response = await handle(_StrictRequest(request.scope, request.receive))
-                return response
-
-            return strict
-
-    return StrictRoute
 
 
 def build_api(
@@ -102,11 +71,20 @@ def build_api(
         docs_url=None,
         redoc_url=None,
     )
+
+    def require_sound() -> None:
+        if not is_sound():
+            raise ModelFault("withdrawn")
+
     small = {name: one.small for name, one in answerers.items()}
-    for path, forms in request_models(small, settings.limits).items():
-        router = _endpoint(path, forms, settings=settings, answerers=answerers, check=check)
-        api.include_router(router, **_secured(settings))
-    _add_facts(api, settings, answerers, is_sound)
+    forms = request_models(small, settings.limits)
+    asker = Asker(settings, answerers, check=check)
+    for path, of_path in forms.items():
+        api.include_router(_endpoint(path, of_path, asker), **_secured(settings))
+    _add_facts(api, settings, answerers, require_sound)
+    api.include_router(health_router(require_sound))
+    open_inference = models_router(asker, forms, require_sound)
+    api.include_router(open_inference, **_secured(settings, form=InferenceFailure))
     add_pages(api, answerers, settings.limits)
     for kind, handler in HANDLERS.items():
         api.add_exception_handler(kind, handler)
@@ -119,45 +97,22 @@ def build_api(
     return api
 
 
-def _endpoint(
-    path: str,
-    forms: RequestModels,
-    *,
-    settings: Settings,
-    answerers: Mapping[str, Answerer],
-    check: Callable[[], Awaitable[None]],
-) -> APIRouter:
+def _endpoint(path: str, forms: RequestModels, asker: Asker) -> APIRouter:
     """The two routes of an endpoint: one request, and a batch."""
-
-    def admit(request: Request) -> None:
-        deadline = _deadline(request, settings)
-        answerers[settings.default].require_room(path, deadline=deadline)
-
     router = APIRouter(
-        route_class=_strict_route(admit),
+        route_class=strict_route(lambda request: asker.admit(request, path)),
         tags=[ENDPOINTS[path]],
         responses=_failures(400, 408, 413, 415, 422, 429, 503),
     )
 
-    async def answer(request: Request, body: BaseModel, deadline: float) -> Answer:
-        options: Options = body.options  # type: ignore[attr-defined]
-        answerer = answerers[options.model or settings.default]
-        try:
-            given = await answerer.answer(path, body, deadline=deadline)
-        except Exception as error:
-            if is_suspicious(error):
-                await check()  # was it the model, the client is not to blame
-            raise
-        request.state.answers.append(given)
-        asked = {"timings": options.timings, "cost": options.cost}
-        return given.model_copy(update={name: None for name, wanted in asked.items() if not wanted})
-
     async def single(request: Request, body: Any) -> Answer:
-        return await answer(request, body, _deadline(request, settings))
+        return await asker.answer(request, path, body, deadline=asker.deadline(request))
 
     async def batch(request: Request, body: Any) -> BatchAnswer:
-        deadline = _deadline(request, settings)
-        answers = await _all([answer(request, one, deadline) for one in body.requests])
+        deadline = asker.deadline(request)
+        answers = await _all(
+            [asker.answer(request, path, one, deadline=deadline) for one in body.requests]
+        )
         return BatchAnswer(answers=answers)
 
     # FastAPI reads the body's type from here.
@@ -175,23 +130,23 @@ def _endpoint(
     return router
 
 
-def _failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": Failure} for status in statuses}
+def _failures(*statuses: int, form: type[BaseModel] = Failure) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": form} for status in statuses}
 
 
-def _secured(settings: Settings) -> dict[str, Any]:
+def _secured(settings: Settings, *, form: type[BaseModel] = Failure) -> dict[str, Any]:
     """What the OpenAPI says of a route that needs a token; `TokenGuard` is what asks for it."""
     if not settings.security.token_hashes:
         return {}
     bearer = Security(HTTPBearer(auto_error=False))
-    return {"dependencies": [bearer], "responses": _failures(401)}
+    return {"dependencies": [bearer], "responses": _failures(401, form=form)}
 
 
 def _add_facts(
     api: FastAPI,
     settings: Settings,
     answerers: Mapping[str, Answerer],
-    is_sound: Callable[[], bool],
+    require_sound: Callable[[], None],
 ) -> None:
     @api.get("/v1/models", tags=["models"], **_secured(settings))
     async def models() -> tuple[ModelFacts, ...]:
@@ -205,8 +160,7 @@ def _add_facts(
     @api.get("/readyz", tags=["health"], responses=_failures(503))
     async def ready() -> dict[str, str]:
         """Whether the process may answer: its golden requests got their answers."""
-        if not is_sound():
-            raise ModelFault("withdrawn")
+        require_sound()
         return {"status": "ready"}
 
 
@@ -235,15 +189,3 @@ async def _all(answers: Sequence[Awaitable[T]]) -> tuple[T, ...]:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _deadline(request: Request, settings: Settings) -> float:
-    """When the answer must be there, by the monotonic clock."""
-    text, limits = request.headers.get(DEADLINE), settings.deadlines
-    try:
-        left_ms = limits.default_ms if text is None else float(text)
-    except ValueError:
-        left_ms = math.nan
-    if not 0 < left_ms <= limits.max_ms:
-        raise HTTPException(422, f"{DEADLINE} must be above 0 and at most {limits.max_ms:g}")
-    return time.monotonic() + left_ms / 1000 - on_the_way_s(request.headers)

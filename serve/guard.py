@@ -16,12 +16,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.failures import failure
+from serve.proxy import HEALTH_PATHS
 
 __all__ = ["OPEN_PATHS", "BodyGuard", "TokenGuard", "is_known"]
 
 #: Need no token: they say nothing of a model, and load balancers and browsers bring none.
 OPEN_PATHS = (
-    "/", "/docs", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", "/healthz", "/readyz",
+    "/", "/docs", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js", *HEALTH_PATHS,
 )  # fmt: skip
 
 _GZIP = 16 + zlib.MAX_WBITS
@@ -60,7 +61,7 @@ class TokenGuard:
         if self._hashes and not is_open:
             headers = Headers(scope=scope)
             if not is_known(headers.get("authorization", ""), self._hashes):
-                response = failure(headers, 401, "unauthorized", "a bearer token is needed")
+                response = failure(scope, 401, "unauthorized", "a bearer token is needed")
                 response.headers["WWW-Authenticate"] = "Bearer"
                 await response(scope, receive, send)
                 return
@@ -92,7 +93,7 @@ class BodyGuard:
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if problem := self._refused(headers, encoding):
             status, code, message = problem
-            await failure(headers, status, code, message)(scope, receive, send)
+            await failure(scope, status, code, message)(scope, receive, send)
             return
         if encoding == "gzip":
             # What the application reads is inflated, and of another length.

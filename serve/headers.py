@@ -12,6 +12,8 @@ import re
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve.failure_form import failure_body
+
 __all__ = ["HeaderGuard"]
 
 _MOST_BYTES = 32_768  # of all headers together, as other servers allow
@@ -44,7 +46,7 @@ class HeaderGuard:
         headers = [pair for pair in scope["headers"] if _is_taken(*pair)]
         if sum(len(name) + len(value) for name, value in scope["headers"]) > _MOST_BYTES:
             message = f"headers may have {_MOST_BYTES} bytes, together"
-            failure = {"code": "too_large", "message": message, "request_id": ""}
+            failure = failure_body(scope["path"], "too_large", message, "")
             await JSONResponse(failure, 431)(scope, receive, send)
             return
         await self._app({**scope, "headers": headers}, receive, send)

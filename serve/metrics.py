@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray.serve.metrics import Counter, Gauge, Histogram
 
+from serve.failure_form import OPEN_INFERENCE
+from serve.proxy import HEALTH_PATHS
 from serve.schemas import ENDPOINTS, Answer
 
 __all__ = ["Metrics", "metrics_urls", "path_label"]
@@ -19,8 +22,11 @@ _DRIFT_UNITS = 180  # by chance 0.05, a fifth of what is called much
 _PATHS = {
     *(f"/v1/{path}" for path in ENDPOINTS),
     *(f"/v1/{path}/batch" for path in ENDPOINTS),
-    *("/", "/v1/models", "/healthz", "/readyz", "/docs", "/openapi.json"),
+    *("/", "/v1/models", *HEALTH_PATHS, "/docs", "/openapi.json", OPEN_INFERENCE),
 }
+_INFER = re.compile(
+    rf"{OPEN_INFERENCE}/models/[^/]*\.({'|'.join(ENDPOINTS)})(/versions/[^/]*)?/infer"
+)
 
 
 def _keys(*names: str) -> Any:
@@ -29,7 +35,12 @@ def _keys(*names: str) -> Any:
 
 
 def path_label(path: str) -> str:
-    """A path if it is one of ours, else "other": who asks must not decide how many labels are."""
+    """A path if it is one of ours, else "other": who asks must not decide how many labels are.
+
+    All models of the Open Inference Protocol that belong to an endpoint have one label.
+    """
+    if infer := _INFER.fullmatch(path):
+        return f"{OPEN_INFERENCE}/models/*.{infer[1]}/infer"
     return path if path in _PATHS else "other"
 
 
@@ -95,6 +106,7 @@ class Metrics:
 
     def answer(self, path: str, answer: Answer) -> None:
         """Counts one answer of an endpoint, whose path is that without /batch; a batch has many."""
+        path = path_label(path)
         tags = {"path": path, "model": answer.model, "reason": answer.reason}
         self._answers.inc(tags={**tags, "cached": str(answer.cached).lower()})
         if answer.timings is None or answer.cached:

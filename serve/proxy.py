@@ -27,11 +27,13 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.failure_form import failure_body
 from serve.headers import HeaderGuard
 
 __all__ = [
     "DEADLINE",
     "DEFAULT_MS",
+    "HEALTH_PATHS",
     "SENT",
     "WITHDRAWN",
     "Front",
@@ -41,6 +43,8 @@ __all__ = [
 ]
 
 DEADLINE = "x-deadline-ms"
+#: Overload must not look like death here.
+HEALTH_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 #: Name in the environment: milliseconds for an answer where the client gives no deadline.
 DEFAULT_MS = "RECTRAIN_DEFAULT_MS"
 #: When the proxy passed a request on: machine and seconds of its clock; replicas count from there.
@@ -58,9 +62,7 @@ _SLOW_S = 1.0  # a body that is not there by then keeps its place only while nob
 _SLOW_BODY = 408  # of the application; Serve says so where a replica does not answer in time
 _BUSY = (_SLOW_BODY, 429, 503)
 _RETRY_AFTER_S = 1
-_MAX_ID = 128
 _SERVES_OWN = "/-/"  # its health and routes, for load balancers
-_HEALTH = ("/healthz", "/readyz")  # ours: overload must not look like death
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -184,7 +186,7 @@ class Front:
         headers.setdefault("x-request-id", str(uuid.uuid4()))
         left_s = _left_s(headers)
         exchange = _Exchange(receive, send, left_s=left_s, default_s=self._default_s)
-        if scope["path"] in _HEALTH:
+        if scope["path"] in HEALTH_PATHS:
             await self._pass_on(scope, headers, exchange, left_s)
         elif (begun := self._place()) is not None:
             self._placed[exchange] = None
@@ -195,7 +197,7 @@ class Front:
                 self._limit.end(begun, is_late=exchange.is_late())
         if not exchange.is_over:
             self._refused()
-            await _busy(headers)(scope, receive, send)
+            await _busy(scope["path"], headers)(scope, receive, send)
             what = f"{scope['method']} {scope['path'][:100]!r} busy"
             facts = {"request_id": headers["x-request-id"], "status": 503, "outcome": "busy"}
             _log.info(what, extra=facts)
@@ -385,12 +387,9 @@ def _left_s(headers: Headers) -> float | None:
     return left_ms / 1000 if 0 < left_ms < math.inf else None
 
 
-def _busy(headers: Headers) -> JSONResponse:
+def _busy(path: str, headers: Headers) -> JSONResponse:
     request_id = headers["x-request-id"]
-    content = {
-        "code": "busy",
-        "message": "more requests wait than can be answered in time",
-        "request_id": request_id[:_MAX_ID],
-    }
+    message = "more requests wait than can be answered in time"
+    content = failure_body(path, "busy", message, request_id)
     extra = {"Retry-After": str(_RETRY_AFTER_S), "X-Request-ID": request_id}
     return JSONResponse(content, status_code=503, headers=extra)

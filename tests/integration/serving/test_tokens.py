@@ -7,6 +7,7 @@ import hashlib
 import pytest
 
 from serve.guard import OPEN_PATHS
+from serve.proxy import HEALTH_PATHS
 from serving.target import TOKENS, Target, good, request
 
 
@@ -22,7 +23,7 @@ def test_all_but_health_and_the_page_needs_a_token(target):
         for method, path in routes(target)
     }
     free = {path for path, statuses in found.items() if statuses == [200]}
-    assert free == {"/healthz", "/readyz"}
+    assert free == set(HEALTH_PATHS)
     assert all(statuses == [401] for path, statuses in found.items() if path not in free)
     assert [target.send(request(token=None, method="GET", path=path)) for path in OPEN_PATHS] == [
         [200]
@@ -35,7 +36,7 @@ def test_the_openapi_says_where_a_token_is_needed(target):
         path for path, methods in document["paths"].items()
         if all(one.get("security") for one in methods.values())
     }  # fmt: skip
-    assert set(document["paths"]) - secured == {"/healthz", "/readyz"}
+    assert set(document["paths"]) - secured == set(HEALTH_PATHS)
 
 
 @pytest.mark.parametrize(

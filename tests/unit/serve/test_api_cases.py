@@ -17,6 +17,7 @@ def test_generated_requests_get_no_5xx_and_what_the_openapi_says(graph, doubtful
     assert not tally.problems, tally.examples
     answered = {operation for operation, status in tally.statuses if status == 200}
     assert {"POST /v1/rank", "POST /v1/risk/batch", "GET /v1/models"} <= answered
+    assert "GET /v2/models/{model_name}/versions/{model_version}" in answered
 
 
 def test_a_tally_knows_a_fault_from_a_refusal():

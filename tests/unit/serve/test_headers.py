@@ -24,7 +24,7 @@ def passed(headers: Headers) -> tuple[Headers | None, list[int]]:
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
-    scope = {"type": "http", "headers": headers}
+    scope = {"type": "http", "path": "/", "headers": headers}
     asyncio.run(HeaderGuard(proxy)(scope, None, send))  # type: ignore[arg-type]
     return (seen or [None])[0], statuses
 

@@ -13,6 +13,7 @@ from serve import proxy as proxy_module
 from serve.proxy import (
     DEADLINE,
     DEFAULT_MS,
+    HEALTH_PATHS,
     SENT,
     WITHDRAWN,
     Front,
@@ -119,6 +120,11 @@ def test_what_died_with_a_replica_is_sent_once_more_with_its_whole_body(end):
     assert proxy.bodies == [b"onetwo", b"onetwo"]
     assert resent.value == 1
     assert proxy.headers[0][b"x-request-id"] == proxy.headers[1][b"x-request-id"]
+
+
+def test_below_v2_it_refuses_in_the_form_of_that_protocol():
+    sent, _ = ask(Proxy(LOST, LOST), path="/v2/models/shop.rank/infer")
+    assert list(json.loads(sent[1]["body"])) == ["error"]
 
 
 def test_what_dies_twice_is_told_when_to_come_back():
@@ -383,7 +389,7 @@ def test_what_there_is_no_room_for_is_refused_before_it_is_read():
     assert proxy.headers == []
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+@pytest.mark.parametrize("path", HEALTH_PATHS)
 def test_health_is_told_where_there_is_no_room(path):
     limit = Limit()
     while limit.begin() is not None:
