@@ -54,7 +54,7 @@ def _train(rank: int, data: str, checkpointing: bool) -> tuple[int, int, int]:
 
 
 @pytest.mark.skipif(not CLEAR.exists(), reason="the peak can only be reset on Linux")
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_resident_memory_stays_below_what_the_plan_says(
     tmp_path: Path, checkpointing: bool
 ) -> None:

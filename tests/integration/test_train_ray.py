@@ -252,6 +252,7 @@ def test_one_process_without_ray_comes_to_the_same(
             assert (got[name] - tensor).norm() <= 1e-5 * tensor.norm(), name
 
 
+@pytest.mark.slow
 def test_heads_alone_leave_the_encoder_as_it_was_and_survive_a_kill(
     cluster: Path, straight: tuple[Path, Any], tmp_path: Path
 ) -> None:
@@ -334,14 +335,13 @@ def test_rates_that_follow_validation_survive_a_kill(cluster: Path, tmp_path: Pa
     assert not [name for name in expected if not torch.equal(expected[name], got[name])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
         pytest.param(["lora"], id="lora"),
         pytest.param(
-            ["adalora", "--train.zero_stage=0", "--train.optimizer=adafactor"],
-            id="adalora",
-            marks=pytest.mark.slow,
+            ["adalora", "--train.zero_stage=0", "--train.optimizer=adafactor"], id="adalora"
         ),
     ],
 )

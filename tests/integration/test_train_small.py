@@ -74,7 +74,7 @@ def test_a_frozen_run_learns_the_same_on_one_worker_and_on_two(root: Path) -> No
     assert not [record for record in logs if "learning_rate" in record]  # it is the encoder's
 
 
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_run_with_nothing_to_validate_on_ends_well(root: Path, stage: int) -> None:
     made = run(root, "blind", "--train.evaluate_interval=2", f"--train.zero_stage={stage}")
     records = read_records(made / "metrics.jsonl")
@@ -108,6 +108,7 @@ def test_a_taught_run_is_the_same_on_two_workers_and_after_an_interruption(
     assert [name for name in one if not torch.equal(one[name], alone[name])]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_without_its_start(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
