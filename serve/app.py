@@ -29,9 +29,6 @@ from serve.config import (
     APPLICATION,
     PROXY_LOCATION,
     SETTINGS_FILE,
-    Http,
-    ModelPair,
-    Replicas,
     Settings,
     load_settings,
     settings_of,
@@ -39,6 +36,7 @@ from serve.config import (
 from serve.deployments import Ingress, Large
 from serve.metrics import metrics_urls
 from serve.pairs import open_pair
+from serve.sections import Http, ModelPair, Replicas
 
 __all__ = ["build", "check_cpus", "check_port", "main", "start"]
 

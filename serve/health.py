@@ -10,8 +10,8 @@ from collections.abc import Callable
 from rectrain.errors import PackageError
 from rectrain.inference.golden import Deviation, Golden, answered, made_up, read_golden
 from rectrain.inference.packaged import PackagedModel
-from serve.config import Golden as GoldenSettings
 from serve.scoring import Engine, ModelFault
+from serve.sections import Golden as GoldenSettings
 
 __all__ = ["Health"]
 

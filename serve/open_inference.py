@@ -155,68 +155,82 @@ def models_router(
         forms: path of each endpoint -> its requests.
         require_sound: raises where this process may not answer.
     """
-    served = {
-        one.name: one
-        for pair, answerer in asker.answerers.items()
-        for path, form in forms.items()
-        if _scores_rows(answerer, path)
-        for one in [_Served(pair, path, form.single, answerer)]
-    }
-
-    def find(model_name: str, model_version: str | None = None) -> _Served:
-        one = served.get(model_name)
-        if one is None or model_version not in (None, one.version):
-            raise HTTPException(404, f"no such model and version; models: {', '.join(served)}")
-        return one
-
-    def admit(request: Request) -> None:
-        if _BINARY in request.headers:
-            raise HTTPException(415, "tensors come as JSON here (tritonclient: binary_data=False)")
-        one = find(**request.path_params)
-        asker.admit(request, one.path, model=one.pair)
-
-    async def server() -> ServerMetadata:
-        return ServerMetadata(name="rectrain", version=rectrain.__version__, extensions=())
-
-    async def metadata(request: Request) -> ModelMetadata:
-        return find(**request.path_params).metadata
-
-    async def model_ready(request: Request) -> ModelReady:
-        one = find(**request.path_params)
-        require_sound()
-        return ModelReady(name=one.name, ready=True)
-
-    async def infer(request: Request, body: InferenceRequest) -> InferenceResponse:
-        one = find(**request.path_params)
-        asked = one.request(body)
-        given = await asker.answer(request, one.path, asked, deadline=asker.deadline(request))
-        return one.response(body, given)
-
+    models = _Models(asker, forms, require_sound)
     router = APIRouter(prefix=OPEN_INFERENCE, tags=["open inference"])
-    router.add_api_route("", server)
-    name = _in_path("model_name", served)
-    version = _in_path("model_version", {one.version for one in served.values()})
+    router.add_api_route("", models.server)
+    name = _in_path("model_name", models.served)
+    version = _in_path("model_version", {one.version for one in models.served.values()})
     for path, parameters in (
         ("/models/{model_name}", [name]),
         ("/models/{model_name}/versions/{model_version}", [name, version]),
     ):
         extra = {"parameters": parameters}
         unknown = _failures(404, 405)
-        router.add_api_route(path, metadata, openapi_extra=extra, responses=unknown)
+        router.add_api_route(path, models.metadata, openapi_extra=extra, responses=unknown)
         router.add_api_route(
-            f"{path}/ready", model_ready, openapi_extra=extra, responses=unknown | _failures(503)
+            f"{path}/ready", models.ready, openapi_extra=extra, responses=unknown | _failures(503)
         )
         router.add_api_route(
             f"{path}/infer",
-            infer,
+            models.infer,
             methods=["POST"],
-            route_class_override=strict_route(admit),
+            route_class_override=strict_route(models.admit),
             strict_content_type=False,  # tritonclient names none
             openapi_extra=extra,
             responses=unknown | _failures(400, 408, 413, 415, 422, 429, 503),
             response_model_exclude_none=True,
         )
     return router
+
+
+class _Models:
+    """All models, and what the routes say of them; see `models_router`."""
+
+    def __init__(
+        self, asker: Asker, forms: Mapping[str, RequestModels], require_sound: Callable[[], None]
+    ) -> None:
+        self._asker, self._require_sound = asker, require_sound
+        served = (
+            _Served(pair, path, form.single, answerer)
+            for pair, answerer in asker.answerers.items()
+            for path, form in forms.items()
+            if _scores_rows(answerer, path)
+        )
+        self.served = {one.name: one for one in served}
+
+    def _find(self, model_name: str, model_version: str | None = None) -> _Served:
+        one = self.served.get(model_name)
+        if one is None or model_version not in (None, one.version):
+            names = ", ".join(self.served)
+            raise HTTPException(404, f"no such model and version; models: {names}")
+        return one
+
+    def admit(self, request: Request) -> None:
+        """Refuses what a request's path and headers say."""
+        if _BINARY in request.headers:
+            raise HTTPException(415, "tensors come as JSON here (tritonclient: binary_data=False)")
+        one = self._find(**request.path_params)
+        self._asker.admit(request, one.path, model=one.pair)
+
+    async def server(self) -> ServerMetadata:
+        """Who answers."""
+        return ServerMetadata(name="rectrain", version=rectrain.__version__, extensions=())
+
+    async def metadata(self, request: Request) -> ModelMetadata:
+        """What a model takes and gives."""
+        return self._find(**request.path_params).metadata
+
+    async def ready(self, request: Request) -> ModelReady:
+        """Whether a model answers."""
+        one = self._find(**request.path_params)
+        self._require_sound()
+        return ModelReady(name=one.name, ready=True)
+
+    async def infer(self, request: Request, body: InferenceRequest) -> InferenceResponse:
+        """A model's answer."""
+        one, deadline = self._find(**request.path_params), self._asker.deadline(request)
+        given = await self._asker.answer(request, one.path, one.request(body), deadline=deadline)
+        return one.response(body, given)
 
 
 def _scores_rows(answerer: Answerer, path: str) -> bool:

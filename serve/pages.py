@@ -18,9 +18,9 @@ from fastapi.responses import FileResponse, HTMLResponse
 
 from rectrain.errors import DataError, PackageError
 from serve.answering import Answerer
-from serve.config import Limits
 from serve.samples import samples
 from serve.schemas import ENDPOINTS
+from serve.sections import Limits
 
 __all__ = ["add_pages"]
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from rectrain.cascade import Policy, read_policy
 from rectrain.errors import ConfigError, PackageError
 from rectrain.package import Package, open_package
-from serve.config import ModelPair
 from serve.costs import AnswerCosts, read_costs
+from serve.sections import ModelPair
 
 __all__ = ["OpenPair", "open_pair"]
 

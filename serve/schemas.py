@@ -30,7 +30,7 @@ from rectrain.errors import ConfigError
 from rectrain.inference.packaged import PackagedModel
 from rectrain.inference.rows import EXCLUDE
 from rectrain.model.spec import TaskSpec
-from serve.config import Limits
+from serve.sections import Limits
 
 __all__ = [
     "ENDPOINTS",

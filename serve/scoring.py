@@ -21,7 +21,7 @@ from rectrain.errors import DataError, PackageError
 from rectrain.inference.index import ItemIndex
 from rectrain.inference.packaged import PackagedModel, Recommended, load
 from serve.batcher import Batcher, DeadlinePassed, Done, Overloaded
-from serve.config import Batching
+from serve.sections import Batching
 
 __all__ = [
     "Engine",

@@ -9,9 +9,9 @@ import pytest
 from pydantic import BaseModel
 
 from serve.answering import LargeReply
-from serve.config import Limits
 from serve.schemas import Answer, request_models
 from serve.scoring import Work
+from serve.sections import Limits
 
 RISKS = {"country": "DE", "candidates": [{"item_text": "alpha"}, {"item_text": "beta"}]}
 

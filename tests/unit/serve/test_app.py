@@ -12,9 +12,10 @@ from rectrain import cluster
 from rectrain.errors import ConfigError, ResourceError
 from rectrain.package import Package
 from serve import app, scoring
-from serve.config import Batching, Settings
+from serve.config import Settings
 from serve.deployments import Large
 from serve.scoring import Engine
+from serve.sections import Batching
 
 
 def settings(**given: object) -> Settings:

@@ -13,9 +13,9 @@ from jobs import publish
 from rectrain.errors import PackageError
 from rectrain.inference.golden import Deviation, publish_golden
 from rectrain.package import Package
-from serve.config import Batching, Golden
 from serve.health import Health
 from serve.scoring import Engine, ModelFault
+from serve.sections import Batching, Golden
 
 SETTINGS = Golden(period_s=30)
 

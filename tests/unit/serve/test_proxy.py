@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import pytest
@@ -74,6 +75,19 @@ def front(app: Any, limit: Limit | None = None, **more: Any) -> Front:
     return Front(app, limit=limit or Limit(), **given)
 
 
+def said_by(messages: Iterable[Any]) -> Callable[[], Awaitable[Any]]:
+    """A client that says these, and then nothing more."""
+    given = iter(messages)
+
+    async def receive() -> Any:
+        message = next(given, None)
+        if message is None:
+            await asyncio.Event().wait()
+        return message
+
+    return receive
+
+
 def ask(
     proxy: Proxy,
     messages: list[Any] = BODY,
@@ -82,7 +96,7 @@ def ask(
     path: str = "/v1/rank",
     **more: Any,
 ) -> tuple[list[Any], Count]:
-    given, sent, resent = iter(messages), [], Count()
+    sent, resent = [], Count()
     scope = {
         "type": "http",
         "method": "POST",
@@ -90,17 +104,11 @@ def ask(
         "headers": [(k.lower().encode(), v.encode()) for k, v in (headers or {}).items()],
     }
 
-    async def receive() -> Any:
-        message = next(given, None)
-        if message is None:
-            await asyncio.Event().wait()
-        return message
-
     async def send(message: Any) -> None:
         sent.append(message)
 
     async def main() -> None:
-        await front(proxy, limit, resent=resent.inc, **more)(scope, receive, send)
+        await front(proxy, limit, resent=resent.inc, **more)(scope, said_by(messages), send)
 
     asyncio.run(main())
     return sent, resent
@@ -237,19 +245,12 @@ def test_a_slow_reader_neither_lowers_the_limit_nor_is_cut_off():
 
 def trickle(front: Front, scope: Any, started: list[str]) -> asyncio.Task[None]:
     """A sender whose body never ends."""
-    given = iter(BODY[:1])
-
-    async def receive() -> Any:
-        message = next(given, None)
-        if message is None:
-            await asyncio.Event().wait()
-        return message
 
     async def send(message: Any) -> None:
         if message["type"] == "http.response.start":
             started.append(message["status"])
 
-    return asyncio.create_task(front({**scope}, receive, send))
+    return asyncio.create_task(front({**scope}, said_by(BODY[:1]), send))
 
 
 def test_a_hundred_slow_senders_keep_nobody_out(monkeypatch):

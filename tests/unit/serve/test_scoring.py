@@ -15,9 +15,9 @@ from rectrain.errors import DataError
 from rectrain.package import Package
 from serve.answering import LargeReply
 from serve.batcher import DeadlinePassed, Overloaded
-from serve.config import Batching
 from serve.deployments import Large
 from serve.scoring import Engine, ModelFault, NoNumber, Work, num_tokens, score_works
+from serve.sections import Batching
 
 
 @pytest.fixture

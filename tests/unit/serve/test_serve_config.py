@@ -15,18 +15,10 @@ from jobs.cli import exit_status
 from rectrain.errors import ConfigError, PackageError
 from rectrain.package import write_package
 from serve import app
-from serve.config import (
-    SERVE_FILE,
-    SETTINGS_FILE,
-    Http,
-    ModelPair,
-    Settings,
-    load_settings,
-    serve_yaml,
-    settings_of,
-)
+from serve.config import SERVE_FILE, SETTINGS_FILE, Settings, load_settings, serve_yaml, settings_of
 from serve.pairs import open_pair
 from serve.proxy import DEFAULT_MS
+from serve.sections import Http, ModelPair
 
 PAIR = {"shop": {"small": "a", "large": "b"}}
 
