@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,6 +17,9 @@ from torchjd.aggregation import CAGradWeighting, PCGradWeighting
 from train_toy import TASKS, ToyModel, run_group, toy_micro_batch
 
 from rectrain.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from rectrain.model.multitask import MultiTaskModel
 
 NUM_STEPS, NUM_MICRO_BATCHES, SEED = 20, 2, 3
 CASES = [
@@ -130,28 +133,20 @@ def _train_model(
     return state, curve
 
 
-def _train_real(
-    rank: int,
-    stage: int,
-    balancer: Any,
-    sharing: Any,
-    *,
-    is_taught: bool = False,
-    is_elastic: bool = False,
-    **more: Any,
-) -> tuple[Weights, Any]:
-    """The multi-task model itself, on ragged batches of all tasks, one of them empty."""
-    from rectrain.data.batch import build_micro_batch
-    from rectrain.model.config import ModelConfig
-    from rectrain.model.elastic import Choices, Elastic, SuperNetwork
-    from rectrain.model.encoder import load_encoder
-    from rectrain.model.multitask import Distillation, MultiTaskModel
-    from rectrain.tasks import TASKS as REAL
-
+def _model_rows() -> Any:
+    """The module of made-up rows that the model's unit tests have."""
     rows = importlib.util.spec_from_file_location("model_rows", MODEL_ROWS)
     assert rows and rows.loader
     made = importlib.util.module_from_spec(rows)
     rows.loader.exec_module(made)
+    return made
+
+
+def _real_batches(made: Any) -> Callable[[int, int], Any]:
+    """Step and place -> a ragged batch of all tasks, one of them empty."""
+    from rectrain.data.batch import build_micro_batch
+    from rectrain.tasks import TASKS as REAL
+
     sizes = [{t: 3 * ((m + n) % 3) for n, t in enumerate(REAL)} for m in range(NUM_MICRO_BATCHES)]
     counts = {task: max(1, sum(size[task] for size in sizes)) for task in REAL}
 
@@ -161,6 +156,18 @@ def _train_real(
             for number, (task, spec) in enumerate(REAL.items())
         }
         return build_micro_batch(tables, counts=counts)
+
+    return batch
+
+
+def _real_model(
+    made: Any, balancer: Any, sharing: Any, *, is_taught: bool, is_elastic: bool
+) -> MultiTaskModel:
+    from rectrain.model.config import ModelConfig
+    from rectrain.model.elastic import Choices, Elastic, SuperNetwork
+    from rectrain.model.encoder import load_encoder
+    from rectrain.model.multitask import Distillation, MultiTaskModel
+    from rectrain.tasks import TASKS as REAL
 
     def build(seed: int) -> MultiTaskModel:
         kind = SuperNetwork if is_elastic else MultiTaskModel
@@ -188,6 +195,25 @@ def _train_real(
             choices=choices, num_random=2, weight=0.7, temperature=2.0, relation=1.0,
             num_micro_batches=NUM_MICRO_BATCHES,
         )  # fmt: skip
+    return model
+
+
+def _train_real(
+    rank: int,
+    stage: int,
+    balancer: Any,
+    sharing: Any,
+    *,
+    is_taught: bool = False,
+    is_elastic: bool = False,
+    **more: Any,
+) -> tuple[Weights, Any]:
+    """The multi-task model itself, on ragged batches of all tasks, one of them empty."""
+    from rectrain.tasks import TASKS as REAL
+
+    made = _model_rows()
+    model = _real_model(made, balancer, sharing, is_taught=is_taught, is_elastic=is_elastic)
+    batch = _real_batches(made)
     changes = {"num_steps": 10, "learning_rate": 1e-3, "num_micro_batches": NUM_MICRO_BATCHES}
     train = _settings(stage).model_copy(update=changes | more)
     state, curve = _train_model(rank, model, train=train, batch=batch, tasks=list(REAL))
