@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rectrain.cascade.policy import Policy
-from rectrain.cost.case import METHODS, Case, Method, Owned, Training
+from rectrain.cost.case import METHODS, Case, Licence, Method, Owned, Training
 from rectrain.cost.plan import Route, Server
 from rectrain.cost.prices import Price, Prices
 from rectrain.cost.routes import DEFERRED, Speed, cascade, lone, worths
 from rectrain.cost.traffic import Traffic
+from rectrain.metrics import metric
 
 __all__ = [
     "Models",
@@ -55,18 +56,20 @@ def lift_of(metrics: Metrics, first: Metrics) -> dict[str, float]:
 
     A trivial model's AUC and pair-wise accuracy are 1/2. Of rankings it depends on the lists, which
     are not known here; 0 is taken, so that differences of rankings count for less than they are.
+    A task whose first model is no better than a trivial one has no share.
 
     Args:
         metrics, first: task -> metric -> value, or value and interval.
     """
     found = {}
     for task, values in metrics.items():
-        for name, value in values.items():
-            other = first.get(task, {}).get(name)
+        others = first.get(task, {})
+        judged = [name for name in values if name in others and metric(name).higher_is_better]
+        if judged:
+            name = judged[0]
             trivial = 0.5 if name in ("auc", "gauc", "pairwise_accuracy") else 0.0
-            if other is not None and _first(other) > trivial:
-                found[task] = (_first(value) - trivial) / (_first(other) - trivial)
-                break
+            if (lift := _first(others[name]) - trivial) > 0:
+                found[task] = (_first(values[name]) - trivial) / lift
     return found
 
 
@@ -135,19 +138,21 @@ def make_case(
         for name, one in prices.machines.items()
         if one.device == device
     )
-    people = prices.people
     case = Case(
         traffic=traffic,
         routes=routes_of(models, traffic),
         training=training,
         servers=servers,
         owned=owned,
-        engineer_h=amount(people["engineer"]) if "engineer" in people else 0.0,
-        operator_h=amount(people["operator"]) if "operator" in people else 0.0,
+        engineer_h=amount(prices.people.engineer),
+        operator_h=amount(prices.people.operator),
         kwh=amount(prices.energy),
-        egress_gib=amount(prices.traffic["internet"]) if "internet" in prices.traffic else 0.0,
+        egress_gib=amount(prices.traffic.internet),
+        gib_month=amount(prices.storage.object),
         sources=_sources(prices),
-        licences={n: amount(p) for n, p in prices.licences.items() if p.unit == "month"},
+        licences={
+            name: Licence(amount(price), price.unit) for name, price in prices.licences.items()
+        },
     )
     return case, currency
 
@@ -171,10 +176,10 @@ def _sources(prices: Prices) -> dict[str, str]:
         {one.on_demand.cited for one in prices.instances.values()}
         | {one.spot.cited for one in prices.instances.values() if one.spot}
     )
-    people = sorted({one.cited for one in prices.people.values()})
+    people = sorted({prices.people.engineer.cited, prices.people.operator.cited})
     return {
         "hour": "; ".join(hours), "people": "; ".join(people), "kwh": prices.energy.cited,
-        "gib": prices.traffic["internet"].cited if "internet" in prices.traffic else "",
+        "gib": prices.traffic.internet.cited, "gib month": prices.storage.object.cited,
         "licence": "; ".join(sorted({one.cited for one in prices.licences.values()})),
         "exchange": prices.rates.source,
     }  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 from rectrain.cost.plan import Purchase, Route, Server
 from rectrain.cost.traffic import Traffic
 
-__all__ = ["METHODS", "Case", "Method", "Owned", "Strategy", "Training", "strategies"]
+__all__ = ["METHODS", "Case", "Licence", "Method", "Owned", "Strategy", "Training", "strategies"]
 
 Method = Literal["full", "lora", "adalora"]
 Hosting = Literal["cloud", "own", "both"]
@@ -54,6 +54,13 @@ class Owned:
     idle_watts: float = 0.0
 
 
+class Licence(NamedTuple):
+    """Of software: an amount, and whether it is paid once or each month."""
+
+    amount: float
+    unit: Literal["once", "month"]
+
+
 @dataclass(frozen=True)
 class Training:
     """What one training takes, in hours of a device of the machine that was measured.
@@ -84,8 +91,9 @@ class Case:
         engineer_h, operator_h: an hour of people.
         kwh: energy.
         egress_gib: traffic out of the cloud.
-        sources: of the prices, by the unit: "hour", "people", "kwh", "gib".
-        licences: name -> a month.
+        gib_month: of what is kept.
+        sources: of the prices, by the unit: "hour", "people", "kwh", "gib", "gib month", "licence".
+        licences: name -> what it costs.
     """
 
     traffic: Traffic
@@ -97,8 +105,9 @@ class Case:
     operator_h: float = 0.0
     kwh: float = 0.0
     egress_gib: float = 0.0
+    gib_month: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict)
-    licences: Mapping[str, float] = field(default_factory=dict)
+    licences: Mapping[str, Licence] = field(default_factory=dict)
 
 
 def strategies(case: Case) -> tuple[Strategy, ...]:

@@ -3,7 +3,7 @@
     requests of month m   = mean rate · (1 + growth)^m · season · 3600 · 730
     return = worth - cost,  ROI = return / cost
 
-Not counted: discounting, taxes, what a wrong answer costs a shop's name, storage of logs.
+Not counted: discounting, taxes, what a wrong answer costs a shop's name.
 """
 
 from __future__ import annotations

@@ -124,13 +124,20 @@ def labour_lines(case: Case, strategy: Strategy) -> Iterator[Line]:
 
 
 def software_lines(case: Case, requests: Floats) -> Iterator[Line]:
-    """Of licences, and of answers that leave the cloud; `requests` is float64 [H]."""
+    """Of licences, of what is kept, and of answers that leave the cloud; `requests` is float64
+    [H]."""
     months = np.ones(len(requests))
-    for name, monthly in case.licences.items():
+    first, _ = case.traffic.trainings()
+    for name, (amount, unit) in case.licences.items():
         yield Line(
-            "deployment", "software", "software", "fixed", f"licence {name}", "month",
-            case.sources.get("licence", ""), months, months * monthly,
+            "deployment", "software", "software", "fixed", f"licence {name}", unit,
+            case.sources.get("licence", ""), months if unit == "month" else first, months * amount,
         )  # fmt: skip
+    yield Line(
+        "maintenance", "resources", "hardware", "fixed", "storage", "gib month",
+        case.sources.get("gib month", ""), months * case.traffic.stored_gib,
+        months * case.gib_month,
+    )  # fmt: skip
     gib = requests * case.traffic.answer_kib / _KIB**2
     yield Line(
         "deployment", "software", "software", "marginal", "answers out of the cloud", "gib",
