@@ -77,6 +77,8 @@ def vary(case: Case, z: Mapping[str, float]) -> Case:
     )
     prices = factor("prices")
     training = case.training
+    worths = {name: route.worth_per_1000 for name, route in case.routes.items()}
+    gain = worths["large"] - worths["small"] if {"large", "small"} <= set(worths) else 0.0
     return replace(
         case,
         traffic=traffic,
@@ -84,7 +86,7 @@ def vary(case: Case, z: Mapping[str, float]) -> Case:
             name: _route(
                 route,
                 throughput=factor("throughput"), deferred=factor("deferred"),
-                worth=factor("worth"),
+                worth=factor("worth"), gain=gain,
             )
             for name, route in case.routes.items()
         },
@@ -98,16 +100,30 @@ def vary(case: Case, z: Mapping[str, float]) -> Case:
     )  # fmt: skip
 
 
-def _route(route: Route, *, throughput: float, deferred: float, worth: float) -> Route:
-    """The last of several stages is the large model, which a share of the requests asks."""
+def _route(
+    route: Route, *, throughput: float, deferred: float, worth: float, gain: float
+) -> Route:
+    """A route whose figures are multiplied by these.
+
+    The last of several stages is the large model. Where more units are deferred, its work grows,
+    which its rate takes: most requests may ask it already, with more of their units from then on.
+
+    Args:
+        gain: what 1,000 answers are worth more if the large model gives all of them.
+    """
     stages = [replace(stage, rate=stage.rate * throughput) for stage in route.stages]
-    if len(stages) > 1:
-        stages[-1] = replace(stages[-1], share=min(stages[-1].share * deferred, 1.0))
+    answers = route.worth_per_1000
+    if len(stages) > 1 and route.deferred:
+        deferred = min(deferred, 1 / route.deferred)
+        stages[-1] = replace(stages[-1], rate=stages[-1].rate / deferred)
+        answers += route.deferred * (deferred - 1) * gain
+    else:
+        deferred = 1.0
     return replace(
         route,
         stages=tuple(stages),
-        deferred=min(route.deferred * deferred, 1.0),
-        worth_per_1000=route.worth_per_1000 * worth,
+        deferred=route.deferred * deferred,
+        worth_per_1000=answers * worth,
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectrain.cost.case import Case, Owned, Strategy, Training, strategies
+from rectrain.cost.case import Case, Licence, Owned, Strategy, Training, strategies
 from rectrain.cost.forecast import break_even, forecast, payback
 from rectrain.cost.plan import Route, Server, Stage, num_servers
 from rectrain.cost.ranges import INPUTS, draw, sensitivity, spread_of, vary
@@ -123,6 +123,14 @@ def test_growth_seasons_and_prices_move_months():
     assert found.costs.tolist() == pytest.approx(months)
 
 
+def test_software_is_paid_once_or_monthly_and_what_is_kept_all_of_the_time():
+    some = case(stored_gib=100.0)
+    licences = {"tool": Licence(600.0, "once"), "support": Licence(50.0, "month")}
+    paid = forecast(replace(some, licences=licences, gib_month=0.02), Strategy("large"))
+    more = paid.costs - forecast(some, Strategy("large")).costs
+    assert more.tolist() == pytest.approx([652] + [52] * 5)
+
+
 def test_people_are_paid_when_they_work():
     hours = {"data": 10.0, "shrinking": 2.0, "maintenance": 1.0, "retraining": 3.0}
     plain, busy = (forecast(case(effort), Strategy("small")) for effort in ({}, hours))
@@ -208,6 +216,20 @@ def test_the_input_that_moves_the_result_most_comes_first():
     assert deferred.swing == 0  # the large model alone defers nothing
 
 
+@given(units=st.floats(0.01, 0.9), asked=st.floats(0.1, 1.0), z=st.floats(-3, 3))
+def test_more_units_deferred_are_more_work_and_more_worth_whoever_asks(units, asked, z):
+    stage = Stage("large", asked, 2.0)
+    route = replace(CASCADE, stages=(SMALL.stages[0], stage), deferred=units)
+    some = replace(case(), routes={"large": LARGE, "small": SMALL, "cascade": route})
+    moved = vary(some, {"deferred": z}).routes["cascade"]
+    factor = min(1.2**z, 1 / units)  # all of them is the most
+    assert moved.deferred == pytest.approx(units * factor)
+    work = [one.core_s - 1 / 20 for one in (route, moved)]
+    assert work[1] == pytest.approx(work[0] * factor)
+    gain = units * (factor - 1) * (LARGE.worth_per_1000 - SMALL.worth_per_1000)
+    assert moved.worth_per_1000 == pytest.approx(route.worth_per_1000 + gain)
+
+
 # --- the traffic file ----------------------------------------------------------------------------
 
 
@@ -226,6 +248,8 @@ def test_a_day_has_the_mean_and_the_peak(mean, factor):
         ("hourly_rates: [1, 2]", "must be 24"),
         ("mean_rate: 1\nhourly_rates: [" + "1," * 23 + "1]", "they say the same"),
         ("seasons: [1, 1]", "must be 12"),
+        ("mean_rate: 2\npeak_rate: 49", "one hour of it alone"),
+        ("seasons: [0,1,1,1,1,1,1,1,1,1,1,1]\nhorizon_months: 1", "some month of the horizon"),
         ("worth: {clicks: 1}", "worth.click"),
         ("mean_rate: .nan", "mean_rate"),
     ],
