@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rectrain.cascade.policy import Policy
 from rectrain.cost.case import METHODS, Case, Licence, Method, Owned, Training
-from rectrain.cost.plan import Route, Server
+from rectrain.cost.machines import Route, Server
 from rectrain.cost.prices import Price, Prices
 from rectrain.cost.routes import DEFERRED, Speed, cascade, lone, worths
 from rectrain.cost.traffic import Traffic
+from rectrain.errors import ConfigError
 from rectrain.metrics import metric
 
 __all__ = [
@@ -118,6 +119,9 @@ def make_case(
         prices: of machines and people.
         training: what trainings take.
         device: that was measured: machines with others are left out.
+
+    Raises:
+        ConfigError: no machine is left.
     """
     currency = traffic.currency or prices.currency
 
@@ -134,10 +138,17 @@ def make_case(
             + (amount(one.hosting) if one.hosting else 0.0),
             watts=one.watts * one.power_usage_effectiveness,
             idle_watts=one.idle_watts * one.power_usage_effectiveness,
+            life_months=one.life_months,
         )
         for name, one in prices.machines.items()
         if one.device == device
     )
+    if not servers and not owned:
+        raise ConfigError(
+            what="machines of the prices", got=f"none with a {device}",
+            rule=f"the models were measured on a {device}",
+            fix=f"add an instance or a machine with device: {device} to your prices file",
+        )  # fmt: skip
     case = Case(
         traffic=traffic,
         routes=routes_of(models, traffic),
@@ -162,19 +173,29 @@ def _servers(prices: Prices, amount: Any, device: str) -> list[Server]:
     for name, one in prices.instances.items():
         if one.device != device:
             continue
-        plain = (name, one.num_devices)
-        memory = one.memory_gib * _GIB
-        found.append(Server(*plain, amount(one.on_demand), one.speed, memory))
+        plain = Server(
+            name, one.num_devices, amount(one.on_demand), one.speed, one.memory_gib * _GIB
+        )
+        found.append(plain)
+        if one.reserved is not None:
+            hourly, term = amount(one.reserved), one.reserved_months
+            found.append(replace(plain, hourly=hourly, purchase="reserved", term_months=term))
         if one.spot is not None:
-            rate = one.spot.interruptions_per_hour
-            found.append(Server(*plain, amount(one.spot), one.speed, memory, True, rate))
+            hourly, rate = amount(one.spot), one.spot.interruptions_per_hour
+            found.append(
+                replace(plain, hourly=hourly, purchase="spot", interruptions_per_hour=rate)
+            )
     return found
 
 
 def _sources(prices: Prices) -> dict[str, str]:
     hours = sorted(
-        {one.on_demand.cited for one in prices.instances.values()}
-        | {one.spot.cited for one in prices.instances.values() if one.spot}
+        {
+            price.cited
+            for one in prices.instances.values()
+            for price in (one.on_demand, one.reserved, one.spot)
+            if price is not None
+        }
     )
     people = sorted({prices.people.engineer.cited, prices.people.operator.cited})
     return {
@@ -249,4 +270,4 @@ def request_cost(route: Route, server: Server) -> float:
 
 def _second(server: Server) -> float:
     """Money for a second of the measured core."""
-    return server.hourly / 3600 / (server.threads * server.speed)
+    return (server.hourly + server.load_hourly) / 3600 / (server.threads * server.speed)

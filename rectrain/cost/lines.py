@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rectrain.cost.case import Case, Strategy
+from rectrain.cost.case import Case, Owned, Strategy
 from rectrain.cost.ledger import Behaviour, Kind, Stage
-from rectrain.cost.prices import HOURS_PER_MONTH
 from rectrain.cost.traffic import Floats
 
 __all__ = ["Line", "labour_lines", "prices_by_month", "software_lines", "training_lines"]
@@ -54,31 +53,38 @@ def prices_by_month(now: float, change: float, months: int) -> Floats:
     return np.asarray(now * (1 + change) ** (np.arange(months) / 12))
 
 
-def _device_hour(case: Case, strategy: Strategy) -> tuple[float, str]:
-    """What an hour of the measured device costs in training, and where."""
-    if strategy.hosting != "cloud" and case.owned:
-        owned = case.owned[0]
-        energy = owned.watts * case.kwh / 1000
-        hour = owned.monthly / HOURS_PER_MONTH + energy
-        return hour / (owned.server.threads * owned.server.speed), owned.server.name
+def _device_hour(case: Case, strategy: Strategy, owned: Owned | None) -> tuple[Floats, str]:
+    """What an hour of the measured device costs in training in each month, and where."""
+    traffic = case.traffic
+    if owned is not None:  # what it was bought for stays
+        own = owned.rented(case.kwh)
+        hour = (own.hourly + own.load_hourly) / (own.threads * own.speed)
+        return np.full(traffic.horizon_months, hour), own.name
+    wanted = "spot" if strategy.purchase == "spot" else "on demand"  # no term for a few hours
     best = min(
-        (server for server in case.servers if server.purchase == strategy.purchase),
+        [server for server in case.servers if server.purchase == wanted] or case.servers,
         key=lambda server: server.hourly / (server.threads * server.speed),
     )
     again = 1.0
-    if best.is_spot:
-        lost_h = (case.traffic.checkpoint_minutes / 2 + case.traffic.restart_minutes) / 60
+    if best.purchase == "spot":
+        lost_h = (traffic.checkpoint_minutes / 2 + traffic.restart_minutes) / 60
         again += best.interruptions_per_hour * lost_h
     hour = again * best.hourly / (best.threads * best.speed)
-    return hour, f"{best.name} {best.purchase}"
+    price = prices_by_month(hour, traffic.hardware_price_change, traffic.horizon_months)
+    return price, f"{best.name} {best.purchase}"
 
 
-def training_lines(case: Case, strategy: Strategy) -> Iterator[Line]:
-    """Of devices that train: at first, and again in the traffic file's rhythm."""
+def training_lines(case: Case, strategy: Strategy, owned: Owned | None) -> Iterator[Line]:
+    """Of devices that train: at first, and again in the traffic file's rhythm.
+
+    Args:
+        case: what is known.
+        strategy: of it.
+        owned: the strategy's machine of one's own, which trains then.
+    """
     traffic, training = case.traffic, case.training
     first, again = traffic.trainings()
-    hour, where = _device_hour(case, strategy)
-    price = prices_by_month(hour, traffic.hardware_price_change, len(first))
+    price, where = _device_hour(case, strategy, owned)
     source = f"{training.source}; {where}"
     large = training.large * training.factors[strategy.method]
     # The first training is of all weights: an adapter stands beside a model that is trained.

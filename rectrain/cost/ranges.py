@@ -15,7 +15,7 @@ import numpy as np
 
 from rectrain.cost.case import Case, Strategy
 from rectrain.cost.forecast import Forecast, forecast
-from rectrain.cost.plan import Route
+from rectrain.cost.machines import Route
 from rectrain.cost.traffic import Floats
 
 __all__ = ["INPUTS", "Effect", "Range", "draw", "sensitivity", "spread_of", "vary"]
@@ -100,9 +100,7 @@ def vary(case: Case, z: Mapping[str, float]) -> Case:
     )  # fmt: skip
 
 
-def _route(
-    route: Route, *, throughput: float, deferred: float, worth: float, gain: float
-) -> Route:
+def _route(route: Route, *, throughput: float, deferred: float, worth: float, gain: float) -> Route:
     """A route whose figures are multiplied by these.
 
     The last of several stages is the large model. Where more units are deferred, its work grows,

@@ -31,7 +31,7 @@ from typing import TypeAlias
 import numpy as np
 
 from rectrain.cascade.policy import Policy, TaskPolicy
-from rectrain.cost.plan import Route, Stage
+from rectrain.cost.machines import Route, Stage
 from rectrain.cost.traffic import Traffic
 
 __all__ = ["DEFERRED", "Lift", "Speed", "TaskSpeed", "cascade", "lone", "worths"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from chromium import WIDTHS, Tab
 from rectrain.cost.case import Case, Owned, Training
 from rectrain.cost.findings import Findings, find
 from rectrain.cost.ledger import Ledger
-from rectrain.cost.plan import Route, Server, Stage
+from rectrain.cost.machines import Route, Server, Stage
 from rectrain.cost.traffic import Traffic
 from rectrain.report.cost import write_cost
 
@@ -53,10 +54,11 @@ def found(**traffic: Any) -> Findings:
         Server(name, threads, threads * 0.045 * share, memory_bytes=threads * 2e9, **spot)
         for name, threads in (("a-machine.large", 2), ("a-machine.2xlarge", 8))
         for share, spot in (
-            (1.0, {}), (0.45, {"is_spot": True, "interruptions_per_hour": 7e-5})
+            (1.0, {}), (0.45, {"purchase": "spot", "interruptions_per_hour": 7e-5})
         )
     ]  # fmt: skip
     training = Training(10.0, 4.0, {"full": 1.0, "lora": 0.7, "adalora": 0.8}, "<made> up")
+    servers.append(replace(servers[0], hourly=0.059, purchase="reserved", term_months=12))
     owned = Owned(Server("my-server", 32, 0.0), 184.0, 375.0, 135.0)
     case = Case(
         Traffic.model_validate(traffic), routes, training, tuple(servers), (owned,), 91.0, 66.0, 0.2

@@ -118,7 +118,10 @@ def test_the_money_of_an_event_can_be_said_of_any_task():
 @pytest.mark.parametrize(
     ("worth", "said"),
     [
-        ({"click": 1, "events": {"serch_ranking": 0.1}}, "worth.events of the traffic.*models have"),
+        (
+            {"click": 1, "events": {"serch_ranking": 0.1}},
+            "worth.events of the traffic.*models have",
+        ),
         ({"money": {"ad_ctr": 0.1}}, "worth.money of the traffic.*got ad_ctr.*models have"),
         ({"click": 1, "events": {"refund": 1}}, "worth.events.refund.*set worth.money.refund"),
         ({"events": {"search_ranking": 1}}, "worth.events.search_ranking.*set worth.order"),
