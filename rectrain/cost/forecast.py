@@ -77,8 +77,13 @@ class Forecast:
     @property
     def serving_per_1000(self) -> float:
         """Of the machines that answer, alone."""
-        serving = sum(float(line.amounts.sum()) for line in self.lines if _serves(line))
-        return 1000 * serving / float(self.requests.sum())
+        return 1000 * float(self.serving.sum()) / float(self.requests.sum())
+
+    @property
+    def serving(self) -> Floats:
+        """float64 [H], what the machines that answer cost in each month."""
+        own = (line.amounts for line in self.lines if _serves(line))
+        return np.asarray(sum(own, np.zeros(len(self.requests))))
 
     @property
     def besides(self) -> float:

@@ -50,10 +50,11 @@ def _forecast_best(found: Findings, best: Plan) -> list[str]:
     if (strategy.route, strategy.hosting, strategy.purchase) == (best.route.name, *where_of(best)):
         return []
     why = "it counts prices as they move, and trainings on the machines that answer"
-    if strategy.hosting == "both":
+    if traffic.budget_per_month and top.serving.max() > traffic.budget_per_month:
+        most = money(float(top.serving.max()), found.currency)
+        why = f"its machines cost up to {most} a month, above the budget"
+    elif strategy.hosting == "both":
         why = "a plan has one kind of machine, and doesn't mix them"
-    elif traffic.budget_per_month:
-        why = "the plan keeps to the budget in each month"
     elif best.route.name not in found.case.routes:
         why = "the plan may defer other shares of the requests"
     return [
