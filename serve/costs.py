@@ -32,6 +32,10 @@ class AnswerCosts(BaseModel):
     versions: Mapping[str, str]
     answers_per_1000: Mapping[str, Mapping[str, _Amount]]
 
+    def alone(self, role: str) -> dict[str, dict[str, float]]:
+        """task -> "small" -> what 1,000 answers cost, of one of the models as the only one."""
+        return {task: {"small": costs[role]} for task, costs in self.answers_per_1000.items()}
+
     def of(self, path: str, answer: Answer) -> AnswerCost | None:
         """What an answer cost; None where its task or its way was not priced.
 
@@ -71,6 +75,9 @@ def read_costs(path: str, *, small: str, large: str | None) -> AnswerCosts:
             fix=fix,
         ) from error
     served = {"small": small, **({} if large is None else {"large": large})}
+    # A model that is priced alone is called large there, and small here: it answers first.
+    if large is None and set(found.versions.values()) == {small}:
+        return found.model_copy(update={"answers_per_1000": found.alone("large")})
     for role, version in served.items():
         if found.versions.get(role) != version:
             raise PackageError(

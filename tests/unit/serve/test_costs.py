@@ -52,6 +52,16 @@ def test_of_a_task_that_was_not_priced_nothing_is_told(tmp_path):
     assert costs.of("risk", answer()) is None
 
 
+def test_a_model_that_was_priced_alone_tells_its_costs_where_it_serves_alone(tmp_path):
+    alone = {"versions": {"large": "l" * 64}, "answers_per_1000": {"search_ranking": {"large": 4.0}}}
+    path = written(tmp_path, **alone)
+    told = read_costs(path, small="l" * 64, large=None).of("rank", answer(reason="no_large"))
+    assert told is not None and told.per_1000 == 4.0
+    for other in ({"small": "s" * 64, "large": None}, {"small": "s" * 64, "large": "l" * 64}):
+        with pytest.raises(PackageError, match="of a small model of version none"):
+            read_costs(path, **other)
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
