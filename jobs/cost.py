@@ -361,7 +361,7 @@ def _facts(
         "measured": {role: asdict(one) for role, one in served.items()},
         "versions": {role: one.version for role, one in packages.items()},
         "lift": models.lift,
-        "answers_per_1000": answers,
+        "answers": answers,
     }
 
 

@@ -16,9 +16,12 @@ from jobs import cost
 from jobs.cli import exit_status
 from rectrain.cascade import POLICY
 from rectrain.cost.ledger import Ledger
+from rectrain.cost.prices import load_prices
 from rectrain.cost.serving import Served
 from rectrain.metrics import Interval
 from rectrain.package import Card, Package, update_package, write_package
+from serve.costs import read_costs
+from serve.schemas import Answer, Item, Versions
 
 SPEEDS = {"large": (0.010, 0.004), "small": (0.002, 0.0002), "searched": (0.001, 0.0001)}
 METRICS = {
@@ -99,6 +102,40 @@ def test_two_packages_become_a_report_a_ledger_and_figures(
     assert page.count("<script") >= 6 and "What should I run at my traffic?" in page
     printed = capsys.readouterr().out
     assert "cost: at this traffic run " in printed and "| cascade | USD " in printed
+
+
+def test_prices_of_answers_add_up_to_those_of_the_routes(
+    packages: dict[str, Package], measured: list[str], tmp_path: Path
+) -> None:
+    assert call(packages, tmp_path, "--mix.risk=1", "--mix.search_ranking=3") == 0
+    found = json.loads((tmp_path / "cost.json").read_text())
+    machine = load_prices().instance(found["plan"]["machine"])
+    hourly = machine.hourly("spot" if found["plan"]["purchase"] == "spot" else "on_demand")
+    core_s = float(hourly.value) / 3600 / machine.num_devices
+    versions = {role: packages[role].version for role in ("small", "large")}
+
+    def mean(small: str, large: str | None = None, **deferred: int) -> float:
+        """Of 1,000 answers of 50 candidates in that mix, so many of them deferred."""
+        costs = read_costs(str(tmp_path / "cost.json"), small=small, large=large)
+        whole = 0.0
+        for path, share in (("risk", 0.25), ("rank", 0.75)):
+            count = deferred.get(path, 0)
+            items = [Item(score=0.5, by="large" if n < count else "small") for n in range(50)]
+            answer = Answer(
+                items=tuple(items), model="m", versions=Versions(small="s", large=None),
+                deferred=count > 0, reason="doubtful", confidence=0.5,
+            )  # fmt: skip
+            told = costs.of(path, answer)
+            assert told is not None
+            whole += share * told.per_1000
+        return whole
+
+    # Rows are all deferred, of lists the head of 3.
+    for name, amount in (
+        ("small", mean(versions["small"])), ("large", mean(versions["large"])),
+        ("cascade", mean(**versions, risk=50, rank=3)),
+    ):  # fmt: skip
+        assert amount == pytest.approx(1000 * found["routes"][name]["core_s"] * core_s), name
 
 
 @pytest.fixture
