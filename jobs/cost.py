@@ -27,6 +27,7 @@ from rectrain.cost.assemble import (
     Models,
     answer_costs,
     closed_form_factors,
+    gpu_servers,
     lift_of,
     make_case,
     measured_factors,
@@ -68,7 +69,10 @@ def main(argv: list[str]) -> int:
     chosen = _chosen(front, tasks=packages["large"].tasks)
     every = {**packages, **{name: package for name, (package, _) in chosen.items()}}
     output = Path(lasting(options.output))
-    training, pasts, told = _training(packages, traffic, adapters=options.adapters)
+    pasts = _pasts(packages)
+    # Before anything is measured: what can't be priced must be told at once.
+    spent = _spent(pasts, prices, traffic.currency or prices.currency)
+    training, told = _training(pasts, traffic, prices, adapters=options.adapters)
     mix = traffic.shares(packages["large"].tasks)
     print("\n".join([*_plan(every, traffic, mix), *(f"cost: {one}" for one in told)]))
     if options.dry_run:
@@ -98,7 +102,7 @@ def main(argv: list[str]) -> int:
             "models": _beside(found, every, served, speeds, lifts=lifts) if chosen else [],
             **{key: front[key] for key in ("currency", "front", "knee")},
         }
-    write_cost(output, found, facts, _spent(pasts, prices, currency))
+    write_cost(output, found, facts, spent)
     print(f"\n{cost_table(found)}\n\n{_verdict(found)}")
     for name, file in (("report", "report.html"), ("ledger", "ledger.csv"), ("json", "cost.json")):
         print(f"{name:10}{output / file}")
@@ -231,36 +235,46 @@ def _chip() -> str:
 
 
 def _training(
-    packages: Mapping[str, Package], traffic: Traffic, *, adapters: str
-) -> tuple[Training, dict[str, list[Past]], list[str]]:
-    """What trainings take, the records that say so, and notes of how it is known."""
-    pasts = {role: _recorded(one) for role, one in packages.items()}
-    if "small" in pasts:  # what went into the large model went into the small one, too
-        known = {past.folder for past in pasts["large"]}
-        pasts["small"] = [past for past in pasts["small"] if past.folder not in known]
-    told, hours = [], {"large": 0.0, "small": 0.0}
+    pasts: Mapping[str, Sequence[Past]], traffic: Traffic, prices: Prices, *, adapters: str
+) -> tuple[Training, list[str]]:
+    """What trainings take, and notes of how that is known."""
+    told, hours, shares = [], {"large": 0.0, "small": 0.0}, {}
     said = {str(role): hours for role, hours in traffic.training_hours.items()}
     for role, found in pasts.items():
         lives = sum(len(past.lives) for past in found)
-        recorded = device_hours(found)
-        search = recorded.pop("tune", 0.0)  # for a shape, which later trainings keep
-        hours[role] = said.get(role, sum(recorded.values()))
+        recorded = device_hours([past for past in found if past.work != "tune"])
+        whole = sum(recorded.values())
+        hours[role] = said.get(role, whole)
+        shares[role] = recorded.get("gpu", 0.0) / whole if whole else 0.0
         how = f"recorded in {lives} lives of {len(found)} runs"
         if role in said:
             how = "as you said"
         elif not lives:
             how = (
-                f"not recorded beside {packages[role].path}, so it counts as nothing"
+                "not recorded beside its package, so it counts as nothing"
                 f" (--training_hours='{{{role}: HOURS}}' says what it takes)"
             )
-        told.append(f"Training of {role}: {hours[role]:.3g} device hours, {how}.")
-        if search:
+        on_gpu = f", {shares[role]:.0%} of them on GPUs" if shares[role] else ""
+        told.append(f"Training of {role}: {hours[role]:.3g} device hours{on_gpu}, {how}.")
+        if search := sum(device_hours([past for past in found if past.work == "tune"]).values()):
             told.append(f"The search for its shape: {search:.3g} device hours, not to be repeated.")
     figures = Path(adapters)
     factors, how = closed_form_factors(), "closed form: LoRA and AdaLoRA save weight gradients"
     if figures.is_file():
         factors, how = measured_factors(json.loads(figures.read_text())), f"measured ({adapters})"
-    return Training(hours["large"], hours["small"], factors, how), pasts, told
+    chips = {life.chip for found in pasts.values() for past in found for life in past.lives}
+    rented = gpu_servers(prices, traffic.currency or prices.currency, chips=chips)
+    training = Training(hours["large"], hours["small"], factors, how, shares, rented)
+    return training, told
+
+
+def _pasts(packages: Mapping[str, Package]) -> dict[str, list[Past]]:
+    """What went into each; of the small one without what went into the large one, too."""
+    pasts = {role: _recorded(one) for role, one in packages.items()}
+    known = {past.folder for past in pasts["large"]}
+    for role in pasts.keys() - {"large"}:
+        pasts[role] = [past for past in pasts[role] if past.folder not in known]
+    return pasts
 
 
 def _recorded(package: Package) -> list[Past]:
@@ -269,13 +283,9 @@ def _recorded(package: Package) -> list[Past]:
     return history(path) if maker(path) else []
 
 
-def _spent(pasts: Mapping[str, list[Past]], prices: Prices, currency: str) -> Ledger:
-    """What was computed already, on the first CPU instance of the prices."""
-    name = next((name for name, one in prices.instances.items() if one.device == "cpu"), None)
-    if name is None:
-        return Ledger()
-    every = [past for found in pasts.values() for past in found]
-    ledger = training_ledger(every, prices.instance(name), name=name)
+def _spent(pasts: Mapping[str, Sequence[Past]], prices: Prices, currency: str) -> Ledger:
+    """What was computed already, at the prices of its kinds of devices."""
+    ledger = training_ledger([past for found in pasts.values() for past in found], prices)
     return ledger.convert(currency, prices.rates)
 
 

@@ -114,7 +114,7 @@ class AnswerCost(_Model):
 
     currency: str
     per_1000: float = Field(
-        description="of 1,000 answers with as many candidates, of which the large model scored as many"
+        description="of 1,000 answers of as many candidates, as many of them deferred"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ __all__ = [
     "Models",
     "answer_costs",
     "closed_form_factors",
+    "gpu_servers",
     "lift_of",
     "make_case",
     "measured_factors",
@@ -164,6 +165,22 @@ def _servers(prices: Prices, amount: Any, device: str) -> list[Server]:
             rate = one.spot.interruptions_per_hour
             found.append(Server(*plain, amount(one.spot), one.speed, memory, True, rate))
     return found
+
+
+def gpu_servers(prices: Prices, currency: str, *, chips: Collection[str]) -> tuple[Server, ...]:
+    """Machines of clouds that trainings on GPUs are paid on, in the ways that they may be bought.
+
+    Args:
+        prices: of them.
+        currency: of the case.
+        chips: that trainings were measured on; where the prices have one, only such machines.
+    """
+
+    def amount(price: Price) -> float:
+        return float(price.value * prices.rates.factor(price.currency, currency))
+
+    every = _servers(prices, amount, "gpu")
+    return tuple(s for s in every if prices.instances[s.name].chip in chips) or tuple(every)
 
 
 def _sources(prices: Prices) -> dict[str, str]:

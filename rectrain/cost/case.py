@@ -8,7 +8,7 @@ everything that is known: traffic, routes, trainings, machines, prices. `assembl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Literal, NamedTuple
 
@@ -59,16 +59,27 @@ class Training:
     """What one training takes, in hours of a device of the machine that was measured.
 
     Attributes:
-        large: all of the large model.
+        large: one training of the large model, all of its weights.
         small: making the small one of it.
         factors: method -> share of `large` that it takes.
         source: how these are known.
+        gpu: "large", "small" -> share of its hours that a GPU computed; 0 where it is missing.
+        gpu_servers: of clouds, for these.
     """
 
     large: float
     small: float
     factors: Mapping[Method, float]
     source: str
+    gpu: Mapping[str, float] = field(default_factory=dict)
+    gpu_servers: tuple[Server, ...] = ()
+
+    def times(self, hours: float, *, prices: float) -> Training:
+        """The same with a multiple of the hours, and of what an hour of a GPU costs."""
+        servers = tuple(replace(one, hourly=one.hourly * prices) for one in self.gpu_servers)
+        return replace(
+            self, large=self.large * hours, small=self.small * hours, gpu_servers=servers
+        )
 
 
 @dataclass(frozen=True)

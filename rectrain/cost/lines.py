@@ -5,17 +5,20 @@ are sums of the same. Lines of machines that answer are made in `fleet`.
 
     price in month m      = price now · (1 + change a year)^(m / 12)
     a training on spot    = its device hours · (1 + λ · (checkpoint interval / 2 + restart))
+
+Hours that a GPU computed are paid as a GPU's, the others as those of the machine that was measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rectrain.cost.case import Case, Strategy
 from rectrain.cost.ledger import Behaviour, Kind, Stage
+from rectrain.cost.plan import Server
 from rectrain.cost.prices import HOURS_PER_MONTH
 from rectrain.cost.traffic import Floats
 
@@ -61,10 +64,19 @@ def _device_hour(case: Case, strategy: Strategy) -> tuple[float, str]:
         energy = owned.watts * case.kwh / 1000
         hour = owned.monthly / HOURS_PER_MONTH + energy
         return hour / (owned.server.threads * owned.server.speed), owned.server.name
-    best = min(
-        (server for server in case.servers if server.purchase == strategy.purchase),
-        key=lambda server: server.hourly / (server.threads * server.speed),
-    )
+    return _rented([one for one in case.servers if one.purchase == strategy.purchase], case)
+
+
+def _gpu_hour(case: Case, strategy: Strategy) -> tuple[float, str]:
+    """What an hour of a GPU costs in training, and where: always rented, and on demand where no GPU
+    is sold as the strategy buys."""
+    servers = case.training.gpu_servers
+    alike = [one for one in servers if one.purchase == strategy.purchase]
+    return _rented(alike or servers, case)
+
+
+def _rented(servers: Sequence[Server], case: Case) -> tuple[float, str]:
+    best = min(servers, key=lambda server: server.hourly / (server.threads * server.speed))
     again = 1.0
     if best.is_spot:
         lost_h = (case.traffic.checkpoint_minutes / 2 + case.traffic.restart_minutes) / 60
@@ -75,30 +87,31 @@ def _device_hour(case: Case, strategy: Strategy) -> tuple[float, str]:
 
 def training_lines(case: Case, strategy: Strategy) -> Iterator[Line]:
     """Of devices that train: at first, and again in the traffic file's rhythm."""
-    traffic, training = case.traffic, case.training
-    first, again = traffic.trainings()
-    hour, where = _device_hour(case, strategy)
-    price = prices_by_month(hour, traffic.hardware_price_change, len(first))
-    source = f"{training.source}; {where}"
-    large = training.large * training.factors[strategy.method]
+    training, (first, again) = case.training, case.traffic.trainings()
     # The first training is of all weights: an adapter stands beside a model that is trained.
-    yield Line(
-        "pretraining", "training", "hardware", "fixed", "first training", "device hour", source,
-        first * training.large, price,
-    )  # fmt: skip
-    yield Line(
-        "maintenance", "resources", "hardware", "fixed", "trainings again", "device hour", source,
-        again * large, price,
-    )  # fmt: skip
+    rows: list[tuple[Stage, str, str, str, Floats]] = [
+        ("pretraining", "training", "first training", "large", first * training.large),
+        ("maintenance", "resources", "trainings again", "large",
+         again * training.large * training.factors[strategy.method]),
+    ]  # fmt: skip
     if strategy.route != "large":
-        yield Line(
-            "tuning", "resources", "hardware", "fixed", "making the small model", "device hour",
-            source, first * training.small, price,
-        )  # fmt: skip
-        yield Line(
-            "maintenance", "resources", "hardware", "fixed", "making the small model again",
-            "device hour", source, again * training.small, price,
-        )  # fmt: skip
+        rows += [
+            ("tuning", "resources", "making the small model", "small", first * training.small),
+            ("maintenance", "resources", "making the small model again", "small",
+             again * training.small),
+        ]  # fmt: skip
+    for stage, part, label, model, hours in rows:
+        on_gpu = training.gpu.get(model, 0.0)
+        for share, kind, hour_of in (
+            (1 - on_gpu, "", _device_hour), (on_gpu, " on GPUs", _gpu_hour)
+        ):  # fmt: skip
+            if share:
+                hour, where = hour_of(case, strategy)
+                price = prices_by_month(hour, case.traffic.hardware_price_change, len(hours))
+                yield Line(
+                    stage, part, "hardware", "fixed", f"{label}{kind}", "device hour",
+                    f"{training.source}; {where}", hours * share, price,
+                )  # fmt: skip
 
 
 def labour_lines(case: Case, strategy: Strategy) -> Iterator[Line]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +23,7 @@ from rectrain.cost.prices import load_prices
 from rectrain.cost.serving import Served
 from rectrain.metrics import Interval
 from rectrain.package import Card, Package, update_package, write_package
+from rectrain.train.usage import Usage
 from serve.costs import read_costs
 from serve.schemas import Answer, Item, Versions
 
@@ -71,9 +75,33 @@ def measured(monkeypatch: pytest.MonkeyPatch, packages: dict[str, Package]) -> l
 
     monkeypatch.setattr(cost, "_measure", measure)
     monkeypatch.setattr(cost, "ProcessPoolExecutor", Here)
-    sizes = {packages["large"].path: 2, packages["small"].path: 1}
-    monkeypatch.setattr(cost, "_size", lambda package: sizes[package.path])
+    monkeypatch.setattr(cost, "_size", lambda package: {"large": 2, "small": 1}[package.path.name])
     return asked
+
+
+def in_runs(packages: dict[str, Package], root: Path, lives: dict[str, list[Usage]]) -> list[Path]:
+    """Copies of the pair in runs of their own, with these lives."""
+    made = []
+    for name in ("large", "small"):
+        run = root / f"run-{name}"
+        made.append(Path(shutil.copytree(packages[name].path, run / name)))
+        (run / "config.yaml").write_text("name: r")
+        (run / "usage").mkdir()
+        for number, one in enumerate(lives[name]):
+            content = {"format": "rectrain-usage", "version": 1, **asdict(one)}
+            (run / "usage" / f"{number}.json").write_text(json.dumps(content))
+    return made
+
+
+def life(hours: float, **changes: Any) -> Usage:
+    """Of one device."""
+    values = {
+        "work": "train", "label": "r", "device": "cpu", "chip": "Xeon", "num_devices": 1, "rank": 0,
+        "world_size": 1, "start": "2026-01-01T00:00:00.000+00:00",
+        "end": "2026-01-01T01:00:00.000+00:00", "seconds": 3600 * hours,
+        "peak_memory_bytes": 1 << 30, "finished": True,
+    }  # fmt: skip
+    return Usage(**{**values, **changes})
 
 
 def call(packages: dict[str, Package], output: Path, *more: str) -> int:
@@ -186,6 +214,55 @@ def test_a_search_that_packaged_nothing_shows_its_front_alone(
     assert measured == ["large"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "layers 1, heads 2 (knee)" in page and "has packaged" not in page
+
+
+def test_what_a_gpu_trained_is_paid_as_a_gpu(
+    packages: dict[str, Package], measured: list[str], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    on_gpu = life(6, device="gpu", chip="NVIDIA L4")
+    pair = in_runs(packages, tmp_path, {"large": [on_gpu, life(2)], "small": [life(4)]})
+    output = tmp_path / "out"
+    argv = [f"--output={output}", "--num-draws=20", "--horizon_months=6", "--latency_ms=2000"]
+    assert cost.main(["--models", *map(str, pair), *argv]) == 0
+    assert "Training of large: 8 device hours, 75% of them on GPUs" in capsys.readouterr().out
+    ledger = Ledger.from_csv((output / "ledger.csv").read_text(), name="ledger.csv")
+    instances = load_prices().instances
+    gpu, cpu = instances["aws-g6-xlarge"], instances["aws-c7i-large"]  # the chip's, and the first
+    assert {e.amount for e in ledger if e.label.startswith("train run-")} == {
+        6 * gpu.on_demand.value, 2 * cpu.on_demand.value / 2, 4 * cpu.on_demand.value / 2
+    }  # fmt: skip
+    to_come = {tuple(e.label.split(": ")[::-1]): e for e in ledger if ": " in e.label}
+    for label, month, hours, name in (
+        ("first training on GPUs", 1, 6, "aws-g6-xlarge"),
+        ("first training", 1, 2, "aws-c7i"),
+        ("trainings again on GPUs", 4, 6, "aws-g6-xlarge"),
+        ("trainings again", 4, 2, "aws-c7i"),
+        ("making the small model", 1, 4, "aws-c7i"),
+    ):
+        found = [e for (what, _), e in to_come.items() if what == f"{label}, month {month}"]
+        assert found and {float(e.quantity) for e in found} == {hours}, label
+        assert all(f"; {name}" in e.source for e in found), label
+        if name == "aws-g6-xlarge":
+            assert gpu.spot is not None
+            low, high = gpu.spot.value * Fraction(9, 10), gpu.on_demand.value
+            assert all(low < e.unit_price <= high for e in found)
+
+
+def test_work_that_no_machine_of_the_prices_could_do_is_told_before_anything_is_measured(
+    packages: dict[str, Package], measured: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    prices = load_prices()
+    cpus = {name: one for name, one in prices.instances.items() if one.device == "cpu"}
+    monkeypatch.setattr(
+        cost, "load_prices", lambda file: prices.model_copy(update={"instances": cpus})
+    )
+    pair = in_runs(packages, tmp_path, {"large": [life(1, device="gpu")], "small": []})
+    argv = ["--models", *map(str, pair), f"--output={tmp_path}/out"]
+    assert exit_status(cost.main, argv) == 2
+    assert "fix: add a gpu instance to your prices file" in capsys.readouterr().err
+    assert not measured
 
 
 def test_what_was_measured_is_not_measured_again(
