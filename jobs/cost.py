@@ -27,21 +27,21 @@ from rectrain.cost.assemble import (
     Models,
     answer_costs,
     closed_form_factors,
-    gpu_servers,
     lift_of,
     make_case,
     measured_factors,
     options_of,
     request_cost,
 )
-from rectrain.cost.case import Training
+from rectrain.cost.case import Method
 from rectrain.cost.findings import Findings, find
 from rectrain.cost.ledger import Ledger
-from rectrain.cost.measure import Past, device_hours, history, maker, training_ledger
+from rectrain.cost.measure import Past, training_ledger
 from rectrain.cost.prices import Prices, load_prices
 from rectrain.cost.routes import Speed, lone
 from rectrain.cost.serving import Served, measure_served, to_speed
 from rectrain.cost.traffic import Traffic, load_traffic
+from rectrain.cost.trained import pasts_of, trainings
 from rectrain.errors import ConfigError
 from rectrain.inference.packaged import load
 from rectrain.package import Package, open_package
@@ -69,10 +69,11 @@ def main(argv: list[str]) -> int:
     chosen = _chosen(front, tasks=packages["large"].tasks)
     every = {**packages, **{name: package for name, (package, _) in chosen.items()}}
     output = Path(lasting(options.output))
-    pasts = _pasts(packages)
+    pasts = pasts_of({role: str(one.path) for role, one in packages.items()})
     # Before anything is measured: what can't be priced must be told at once.
     spent = _spent(pasts, prices, traffic.currency or prices.currency)
-    training, told = _training(pasts, traffic, prices, adapters=options.adapters)
+    factors, source = _factors(options.adapters)
+    training, told = trainings(pasts, traffic, prices, factors=factors, source=source)
     mix = traffic.shares(packages["large"].tasks)
     print("\n".join([*_plan(every, traffic, mix), *(f"cost: {one}" for one in told)]))
     if options.dry_run:
@@ -234,53 +235,12 @@ def _chip() -> str:
     return names[0].partition(":")[2].strip() if names else "a CPU"
 
 
-def _training(
-    pasts: Mapping[str, Sequence[Past]], traffic: Traffic, prices: Prices, *, adapters: str
-) -> tuple[Training, list[str]]:
-    """What trainings take, and notes of how that is known."""
-    told, hours, shares = [], {"large": 0.0, "small": 0.0}, {}
-    said = {str(role): hours for role, hours in traffic.training_hours.items()}
-    for role, found in pasts.items():
-        lives = sum(len(past.lives) for past in found)
-        recorded = device_hours([past for past in found if past.work != "tune"])
-        whole = sum(recorded.values())
-        hours[role] = said.get(role, whole)
-        shares[role] = recorded.get("gpu", 0.0) / whole if whole else 0.0
-        how = f"recorded in {lives} lives of {len(found)} runs"
-        if role in said:
-            how = "as you said"
-        elif not lives:
-            how = (
-                "not recorded beside its package, so it counts as nothing"
-                f" (--training_hours='{{{role}: HOURS}}' says what it takes)"
-            )
-        on_gpu = f", {shares[role]:.0%} of them on GPUs" if shares[role] else ""
-        told.append(f"Training of {role}: {hours[role]:.3g} device hours{on_gpu}, {how}.")
-        if search := sum(device_hours([past for past in found if past.work == "tune"]).values()):
-            told.append(f"The search for its shape: {search:.3g} device hours, not to be repeated.")
+def _factors(adapters: str) -> tuple[dict[Method, float], str]:
+    """What each way of training takes of a full one, and how that is known."""
     figures = Path(adapters)
-    factors, how = closed_form_factors(), "closed form: LoRA and AdaLoRA save weight gradients"
     if figures.is_file():
-        factors, how = measured_factors(json.loads(figures.read_text())), f"measured ({adapters})"
-    chips = {life.chip for found in pasts.values() for past in found for life in past.lives}
-    rented = gpu_servers(prices, traffic.currency or prices.currency, chips=chips)
-    training = Training(hours["large"], hours["small"], factors, how, shares, rented)
-    return training, told
-
-
-def _pasts(packages: Mapping[str, Package]) -> dict[str, list[Past]]:
-    """What went into each; of the small one without what went into the large one, too."""
-    pasts = {role: _recorded(one) for role, one in packages.items()}
-    known = {past.folder for past in pasts["large"]}
-    for role in pasts.keys() - {"large"}:
-        pasts[role] = [past for past in pasts[role] if past.folder not in known]
-    return pasts
-
-
-def _recorded(package: Package) -> list[Past]:
-    """What went into a package, where it lies in the folder that it was made in."""
-    path = str(package.path)
-    return history(path) if maker(path) else []
+        return measured_factors(json.loads(figures.read_text())), f"measured ({adapters})"
+    return closed_form_factors(), "closed form: LoRA and AdaLoRA save weight gradients"
 
 
 def _spent(pasts: Mapping[str, Sequence[Past]], prices: Prices, currency: str) -> Ledger:

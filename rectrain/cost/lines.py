@@ -88,18 +88,25 @@ def _rented(servers: Sequence[Server], case: Case) -> tuple[float, str]:
 def training_lines(case: Case, strategy: Strategy) -> Iterator[Line]:
     """Of devices that train: at first, and again in the traffic file's rhythm."""
     training, (first, again) = case.training, case.traffic.trainings()
+    before = {model: first * hours for model, hours in training.before.items()}
     # The first training is of all weights: an adapter stands beside a model that is trained.
     rows: list[tuple[Stage, str, str, str, Floats]] = [
         ("pretraining", "training", "first training", "large", first * training.large),
         ("maintenance", "resources", "trainings again", "large",
          again * training.large * training.factors[strategy.method]),
     ]  # fmt: skip
+    if "large" in before:
+        rows.append(("pretraining", "training", "what the first training starts from",
+                     "before large", before["large"]))  # fmt: skip
     if strategy.route != "large":
         rows += [
             ("tuning", "resources", "making the small model", "small", first * training.small),
             ("maintenance", "resources", "making the small model again", "small",
              again * training.small),
         ]  # fmt: skip
+        if "small" in before:
+            rows.append(("tuning", "resources", "what the small model starts from",
+                         "before small", before["small"]))  # fmt: skip
     for stage, part, label, model, hours in rows:
         on_gpu = training.gpu.get(model, 0.0)
         for share, kind, hour_of in (

@@ -249,6 +249,56 @@ def test_what_a_gpu_trained_is_paid_as_a_gpu(
             assert all(low < e.unit_price <= high for e in found)
 
 
+def test_trainings_to_come_repeat_the_last_run_and_not_what_it_started_from(
+    packages: dict[str, Package], measured: list[str], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    pair = in_runs(packages, tmp_path, {"large": [life(2), life(1, finished=False)], "small": []})
+    for name, parent, hours in (
+        ("run-large", "train: {start_from: ROOT/older}", None),
+        ("older", "model: {encoder: ROOT/pre/encoder}", 20.0),
+        ("pre", "name: pre", 100.0),
+        ("run-small", "train: {teacher: ROOT/run-large}", 4.0),
+    ):
+        if not (tmp_path / name).exists():
+            (tmp_path / name / "usage").mkdir(parents=True)
+        (tmp_path / name / "config.yaml").write_text(parent.replace("ROOT", str(tmp_path)))
+        if hours:
+            work = "pretrain" if name == "pre" else "train"
+            content = {"format": "rectrain-usage", "version": 1, **asdict(life(hours, work=work))}
+            (tmp_path / name / "usage" / "0.json").write_text(json.dumps(content))
+    output = tmp_path / "out"
+    argv = [f"--output={output}", "--num-draws=20", "--horizon_months=8", "--latency_ms=2000"]
+    assert cost.main(["--models", *map(str, pair), *argv]) == 0
+    printed = capsys.readouterr().out
+    assert "Training of large: 3 device hours, recorded in run-large (train, 2 lives)." in printed
+    assert (
+        "paid once: 120 device hours, recorded in pre (pretrain, 1 life), older (train" in printed
+    )
+    assert "Training of small: 4 device hours" in printed
+    ledger = Ledger.from_csv((output / "ledger.csv").read_text(), name="ledger.csv")
+    hours = {
+        e.label.split(": ")[1]: float(e.quantity) for e in ledger
+        if e.label.startswith("cascade") and e.unit == "device hour"
+    }  # fmt: skip
+    assert hours == pytest.approx({
+        "what the first training starts from, month 1": 120, "first training, month 1": 3,
+        "making the small model, month 1": 4,
+        **{f"trainings again, month {month}": 3 for month in (4, 7)},
+        **{f"making the small model again, month {month}": 4 for month in (4, 7)},
+    })  # fmt: skip
+    # What LoRA saves is a third of the two last runs to come, and nothing of what was before.
+    found = json.loads((output / "cost.json").read_text())["strategies"]
+    full, lora = (
+        next(one for one in found if (one["route"], one["hosting"], one["purchase"], one["method"])
+             == ("large", "cloud", "on demand", method))
+        for method in ("full", "lora")
+    )  # fmt: skip
+    cpu = load_prices().instance("aws-c7i-large").on_demand.value / 2
+    saved = sum(float(cpu) * 0.95 ** (month / 12) for month in (3, 6))
+    assert 8 * (full["month"] - lora["month"]) == pytest.approx(saved, rel=0.01)
+
+
 def test_work_that_no_machine_of_the_prices_could_do_is_told_before_anything_is_measured(
     packages: dict[str, Package], measured: list[str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
