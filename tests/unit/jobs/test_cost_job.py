@@ -124,8 +124,8 @@ def test_two_packages_become_a_report_a_ledger_and_figures(
     assert found["lift"]["small"]["risk"] == pytest.approx(0.2 / 0.25)
     assert found["versions"]["large"] == packages["large"].version
     ledger = Ledger.from_csv((tmp_path / "ledger.csv").read_text(), name="ledger.csv")
-    whole = sum(6 * route["month"] for route in found["routes"].values())
-    assert float(ledger.total()) == pytest.approx(whole)
+    sums = {name: float(amount) for (name,), amount in ledger.totals("scenario").items()}
+    assert sums == pytest.approx({name: 6 * one["month"] for name, one in found["routes"].items()})
     page = (tmp_path / "report.html").read_text()
     assert page.count("<script") >= 6 and "What should I run at my traffic?" in page
     printed = capsys.readouterr().out
@@ -229,7 +229,7 @@ def test_what_a_gpu_trained_is_paid_as_a_gpu(
     ledger = Ledger.from_csv((output / "ledger.csv").read_text(), name="ledger.csv")
     instances = load_prices().instances
     gpu, cpu = instances["aws-g6-xlarge"], instances["aws-c7i-large"]  # the chip's, and the first
-    assert {e.amount for e in ledger if e.label.startswith("train run-")} == {
+    assert {e.amount for e in ledger.where(scenario="spent")} == {
         6 * gpu.on_demand.value, 2 * cpu.on_demand.value / 2, 4 * cpu.on_demand.value / 2
     }  # fmt: skip
     to_come = {tuple(e.label.split(": ")[::-1]): e for e in ledger if ": " in e.label}
