@@ -40,8 +40,9 @@ from rectrain.cost.measure import Past, training_ledger
 from rectrain.cost.prices import Prices, load_prices
 from rectrain.cost.routes import Speed, lone
 from rectrain.cost.serving import Served, measure_served, to_speed
+from rectrain.cost.shapes import figures_of, stored_bytes
 from rectrain.cost.traffic import Traffic, load_traffic
-from rectrain.cost.trained import pasts_of, trainings
+from rectrain.cost.trained import last_work, pasts_of, trainings
 from rectrain.errors import ConfigError
 from rectrain.inference.packaged import load
 from rectrain.package import Package, open_package
@@ -96,6 +97,7 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     notes = [*told, *more, f"Prices: version {prices.version}."]
     facts = _facts(found, models, served, packages, notes)
+    facts["models"] = _figures(every, served, candidates=traffic.candidates, tokens=tokens)
     if front is not None:
         lifts = {name: made["objectives"]["mean_lift"] for name, (_, made) in chosen.items()}
         facts["searched"] = {
@@ -139,7 +141,7 @@ def _parser() -> JobParser:
 
 def _by_role(paths: Sequence[str]) -> dict[str, Package]:
     """ "large" and, of two, "small"."""
-    packages = sorted(map(open_package, paths), key=_size, reverse=True)
+    packages = sorted(map(open_package, paths), key=stored_bytes, reverse=True)
     versions = [one.version for one in packages]
     if len(packages) > 2 or len(set(versions)) < len(versions):
         raise ConfigError(
@@ -177,11 +179,6 @@ def _chosen(
             found[name] = (package, made)
         versions.add(package.version)
     return found
-
-
-def _size(package: Package) -> int:
-    weights = ("encoder/model.safetensors", "heads.safetensors")
-    return sum(package.files[name]["bytes"] for name in weights)
 
 
 def _plan(packages: Mapping[str, Package], traffic: Traffic, mix: Mapping[str, float]) -> list[str]:
@@ -333,6 +330,18 @@ def _facts(
         "lift": models.lift,
         "answers": answers,
     }
+
+
+def _figures(
+    packages: Mapping[str, Package], served: Mapping[str, Served], *, candidates: int, tokens: int
+) -> dict[str, dict[str, Any]]:
+    """What each model is, and the memory that it takes."""
+    found = {}
+    for name, package in packages.items():
+        made = last_work(str(package.path))
+        figures = figures_of(package, candidates=candidates, tokens=tokens, made=made)
+        found[name] = {**asdict(figures), "memory_bytes": served[name].memory_bytes}
+    return found
 
 
 def _verdict(found: Findings) -> str:

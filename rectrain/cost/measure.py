@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from rectrain.config import yaml_mapping
-from rectrain.cost.ledger import Ledger, Stage, exact
+from rectrain.cost.ledger import Entry, Ledger, Stage, exact
 from rectrain.cost.prices import Instance, Prices, charge
 from rectrain.errors import ConfigError, DataError
 from rectrain.train.storage import Store
@@ -31,7 +31,10 @@ __all__ = [
     "apart",
     "device_hours",
     "history",
+    "instance_for",
     "maker",
+    "most_memory",
+    "runs_of",
     "training_ledger",
 ]
 
@@ -142,6 +145,14 @@ def _parts(store: Store, file: str | None) -> Sequence[str]:
     return ()
 
 
+def runs_of(past: Past) -> list[Store]:
+    """The folders of trainings and pre-trainings in a work: its own, or those within it."""
+    store = Store.open(past.folder)
+    file = next((name for name in (*_WORK, _RUN) if store.exists(name)), None)
+    places = [store, *(store.sub(part) for part in _parts(store, file))]
+    return [one for one in places if one.exists(_RUN)]
+
+
 def _origins(settings: Mapping[str, Any]) -> Iterator[str]:
     """Folders of what a run, a compression or a search was made from, by its settings."""
     train = settings.get("train") or {}
@@ -201,14 +212,28 @@ def device_hours(pasts: Sequence[Past]) -> dict[Device, float]:
     return dict(hours)
 
 
+def most_memory(lives: Sequence[Usage]) -> int:
+    """Bytes: the most that processes which worked together held, each at its own worst moment.
+
+    Processes of one work (`label`) and one size of its group work together, a rank each; of a rank
+    the worst of its lives counts. 0 where there are none.
+    """
+    groups: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)
+    for life in lives:
+        ranks = groups[life.label, life.world_size]
+        ranks[life.rank] = max(ranks.get(life.rank, 0), life.peak_memory_bytes)
+    return max((sum(ranks.values()) for ranks in groups.values()), default=0)
+
+
 def training_ledger(pasts: Sequence[Past], prices: Prices) -> Ledger:
-    """What measured work costs on demand: one entry a folder and chip, once and fixed.
+    """What measured work costs on demand: once and fixed, two entries a folder and chip.
 
     Instance hours = device-seconds / 3600 / (devices of the instance × speed of one over the
     measured device). A whole instance may be rented for a part of its devices: give the devices
     that are paid for to the run (`train.threads_per_worker`), or the figure is too small. The
     instance is of the measured chip, where the prices have it, else the first of its kind: a GPU's
-    seconds are never priced on a CPU.
+    seconds are never priced on a CPU. Beside it stands the most memory that was held, which comes
+    with the instance: a quantity without a price.
 
     Args:
         pasts: from `history`.
@@ -223,27 +248,54 @@ def training_ledger(pasts: Sequence[Past], prices: Prices) -> Ledger:
         for life in past.lives:
             found[life.device, life.chip].append(life)
         for (device, chip), lives in found.items():
-            name, instance = _instance(prices, device, chip, folder=past.folder)
-            stage, part = STAGES[past.work]
-            measured = sum((exact(life.seconds) * life.num_devices for life in lives), Fraction(0))
-            ledger = ledger.add(
-                charge(
-                    instance.on_demand,
-                    measured / 3600 / (instance.num_devices * exact(instance.speed)),
-                    stage=stage,
-                    part=part,
-                    kind="hardware",
-                    behaviour="fixed",
-                    label=f"{past.work} {past.folder.rpartition('/')[2]}",
-                    period="once",
-                    note=f"measured {float(measured):,.0f} device-seconds on {chip} in "
-                    f"{len(lives)} lives; on {name}, on demand",
-                )
-            )
+            ledger = ledger.add(*_entries(past, lives, prices, device, chip))
     return ledger
 
 
-def _instance(prices: Prices, device: Device, chip: str, *, folder: str) -> tuple[str, Instance]:
+def _entries(
+    past: Past, lives: Sequence[Usage], prices: Prices, device: Device, chip: str
+) -> tuple[Entry, Entry]:
+    """Time, and memory."""
+    name, instance = instance_for(prices, device, chip, folder=past.folder)
+    stage, part = STAGES[past.work]
+    label = f"{past.work} {past.folder.rpartition('/')[2]}"
+    measured = sum((exact(life.seconds) * life.num_devices for life in lives), Fraction(0))
+    time = charge(
+        instance.on_demand,
+        measured / 3600 / (instance.num_devices * exact(instance.speed)),
+        stage=stage,
+        part=part,
+        kind="hardware",
+        behaviour="fixed",
+        label=label,
+        period="once",
+        note=f"measured {float(measured):,.0f} device-seconds on {chip} in {len(lives)} lives; on "
+        f"{name}, on demand",
+    )
+    where = "of GPUs" if device == "gpu" else "of processes"
+    memory = replace(
+        time,
+        label=f"{label}: most memory {where}",
+        quantity=Fraction(most_memory(lives), 2**30),
+        unit="gib held",
+        unit_price=Fraction(0),
+        source=f"recorded in {len(lives)} lives; comes with {name}",
+    )
+    return time, memory
+
+
+def instance_for(prices: Prices, device: Device, chip: str, *, folder: str) -> tuple[str, Instance]:
+    """The instance that work on a device is paid on, and its name: of the same chip, or the first
+    of its kind.
+
+    Args:
+        prices: of instances.
+        device, chip: that the work was measured on.
+        folder: of the work, for errors.
+
+    Raises:
+        ConfigError: there is none of this kind.
+    """
     kind = [(name, one) for name, one in prices.instances.items() if one.device == device]
     if not kind:
         raise ConfigError(

@@ -17,7 +17,7 @@ from rectrain.cost.measure import Past, apart, device_hours, history, maker
 from rectrain.cost.prices import Prices
 from rectrain.cost.traffic import Traffic
 
-__all__ = ["pasts_of", "trainings"]
+__all__ = ["last_work", "pasts_of", "trainings"]
 
 
 def pasts_of(paths: Mapping[str, str]) -> dict[str, list[Past]]:
@@ -32,6 +32,15 @@ def pasts_of(paths: Mapping[str, str]) -> dict[str, list[Past]]:
     for role in pasts.keys() - {"large"}:
         pasts[role] = [past for past in pasts[role] if past.folder not in known]
     return pasts
+
+
+def last_work(path: str) -> tuple[Past, ...]:
+    """What made the model of a package; empty where that is not known.
+
+    Args:
+        path: the package's folder.
+    """
+    return apart(history(path) if maker(path) else []).last
 
 
 def trainings(

@@ -9,6 +9,7 @@ from rectrain.cost.case import METHODS
 from rectrain.cost.findings import Crossing, Findings
 from rectrain.cost.plan import Change, Plan
 from rectrain.cost.traffic import SECONDS_PER_MONTH
+from rectrain.report.cost_models import model_sections
 from rectrain.report.cost_pictures import cumulative, made_of, monthly, tornado, volumes
 from rectrain.report.page import Section, details, paragraph, render_page, table
 
@@ -54,6 +55,7 @@ def cost_page(found: Findings, facts: Mapping[str, Any]) -> str:
         Section("When does extra training pay back?", _pays(found), "When it pays"),
         Section("What should I run at my traffic?", _run(found), "What to run"),
         Section("How sure is that?", _sure(found), "How sure"),
+        *model_sections(facts),
         Section("From what is this computed?", _known(found, facts), "From what"),
     ]
     return render_page("What it costs", lead=_headline(found), sections=sections)

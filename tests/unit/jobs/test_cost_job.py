@@ -75,7 +75,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, packages: dict[str, Package]) -> l
 
     monkeypatch.setattr(cost, "_measure", measure)
     monkeypatch.setattr(cost, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(cost, "_size", lambda package: {"large": 2, "small": 1}[package.path.name])
+    monkeypatch.setattr(
+        cost, "stored_bytes", lambda package: {"large": 2, "small": 1}[package.path.name]
+    )
     return asked
 
 
@@ -119,6 +121,9 @@ def test_two_packages_become_a_report_a_ledger_and_figures(
     found = json.loads((tmp_path / "cost.json").read_text())
     assert list(found["routes"]) == ["large", "small", "cascade"]
     # The toy's policy defers everything: of 50 candidates of a list its head of 3.
+    config = json.loads((packages["large"].path / "encoder" / "config.json").read_text())
+    assert {one["layers"] for one in found["models"].values()} == {config["num_hidden_layers"]}
+    assert all(one["training_bytes"] is None for one in found["models"].values())
     cores = {name: route["core_s"] for name, route in found["routes"].items()}
     assert cores["small"] < cores["cascade"] and cores["small"] < cores["large"]
     assert found["lift"]["small"]["risk"] == pytest.approx(0.2 / 0.25)
@@ -229,7 +234,7 @@ def test_what_a_gpu_trained_is_paid_as_a_gpu(
     ledger = Ledger.from_csv((output / "ledger.csv").read_text(), name="ledger.csv")
     instances = load_prices().instances
     gpu, cpu = instances["aws-g6-xlarge"], instances["aws-c7i-large"]  # the chip's, and the first
-    assert {e.amount for e in ledger.where(scenario="spent")} == {
+    assert {e.amount for e in ledger.where(scenario="spent") if e.amount} == {
         6 * gpu.on_demand.value, 2 * cpu.on_demand.value / 2, 4 * cpu.on_demand.value / 2
     }  # fmt: skip
     to_come = {tuple(e.label.split(": ")[::-1]): e for e in ledger if ": " in e.label}
@@ -287,6 +292,10 @@ def test_trainings_to_come_repeat_the_last_run_and_not_what_it_started_from(
         **{f"trainings again, month {month}": 3 for month in (4, 7)},
         **{f"making the small model again, month {month}": 4 for month in (4, 7)},
     })  # fmt: skip
+    figures = json.loads((output / "cost.json").read_text())["models"]
+    assert figures["large"]["training_bytes"] == 1 << 30  # of two lives of one process, the worse
+    page = (output / "report.html").read_text()
+    assert "What are these models?" in page and "1,024.0 MiB" in page
     # What LoRA saves is a third of the two last runs to come, and nothing of what was before.
     found = json.loads((output / "cost.json").read_text())["strategies"]
     full, lora = (

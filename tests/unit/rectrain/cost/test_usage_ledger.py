@@ -11,6 +11,7 @@ import pytest
 from rectrain.cost.measure import (
     device_hours,
     history,
+    most_memory,
     training_ledger,
 )
 from rectrain.cost.prices import load_prices
@@ -52,11 +53,24 @@ def test_device_seconds_of_all_lives_cost_instance_hours(tmp_path):
     (past,) = history(str(run))
     assert past.device_seconds == 2 * 1800
     assert device_hours([past]) == {"cpu": 1.0}
-    (entry,) = training_ledger([past], of(mine=CPU))
+    entry, _ = training_ledger([past], of(mine=CPU))
     assert (entry.stage, entry.part, entry.kind) == ("pretraining", "training", "hardware")
     assert entry.amount == Fraction("0.357") / 8  # one hour of one of its eight devices
     assert "measured 3,600 device-seconds on Xeon in 2 lives; on mine, on demand" in entry.source
     assert CPU.on_demand.cited in entry.source
+
+
+def test_the_most_memory_stands_beside_the_time_and_costs_nothing(tmp_path):
+    pair = [life(10, rank=rank, world_size=2, day=day, peak_memory_bytes=(size << 30))
+            for day, rank, size in ((1, 0, 3), (1, 1, 1), (2, 0, 2), (2, 1, 2))]  # fmt: skip
+    alone = life(10, label="measured", day=3, peak_memory_bytes=4 << 30)
+    pasts = history(str(write(tmp_path / "run", *pair, alone)))
+    assert most_memory(pasts[0].lives) == 5 << 30  # 3 and 2, each rank at its worst
+    assert most_memory([alone]) == 4 << 30 and most_memory([]) == 0
+    time, memory = training_ledger(pasts, of(mine=CPU))
+    assert (memory.quantity, memory.unit, memory.amount) == (5, "gib held", 0)
+    assert (memory.stage, memory.part) == (time.stage, time.part)
+    assert memory.label == "train run: most memory of processes"
 
 
 def test_a_faster_device_takes_less(tmp_path):
@@ -154,7 +168,7 @@ def test_what_a_search_chose_has_the_search_behind_it_once(search, work):
 
 def test_usage_alone_says_what_it_was(tmp_path):
     study = write(tmp_path / "study", life(7, work="tune"), settings={"notes": ""})
-    (entry,) = training_ledger(history(str(study)), of(i=CPU))
+    entry, _ = training_ledger(history(str(study)), of(i=CPU))
     assert (entry.stage, entry.part) == ("tuning", "resources")
 
 
@@ -163,7 +177,7 @@ def test_each_kind_of_device_is_paid_on_a_machine_of_its_kind(tmp_path):
              life(3600, num_devices=1, device="gpu", chip="unheard of"))  # fmt: skip
     pasts = history(str(write(tmp_path / "run", *lives)))
     assert device_hours(pasts) == {"cpu": 1.0, "gpu": 3.0}
-    ledger = training_ledger(pasts, PRICES)
+    ledger = [entry for entry in training_ledger(pasts, PRICES) if entry.amount]
     first, alike = PRICES.instance("aws-g4dn-xlarge"), PRICES.instance("aws-g6-xlarge")
     assert sorted(entry.amount for entry in ledger) == sorted(
         [PRICES.instance("aws-c7i-large").on_demand.value / 2,
