@@ -31,18 +31,19 @@ from rectrain.cost.assemble import (
     make_case,
     measured_factors,
     options_of,
-    request_cost,
 )
 from rectrain.cost.case import Method
 from rectrain.cost.findings import Findings, find
 from rectrain.cost.ledger import Ledger
 from rectrain.cost.measure import Past, training_ledger
+from rectrain.cost.models import compared, linear_models, model_figures, trained_runs
+from rectrain.cost.points import load_linear
 from rectrain.cost.prices import Prices, load_prices
-from rectrain.cost.routes import Speed, lone
+from rectrain.cost.routes import Speed
 from rectrain.cost.serving import Served, measure_served, to_speed
-from rectrain.cost.shapes import figures_of, stored_bytes
+from rectrain.cost.shapes import stored_bytes
 from rectrain.cost.traffic import Traffic, load_traffic
-from rectrain.cost.trained import last_work, pasts_of, trainings
+from rectrain.cost.trained import pasts_of, trainings
 from rectrain.errors import ConfigError
 from rectrain.inference.packaged import load
 from rectrain.package import Package, open_package
@@ -73,13 +74,17 @@ def main(argv: list[str]) -> int:
     pasts = pasts_of({role: str(one.path) for role, one in packages.items()})
     # Before anything is measured: what can't be priced must be told at once.
     spent = _spent(pasts, prices, traffic.currency or prices.currency)
+    stated = load_linear(options.linear).into(traffic.currency or prices.currency, prices.rates)
+    tokens = traffic.tokens or _TOKENS
+    runs = trained_runs(
+        pasts, every, prices, search=options.search, currency=stated.currency, tokens=tokens
+    )
     factors, source = _factors(options.adapters)
     training, told = trainings(pasts, traffic, prices, factors=factors, source=source)
     mix = traffic.shares(packages["large"].tasks)
     print("\n".join([*_plan(every, traffic, mix), *(f"cost: {one}" for one in told)]))
     if options.dry_run:
         return 0
-    tokens = traffic.tokens or _TOKENS
     served = {
         role: _measured(role, package, traffic.candidates, tokens, output, options.backend)
         for role, package in every.items()
@@ -97,12 +102,16 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     notes = [*told, *more, f"Prices: version {prices.version}."]
     facts = _facts(found, models, served, packages, notes)
-    facts["models"] = _figures(every, served, candidates=traffic.candidates, tokens=tokens)
+    figures = model_figures(every, served, candidates=traffic.candidates, tokens=tokens)
+    facts["models"] = figures
+    facts["linear"] = [
+        one.to_json() for one in linear_models(found, every, speeds, figures, runs, stated)
+    ]
     if front is not None:
         lifts = {name: made["objectives"]["mean_lift"] for name, (_, made) in chosen.items()}
         facts["searched"] = {
             "page": str(Path(options.search) / FRONT_PAGE),
-            "models": _beside(found, every, served, speeds, lifts=lifts) if chosen else [],
+            "models": compared(found, every, served, speeds, lifts=lifts) if chosen else [],
             **{key: front[key] for key in ("currency", "front", "knee")},
         }
     write_cost(output, found, facts, spent)
@@ -124,6 +133,9 @@ def _parser() -> JobParser:
     parser.add_argument("--traffic", metavar="FILE", help="YAML of the settings below")
     parser.add_argument(
         "--prices", metavar="FILE", help="YAML, what differs from rectrain/cost/prices.yaml"
+    )
+    parser.add_argument(
+        "--linear", metavar="FILE", help="YAML, what is stated of the linear cost model"
     )
     parser.add_argument("--output", default="runs/cost", help="folder of the report")
     parser.add_argument(
@@ -269,40 +281,6 @@ def _models(
 # --- what is said --------------------------------------------------------------------------------
 
 
-def _beside(
-    found: Findings,
-    packages: Mapping[str, Package],
-    served: Mapping[str, Served],
-    speeds: Mapping[str, Speed],
-    *,
-    lifts: Mapping[str, float],
-) -> list[dict[str, Any]]:
-    """What each model's encoder is, and what its answers take, of searched ones and the others."""
-    rows = []
-    best, traffic = found.choice.best, found.case.traffic
-    mix = traffic.shares(packages["large"].tasks)
-    for name, package in packages.items():
-        route, speed = lone(speeds[name], traffic), speeds[name]
-        shape = json.loads((package.path / "encoder" / "config.json").read_text())
-        rows.append(
-            {
-                "model": name,
-                "layers": shape["num_hidden_layers"],
-                "hidden": shape["hidden_size"],
-                "intermediate": shape["intermediate_size"],
-                "run_by": served[name].backend,
-                "core_s": sum(
-                    share * speed.tasks[task].seconds(traffic.candidates)
-                    for task, share in mix.items()
-                ),
-                "per_1000": None if best is None else request_cost(route, best.server),
-                "memory_bytes": served[name].memory_bytes,
-                "lift": lifts.get(name),
-            }
-        )
-    return rows
-
-
 def _facts(
     found: Findings,
     models: Models,
@@ -330,18 +308,6 @@ def _facts(
         "lift": models.lift,
         "answers": answers,
     }
-
-
-def _figures(
-    packages: Mapping[str, Package], served: Mapping[str, Served], *, candidates: int, tokens: int
-) -> dict[str, dict[str, Any]]:
-    """What each model is, and the memory that it takes."""
-    found = {}
-    for name, package in packages.items():
-        made = last_work(str(package.path))
-        figures = figures_of(package, candidates=candidates, tokens=tokens, made=made)
-        found[name] = {**asdict(figures), "memory_bytes": served[name].memory_bytes}
-    return found
 
 
 def _verdict(found: Findings) -> str:

@@ -10,13 +10,18 @@ from rectrain.report.page import Section, paragraph, table
 __all__ = ["model_sections"]
 
 
-def model_sections(facts: Mapping[str, Any]) -> list[Section]:
+def model_sections(facts: Mapping[str, Any], *, currency: str) -> list[Section]:
     """What the models are, as far as a report's facts tell.
 
     Args:
-        facts: of `rectrain.report.cost.cost_json`: "models".
+        facts: of `rectrain.report.cost.cost_json`: "models" and "linear".
+        currency: of all money.
     """
     sections = []
+    if facts.get("linear"):
+        sections.append(
+            Section("What do width and depth cost?", _linear(facts, currency), "Width and depth")
+        )
     if facts.get("models"):
         sections.append(Section("What are these models?", _closed_form(facts), "The models"))
     return sections
@@ -48,6 +53,53 @@ def _closed_form(facts: Mapping[str, Any]) -> list[str]:
             "compare shapes; time, and so cost, is measured."
         ),
         table(head, rows, text=(1,)),
+    ]
+
+
+def _linear(facts: Mapping[str, Any], currency: str) -> list[str]:
+    return [
+        paragraph(
+            "A cost as hardware, software and labour, each so much for a million parameters (P) "
+            "and for a GFLOP per 1,000 tokens (C) of the encoder. It is for changes around what "
+            "was measured: it has no constant. What is not stated of software and labour is 0."
+        ),
+        *(part for one in facts["linear"] for part in _one_linear(one, currency)),
+    ]
+
+
+def _one_linear(one: Mapping[str, Any], currency: str) -> list[str]:
+    if "coefficients" not in one:
+        return [paragraph(f"**{one['of'].capitalize()}:** {one['how']}.")]
+    whole = [sum(pair[place] for pair in one["coefficients"].values()) for place in (0, 1)]
+    said = f"**{one['of'].capitalize()}: {whole[0]:.3g} P + {whole[1]:.3g} C {currency}**"
+    parts = ", ".join(
+        f"{kind} {of_p:.3g} P + {of_c:.3g} C"
+        for kind, (of_p, of_c) in one["coefficients"].items()
+        if of_p or of_c
+    )
+    sure = ""
+    if "hardware_range" in one:
+        ranges = (f"{low:.3g} to {high:.3g}" for low, high in one["hardware_range"])
+        sure = (
+            f"; 95 of 100 fits to resampled points have {' and '.join(ranges)}, the points lie "
+            f"{one['relative_error']:.0%} off the line"
+        )
+    cheapest = f"The cheapest by it that keeps {one['bounds']}: **{one['cheapest']}**."
+    if one["cheapest"] is None:
+        cheapest = f"No model keeps {one['bounds']}."
+    rows = [
+        [
+            point["name"], f"{point['p']:,.2f}", f"{point['c']:,.3g}", f"{point['measured']:.3g}",
+            f"{point['modelled']:.3g}",
+            "-" if point["range"] is None else "{:.3g} to {:.3g}".format(*point["range"]),
+        ]
+        for point in one["points"]
+    ]  # fmt: skip
+    head = ["", "P", "C", f"measured hardware, {currency}", "H + S + L", "95 of 100"]
+    return [
+        paragraph(f"{said} ({parts or 'nothing'}; hardware {one['how']}{sure})."),
+        *([table(head, rows)] if rows else []),
+        paragraph(cheapest),
     ]
 
 

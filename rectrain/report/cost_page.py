@@ -55,7 +55,7 @@ def cost_page(found: Findings, facts: Mapping[str, Any]) -> str:
         Section("When does extra training pay back?", _pays(found), "When it pays"),
         Section("What should I run at my traffic?", _run(found), "What to run"),
         Section("How sure is that?", _sure(found), "How sure"),
-        *model_sections(facts),
+        *model_sections(facts, currency=found.currency),
         Section("From what is this computed?", _known(found, facts), "From what"),
     ]
     return render_page("What it costs", lead=_headline(found), sections=sections)

@@ -324,6 +324,29 @@ def test_work_that_no_machine_of_the_prices_could_do_is_told_before_anything_is_
     assert not measured
 
 
+def test_the_linear_model_is_left_out_with_a_reason_or_as_stated(
+    packages: dict[str, Package], measured: list[str], tmp_path: Path
+) -> None:
+    assert call(packages, tmp_path) == 0  # two models of one shape tell nothing apart
+    requests, training = json.loads((tmp_path / "cost.json").read_text())["linear"]
+    assert requests["how"].startswith("left out: ") and requests["how"].endswith("there are 2")
+    assert training["how"].endswith("there are 0")
+    assert "<b>1,000 requests:</b> left out" in (tmp_path / "report.html").read_text()
+    file = tmp_path / "linear.yaml"
+    file.write_text("currency: EUR\nrequests: {hardware: [100, 10], software: [20, 5]}\n")
+    assert call(packages, tmp_path, f"--linear={file}", "--latency_ms=2000") == 0
+    found = json.loads((tmp_path / "cost.json").read_text())
+    requests, training = found["linear"]
+    rate = 1.0889  # dollars for a euro
+    assert requests["coefficients"]["hardware"] == pytest.approx([100 * rate, 10 * rate])
+    figures = found["models"]["small"]
+    p, c = figures["parameters"] / 1e6, figures["complexity"]
+    costs = {one["name"]: one["modelled"] for one in requests["points"]}
+    assert costs["small"] == pytest.approx(rate * (120 * p + 15 * c))
+    assert requests["cheapest"] in ("small", "large") and "left out" in training["how"]
+    assert "<b>1,000 requests: 131 P + 16.3 C USD</b>" in (tmp_path / "report.html").read_text()
+
+
 def test_what_was_measured_is_not_measured_again(
     packages: dict[str, Package], measured: list[str], tmp_path: Path
 ) -> None:
@@ -364,6 +387,7 @@ def test_mistakes_are_one_line_and_status_2(
         (["--models", str(tmp_path)], "no manifest.json"),
         (["--models", *pair, "--mean_rate=-1"], "mean_rate"),
         (["--models", *pair, "--search", str(tmp_path)], "no front.json"),
+        (["--models", *pair, "--linear", "nowhere.yaml"], "must be a readable file"),
         ([], "--models"),
     ):
         assert exit_status(cost.main, [*argv, "--dry-run"]) == 2, argv
