@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ __all__ = [
     "Models",
     "answer_costs",
     "closed_form_factors",
+    "gpu_servers",
     "lift_of",
     "make_case",
     "measured_factors",
@@ -188,6 +189,22 @@ def _servers(prices: Prices, amount: Any, device: str) -> list[Server]:
     return found
 
 
+def gpu_servers(prices: Prices, currency: str, *, chips: Collection[str]) -> tuple[Server, ...]:
+    """Machines of clouds that trainings on GPUs are paid on, in the ways that they may be bought.
+
+    Args:
+        prices: of them.
+        currency: of the case.
+        chips: that trainings were measured on; where the prices have one, only such machines.
+    """
+
+    def amount(price: Price) -> float:
+        return float(price.value * prices.rates.factor(price.currency, currency))
+
+    every = _servers(prices, amount, "gpu")
+    return tuple(s for s in every if prices.instances[s.name].chip in chips) or tuple(every)
+
+
 def _sources(prices: Prices) -> dict[str, str]:
     hours = sorted(
         {
@@ -234,28 +251,54 @@ def options_of(models: Models, traffic: Traffic) -> tuple[Route, ...]:
     return tuple(found)
 
 
-def answer_costs(models: Models, traffic: Traffic, server: Server) -> dict[str, dict[str, float]]:
-    """Task -> "small", "large" -> what 1,000 answers cost on a machine, at its plan's load.
+def answer_costs(
+    models: Models, traffic: Traffic, server: Server
+) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
+    """Way of serving -> model -> task -> what 1,000 of its answers cost: fixed, and a candidate.
 
-    Of a task, a request that the model answers with the traffic's candidates; a deferred answer
-    costs the small model's and, for the candidates that are deferred on average, the large one's.
+        1,000 answers of n candidates, of which the large model scores m
+            = small fixed + n · small candidate + (m > 0) · (large fixed + m · large candidate)
+
+    Ways are "large" and "small" alone, and the "pair" of them. Seconds of a core are divided by the
+    share of the time in which a process is busy at the load that keeps the latency limit: of a pair
+    with a policy the cascade's, whose two latencies share the limit.
 
     Args:
         models: what answers.
-        traffic: whose candidates and limit.
+        traffic: whose mix, candidates and limit.
         server: what it runs on.
     """
-    found: dict[str, dict[str, float]] = {}
-    for task in models.large.tasks:
-        alone = traffic.model_copy(update={"mix": {task: 1.0}})
-        routes = routes_of(models, alone)
-        costs = {"large": routes["large"].core_s}
-        if "small" in routes:
-            costs["small"] = routes["small"].core_s
-        if "cascade" in routes and len(routes["cascade"].stages) > 1:
-            costs["deferred"] = costs["small"] + 1 / routes["cascade"].stages[1].rate
-        found[task] = {name: 1000 * seconds * _second(server) for name, seconds in costs.items()}
-    return found
+    routes, speeds = routes_of(models, traffic), {"large": models.large}
+    if models.small is not None:
+        speeds["small"] = models.small
+    busy = {name: _busy(routes[name], speed, traffic) for name, speed in speeds.items()}
+    ways = {name: {name: share} for name, share in busy.items()}
+    if models.small is not None:
+        if "cascade" in routes:
+            busy = dict.fromkeys(busy, _busy(routes["cascade"], models.small, traffic))
+        ways["pair"] = busy
+    return {
+        way: {
+            name: {
+                task: (
+                    1000 * one.fixed_s / share * _second(server),
+                    1000 * one.candidate_s / share * _second(server),
+                )
+                for task, one in speeds[name].tasks.items()
+            }
+            for name, share in shares.items()
+        }
+        for way, shares in ways.items()
+    }
+
+
+def _busy(route: Route, first: Speed, traffic: Traffic) -> float:
+    """Share of the time in which a process of a route's first model is busy at the route's load."""
+    mix = traffic.shares(tuple(first.tasks))
+    seconds = sum(
+        share * first.tasks[task].seconds(traffic.candidates) for task, share in mix.items()
+    )
+    return route.stages[0].rate * seconds
 
 
 def request_cost(route: Route, server: Server) -> float:

@@ -91,16 +91,32 @@ class Training:
     """What one training takes, in hours of a device of the machine that was measured.
 
     Attributes:
-        large: all of the large model.
+        large: one training of the large model, all of its weights: its last run.
         small: making the small one of it.
         factors: method -> share of `large` that it takes.
         source: how these are known.
+        before: "large", "small" -> hours of what its first training started from, paid once.
+        gpu: "large", "small", "before large", "before small" -> share of its hours that a GPU
+            computed; 0 where it is missing.
+        gpu_servers: of clouds, for these.
     """
 
     large: float
     small: float
     factors: Mapping[Method, float]
     source: str
+    before: Mapping[str, float] = field(default_factory=dict)
+    gpu: Mapping[str, float] = field(default_factory=dict)
+    gpu_servers: tuple[Server, ...] = ()
+
+    def times(self, hours: float, *, prices: float) -> Training:
+        """The same with a multiple of the hours, and of what an hour of a GPU costs."""
+        servers = tuple(replace(one, hourly=one.hourly * prices) for one in self.gpu_servers)
+        before = {model: hours * value for model, value in self.before.items()}
+        return replace(
+            self, large=self.large * hours, small=self.small * hours, before=before,
+            gpu_servers=servers,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,6 @@ def vary(case: Case, z: Mapping[str, float]) -> Case:
         update={"growth_per_month": growth, "effort": traffic.effort.model_copy(update=hours)}
     )
     prices = factor("prices")
-    training = case.training
     worths = {name: route.worth_per_1000 for name, route in case.routes.items()}
     gain = worths["large"] - worths["small"] if {"large", "small"} <= set(worths) else 0.0
     return replace(
@@ -90,10 +89,7 @@ def vary(case: Case, z: Mapping[str, float]) -> Case:
             )
             for name, route in case.routes.items()
         },
-        training=replace(
-            training, large=training.large * factor("training"),
-            small=training.small * factor("training"),
-        ),
+        training=case.training.times(factor("training"), prices=prices),
         servers=tuple(replace(one, hourly=one.hourly * prices) for one in case.servers),
         owned=tuple(replace(one, monthly=one.monthly * prices) for one in case.owned),
         kwh=case.kwh * prices,

@@ -7,6 +7,7 @@ from typing import Any
 
 from rectrain.cost.case import METHODS
 from rectrain.cost.findings import Crossing, Findings
+from rectrain.report.cost_models import model_sections
 from rectrain.report.cost_pictures import cumulative, made_of, monthly, tornado, volumes
 from rectrain.report.cost_plans import what_to_run
 from rectrain.report.page import Section, details, money, paragraph, render_page, table
@@ -44,6 +45,7 @@ def cost_page(found: Findings, facts: Mapping[str, Any]) -> str:
         Section("When does extra training pay back?", _pays(found), "When it pays"),
         Section("What should I run at my traffic?", what_to_run(found), "What to run"),
         Section("How sure is that?", _sure(found), "How sure"),
+        *model_sections(facts, currency=found.currency),
         Section("From what is this computed?", _known(found, facts), "From what"),
     ]
     return render_page("What it costs", lead=_headline(found), sections=sections)
