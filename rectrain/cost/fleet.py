@@ -8,6 +8,7 @@ together: one's own take what they can, the cloud what is left.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,9 +73,7 @@ def fleet(case: Case, route: Route, strategy: Strategy) -> Fleet:
             found.append(_on_own(case, route, owned, held(server, needed), mean))
         elif needed is not None:
             counts = range(1, max(2, int(needed.max())))
-            found += [
-                _both(case, route, strategy.purchase, owned, count, rates) for count in counts
-            ]
+            found += _both(case, route, strategy.purchase, owned, counts, rates)
     return _cheapest(found)
 
 
@@ -91,15 +90,22 @@ def _needed(case: Case, route: Route, server: Server, rates: Floats) -> Floats |
 
 
 def _both(
-    case: Case, route: Route, purchase: Purchase, owned: Owned, count: int, rates: Floats
-) -> Fleet:
+    case: Case,
+    route: Route,
+    purchase: Purchase,
+    owned: Owned,
+    counts: Iterable[int],
+    rates: Floats,
+) -> Iterator[Fleet]:
     """So many machines of one's own, all of the time, and the cloud beside them."""
-    capacity = count * num_slots(owned.server, route) * owned.server.speed / route.core_s
-    served = np.minimum(case.traffic.rates(hourly=True), capacity).mean(axis=1)
-    own = _on_own(case, route, owned, np.full(len(rates), float(count)), served)
-    more = _cheapest(_rented(case, route, purchase, np.maximum(rates - capacity, 0.0)))
-    name = f"{count} {own.machine} and {more.machine}"
-    return Fleet(own.lines + more.lines, own.machines + more.machines, name, owned)
+    day = case.traffic.rates(hourly=True)
+    for count in counts:
+        capacity = count * num_slots(owned.server, route) * owned.server.speed / route.core_s
+        served = np.minimum(day, capacity).mean(axis=1)
+        own = _on_own(case, route, owned, np.full(len(rates), float(count)), served)
+        more = _cheapest(_rented(case, route, purchase, np.maximum(rates - capacity, 0.0)))
+        name = f"{count} {own.machine} and {more.machine}"
+        yield Fleet(own.lines + more.lines, own.machines + more.machines, name, owned)
 
 
 def _rented(case: Case, route: Route, purchase: Purchase, rates: Floats) -> list[Fleet]:
