@@ -140,11 +140,15 @@ def test_two_packages_become_a_report_a_ledger_and_figures(
 def test_prices_of_answers_add_up_to_those_of_the_routes(
     packages: dict[str, Package], measured: list[str], tmp_path: Path
 ) -> None:
-    assert call(packages, tmp_path, "--mix.risk=1", "--mix.search_ranking=3") == 0
+    rented = tmp_path / "prices.yaml"
+    rented.write_text("machines: {server-32-threads: {purchase: {amount: 1000000, unit: once, "
+                      "currency: USD, date: 2026-09-01, source: dear}}}")  # fmt: skip
+    mix = ("--mix.risk=1", "--mix.search_ranking=3", f"--prices={rented}")
+    assert call(packages, tmp_path, *mix) == 0
     found = json.loads((tmp_path / "cost.json").read_text())
-    machine = load_prices().instance(found["plan"]["machine"])
-    hourly = machine.hourly("spot" if found["plan"]["purchase"] == "spot" else "on_demand")
-    core_s = float(hourly.value) / 3600 / machine.num_devices
+    name, purchase = found["plan"]["machine"], found["plan"]["purchase"].replace(" ", "_")
+    machine = load_prices().instance(name)
+    core_s = float(machine.hourly(purchase).value) / 3600 / machine.num_devices
     versions = {role: packages[role].version for role in ("small", "large")}
 
     def mean(small: str, large: str | None = None, **deferred: int) -> float:
