@@ -170,9 +170,7 @@ def _calls(
     return seconds[_WARM_UP:]
 
 
-def _request(
-    model: PackagedModel, task: str, size: int, texts: _Texts
-) -> Callable[[], object]:
+def _request(model: PackagedModel, task: str, size: int, texts: _Texts) -> Callable[[], object]:
     rows = made_up_rows(model, task, texts.words(size), random=texts.random)
     spec = model.predictor.spec(task)
     if spec.has_catalogue:
