@@ -6,7 +6,7 @@ the application, Ray's own included. Predicted is what `jobs.cost` computes with
 in a process of their own (`measure_served`), get the server's overhead (`to_speed`), and become a
 route (`lone`, `cascade`):
 
-    core-seconds = idle · cores · duration + requests · core-seconds of the route
+    core-seconds = idle_share · cores · duration + requests · core-seconds of the route
 
 The overhead is calibrated while nothing is asked, and by loads of the small model alone, at another
 rate and other numbers of candidates than are held out. Models are timed next to the loads, in each
@@ -175,14 +175,16 @@ def calibrated(one: Round, *, cores: int = _CORES) -> Overhead:
     idle = one.idle.cpu_s / one.idle.duration_s
     fixed, each = one.calibration.tasks[TASK]
     slow = float(np.mean(one.calibration.ratios))
-    beyond = {
-        size: (load.cpu_s - idle * load.duration_s) / load.requests - slow * (fixed + size * each)
-        for size, load in one.known.items()
-    }
+    beyond = {}
+    for size, load in one.known.items():
+        request_s = (load.cpu_s - idle * load.duration_s) / load.requests
+        beyond[size] = max(request_s - slow * (fixed + size * each), 0.0)
     few, many = sorted(beyond)
     slope = min(max((beyond[many] - beyond[few]) / (many - few), 0.0), beyond[many] / many)
-    request_s = max(beyond[many] - slope * many, 0.0)
-    return Overhead(request_ms=1000 * request_s, candidate_ms=1000 * slope, idle=idle / cores)
+    return Overhead(
+        request_ms=1000 * (beyond[many] - slope * many), candidate_ms=1000 * slope,
+        idle_share=idle / cores,
+    )  # fmt: skip
 
 
 def _middle(found: Sequence[Overhead]) -> Overhead:
@@ -231,13 +233,13 @@ def figures(rounds: Sequence[Round], policy: Policy, *, cores: int = _CORES) -> 
         for name, unit in (
             ("request_ms", f"ms of a core a request, small at {_KNOWN_RATE:g}/s"),
             ("candidate_ms", f"ms of a core a candidate, of {_FEW} and {_MANY}"),
-            ("idle", f"of each of {cores} cores, nothing is asked"),
+            ("idle_share", f"of each of {cores} cores, nothing is asked"),
         )
     ]  # fmt: skip
     for name in _NAMES:
         for rate in _RATES:
-            found += _held_out(rounds, each, name, rate, idle=overhead.idle * cores)
-    return [*found, _order(rounds, each, idle=overhead.idle * cores)]
+            found += _held_out(rounds, each, name, rate, idle=overhead.idle_share * cores)
+    return [*found, _order(rounds, each, idle=overhead.idle_share * cores)]
 
 
 def _held_out(

@@ -1,6 +1,6 @@
 """What the served graph takes beyond its models' own calls.
 
-    core seconds of a load = idle · cores · duration + Σ over requests of
+    core seconds of a load = idle_share · cores · duration + Σ over requests of
         (the model's call + request_ms / 1000 + candidates · candidate_ms / 1000)
 
 The settings' defaults are `python -m benchmarks.cost --only serving` of this repository
@@ -30,7 +30,7 @@ class Overhead(Section):
     candidate_ms: AtLeastZero = Field(
         default=0.05, description="of a core, of each candidate: read, checked, written"
     )
-    idle: float = Field(
+    idle_share: float = Field(
         default=0.06, ge=0, lt=1,
         description="share of each core that Ray's processes keep busy, whatever is asked",
     )  # fmt: skip

@@ -50,7 +50,7 @@ _SPREAD = 0.2  # of a text's length: product titles' standard deviation over the
 _MARKS = 2  # [CLS] and [SEP]
 _BATCH_S = 0.1  # as serve's batching.max_ms
 _ARRIVALS = 6000
-_NO_OVERHEAD = Overhead(request_ms=0, candidate_ms=0, idle=0)
+_NO_OVERHEAD = Overhead(request_ms=0, candidate_ms=0, idle_share=0)
 _BUSY = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
 
 
@@ -207,7 +207,7 @@ def latency_curve(
     mean = float(work.mean())
     # Of the same draws more load never is less latency, but for the luck of a batch's end.
     p99 = [_p99(np.cumsum(gaps) * mean / busy, work) for busy in _BUSY]
-    left = 1 - overhead.idle
+    left = 1 - overhead.idle_share
     risen = np.maximum.accumulate(p99)
     return tuple(zip((left * np.array(_BUSY)).tolist(), (risen / left).tolist(), strict=True))
 
