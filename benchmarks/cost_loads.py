@@ -116,7 +116,11 @@ def _lists(candidates: int) -> list[dict[str, Any]]:
     bodies = []
     for first in range(0, len(rows), candidates):
         items = [
-            {name: value for name, value in row.items() if name not in _BESIDE}
+            {
+                name: value
+                for name, value in row.items()
+                if name not in _BESIDE and value is not None
+            }
             for row in rows[first : first + candidates]
         ]
         beside = {name: rows[first][name] for name in _BESIDE}

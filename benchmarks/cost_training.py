@@ -41,10 +41,10 @@ class Sizes(NamedTuple):
 
 FULL = Sizes(
     fitted=(
-        Size("tiny", 1024, 20), Size("tiny", 1024, 80), Size("tiny", 4096, 40),
-        Size("small", 1024, 6), Size("small", 1024, 20), Size("small", 2048, 10),
+        Size("tiny", 1024, 10), Size("tiny", 1024, 50), Size("tiny", 4096, 15),
+        Size("small", 512, 6), Size("small", 512, 24), Size("small", 1536, 8),
     ),
-    held_out=(Size("small", 1536, 30), Size("tiny", 2048, 120)),
+    held_out=(Size("small", 1024, 24), Size("tiny", 2048, 60)),
     rounds=2, data="tiny",
 )  # fmt: skip
 QUICK = Sizes(
