@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import count
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+from packaged_toy import toy_parts
+from served_toy import CARD
+
+from rectrain.cost import serving
 
 from rectrain.cost.overhead import Overhead
 from rectrain.cost.routes import lone
-from rectrain.cost.serving import Served, _Texts, latency_curve, to_speed
+from rectrain.cost.serving import Served, _Texts, latency_curve, measure_served, to_speed
 from rectrain.cost.traffic import Traffic
+from rectrain.inference.packaged import load
+from rectrain.package import write_package
 
 MIX = {"risk": 1.0}
 SERVED = Served("v", "torch", {"risk": (0.004, 0.0001)}, (0.8, 1.0, 1.2), 0, 10, 12)
@@ -60,3 +70,24 @@ def test_texts_have_the_lengths_that_were_asked_for():
     assert tokens.std() / 12 == pytest.approx(0.3, rel=0.05)
     assert set(_Texts(12, 0.0, np.random.default_rng(0)).words(100)) == {10}
     assert min(_Texts(3, 1.0, np.random.default_rng(0)).words(1000)) == 1
+
+
+def test_a_model_is_timed_by_texts_of_many_lengths_and_by_the_tasks_that_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    package = write_package(tmp_path / "made", toy_parts(tmp_path / "parts"), card=CARD)
+    made, asked = serving.made_up_rows, []
+
+    def note(model: Any, task: str, sizes: list[int], **more: Any) -> Any:
+        asked.append((task, len(sizes), set(sizes)))
+        return made(model, task, sizes, **more)
+
+    monkeypatch.setattr(serving, "made_up_rows", note)
+    ticks = count()  # each look at the clock is a second after the last one
+    found = measure_served(
+        load(package.path, backend="torch", cached_texts=0), candidates=20, tokens=8, spread=0.4,
+        tasks=["risk"], clock=lambda: float(next(ticks)),
+    )  # fmt: skip
+    assert found.tasks == {"risk": (1.0, 0.0)} and set(found.ratios) == {1.0}
+    assert {(task, size) for task, size, _ in asked} == {("risk", 4), ("risk", 20)}
+    assert len(set.union(*(lengths for _, _, lengths in asked))) > 5
