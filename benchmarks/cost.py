@@ -3,10 +3,10 @@
     python -m benchmarks.cost [--quick] [--only training,serving,plan]
         [--large runs/demo/package] [--small runs/demo-small/package]
 
-C1/training fits short runs and predicts a held-out one; C1/serving fits loads of the served graph
-over HTTP and predicts a held-out rate and shape; C3/order compares predicted and measured orders of
-large, small and cascade at three rates; C3/plan compares plans with an oracle's. About 12 minutes;
-nothing else should run meanwhile.
+C1/training predicts held-out runs from short ones, C1/serving the served graph at held-out rates
+from the models' own calls and its overhead, both by the code of jobs.cost; C3/order compares
+predicted and measured orders of large, small and cascade at three rates; C3/plan compares plans
+with an oracle's. About 12 minutes; nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ __all__ = ["main"]
 
 _OUTPUT = Path("runs/bench")
 _SETTINGS, _QUICK_SETTINGS = 1000, 100
-_SERVING = ServingScale(seconds=15.0, rounds=3)
-_QUICK_SERVING = ServingScale(seconds=2.0, rounds=1)
+_SERVING = ServingScale(requests=48, idle_s=12.0, rounds=3)
+_QUICK_SERVING = ServingScale(requests=6, idle_s=2.0, rounds=1)
 
 
 def main(argv: Sequence[str]) -> int:

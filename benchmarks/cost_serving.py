@@ -1,21 +1,23 @@
-"""C1/serving and C3/order: seconds of all serving processes' cores over HTTP, fitted, predicted.
+"""C1/serving and C3/order: core-seconds of the served graph, as the product predicts them.
 
-One application serves the large package alone, the small one alone, and both as a cascade. A load
-is Poisson requests of /v1/rank with so many candidates; what it takes is the CPU time of every
-process of the application, Ray's own included, over the load.
+One application serves the large package alone, the small one alone, and both as a cascade
+(`shop`). A load is Poisson requests of /v1/rank; what it takes is the CPU time of every process of
+the application, Ray's own included. Predicted is what `jobs.cost` computes with: models are timed
+in a process of their own (`measure_served`), get the server's overhead (`to_speed`), and become a
+route (`lone`, `cascade`):
 
-    seconds = a · duration + requests · (b + c · candidates)
+    core-seconds = idle_share · cores · duration + requests · core-seconds of the route
 
-is fitted for each model by non-negative least squares on relative residuals to two rates and two
-numbers of candidates; the held-out load has another rate and another number. A cascade's request is
-predicted as the small model's and, in the share of its policy, the large one's of the head.
+The overhead is calibrated while nothing is asked, and by loads of the small model alone, at another
+rate and other numbers of candidates than are held out. Models are timed next to the loads, in each
+round.
 """
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -23,45 +25,56 @@ from statistics import median
 import numpy as np
 import psutil
 
-from benchmarks.cost_training import relative_fit
-from benchmarks.load import Generator, Load, Request, summarise
+from benchmarks.cost_loads import TASK, Application, Loaded, Texts, Timer, texts_of
+from benchmarks.cost_training import device_second
+from benchmarks.load import Generator
 from benchmarks.table import Figure
 from jobs.ask import served
-from rectrain.cascade import read_policy
-from rectrain.cost.prices import load_prices
-from rectrain.data.simulate import SIZES
-from rectrain.data.simulate.catalogue import make_catalogue
+from rectrain.cascade import Policy, read_policy
+from rectrain.cost.machines import Route
+from rectrain.cost.overhead import Overhead
+from rectrain.cost.routes import Speed, cascade, lone
+from rectrain.cost.serving import Served, to_speed
+from rectrain.cost.traffic import Traffic
 from rectrain.package import open_package
 
-__all__ = ["Scale", "measure_serving"]
+__all__ = ["Round", "Scale", "calibrated", "figures", "measure_serving"]
 
-_PATH, _TASK = "/v1/rank", "search_ranking"
-_FEW, _MANY, _BETWEEN = 5, 40, 20  # candidates: fitted, fitted, held out
-_SLOW, _FAST, _OTHER = 1.0, 3.0, 2.0  # requests a second
-_RATES = (1.0, 2.0, 3.0)  # of the order
-_REQUESTS = 400  # different ones
+_MIX = {TASK: 1.0}
+_NAMES = ("small", "shop", "large")
+_RATES, _CANDIDATES = (3.0, 6.0, 9.0), 10  # held out: requests a second, candidates of each
+_KNOWN_RATE, _FEW, _MANY = 12.0, 6, 30  # of the calibration
+_TRAFFIC = Traffic(mix=_MIX, candidates=_CANDIDATES)
+_CORES = os.cpu_count() or 1
+_LEARN = 120  # requests after which the cascade holds its budget (rectrain.cascade.budget)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """seconds: of a load; rounds."""
+    """requests: of a load; idle_s: without any; rounds."""
 
-    seconds: float
+    requests: int
+    idle_s: float
     rounds: int
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    """What a load took: cpu_s of all processes, duration_s, requests that were answered."""
+class Round:
+    """Everything once.
 
-    cpu_s: float
-    duration_s: float
-    requests: int
-    candidates: int
+    Attributes:
+        idle: nothing is asked.
+        known: candidates -> load of the calibration.
+        loads: (model, rate) -> held-out load.
+        calibration: the small model's calls with up to `_MANY` candidates.
+        timed: "small", "large" -> calls with as many as are held out.
+    """
 
-    @property
-    def terms(self) -> list[float]:
-        return [self.duration_s, float(self.requests), float(self.requests * self.candidates)]
+    idle: Loaded
+    known: Mapping[int, Loaded]
+    loads: Mapping[tuple[str, float], Loaded]
+    calibration: Served
+    timed: Mapping[str, Served]
 
 
 def measure_serving(large: Path, small: Path, *, scale: Scale, log: Path) -> list[Figure]:
@@ -73,152 +86,214 @@ def measure_serving(large: Path, small: Path, *, scale: Scale, log: Path) -> lis
         log: takes what the server prints.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    packages = {"small": open_package(small), "large": open_package(large)}
+    policy = read_policy(packages["small"], large=packages["large"])
+    assert policy is not None, "the small package has no policy: jobs.calibrate"
     more = [
         f"--models.small.small={small.absolute()}", f"--models.large.small={large.absolute()}",
         "--cache.answers=0", "--cache.texts=0",
+        # In a load of seconds they would come once or not at all.
+        "--golden.period_s=86400",
     ]  # fmt: skip
-    with served(small=small, large=large, log=log, more=more) as address, Generator() as generator:
-        bench = _Bench(address, generator, scale)
-        bench.load("small", _OTHER, _FEW)  # the first requests compile
-        bench.load("large", _OTHER, _FEW)
-        rounds = [bench.round() for _ in range(scale.rounds)]
-    return [*_held_out(rounds), *_order(rounds, large=large, small=small)]
-
-
-_Round = Mapping[tuple[str, float, int], _Loaded]
+    with ExitStack() as stack:
+        generator = stack.enter_context(Generator())
+        timers = {
+            name: stack.enter_context(Timer.of(package)) for name, package in packages.items()
+        }
+        others = frozenset(one.pid for one in psutil.Process().children(recursive=True))
+        address = stack.enter_context(served(small=small, large=large, log=log, more=more))
+        bench = _Bench(
+            Application(address, generator, others=others), timers,
+            texts_of(packages["small"], _CANDIDATES), scale,
+        )  # fmt: skip
+        bench.warm_up()
+        rounds = [bench.round(number) for number in range(scale.rounds)]
+    return figures(rounds, policy)
 
 
 class _Bench:
-    """Loads of one application."""
+    """Rounds of loads and timings."""
 
-    def __init__(self, address: str, generator: Generator, scale: Scale) -> None:
-        self._address, self._generator, self._scale = address, generator, scale
-        self._number = 0
+    def __init__(
+        self,
+        application: Application,
+        timers: Mapping[str, Timer],
+        texts: Texts,
+        scale: Scale,
+    ) -> None:
+        self._application, self._timers = application, timers
+        self._texts, self._scale = texts, scale
 
-    def round(self) -> _Round:
-        """Every load once."""
-        fitted = [(rate, size) for rate in (_SLOW, _FAST) for size in (_FEW, _MANY)]
-        wanted = [(name, *one) for name in ("small", "large") for one in fitted]
-        wanted += [(name, rate, _BETWEEN) for rate in _RATES for name in ("small", "large", "shop")]
-        return {one: self.load(*one) for one in wanted}
+    def warm_up(self) -> None:
+        """First requests compile, and the cascade learns its traffic."""
+        count = min(_LEARN, 3 * self._scale.requests)
+        for name in _NAMES:
+            number = count if name == "shop" else self._scale.requests
+            self._load(name, _KNOWN_RATE, _CANDIDATES, requests=number, seed=0)
 
-    def load(self, model: str, rate: float, candidates: int) -> _Loaded:
-        """One of them."""
-        self._number += 1
-        requests = _requests(model, candidates, seed=self._number)
-        load = Load(self._address, rate=rate, duration_s=self._scale.seconds, seed=self._number)
-        begun, before = time.monotonic(), self._cpu_s()
-        outcomes = self._generator.run(load, requests)
-        cpu_s, duration_s = self._cpu_s() - before, time.monotonic() - begun
-        answered = summarise(outcomes).num_ok
-        assert answered == len(outcomes), f"{len(outcomes) - answered} requests failed"
-        return _Loaded(cpu_s, duration_s, answered, candidates)
-
-    def _cpu_s(self) -> float:
-        """Of all processes below this one, the generator's left out."""
-        total = 0.0
-        for process in psutil.Process().children(recursive=True):
-            try:
-                if process.pid != self._generator.pid:
-                    spent = process.cpu_times()
-                    total += spent.user + spent.system
-            except psutil.NoSuchProcess:
-                continue
-        return total
-
-
-def _requests(model: str, candidates: int, *, seed: int) -> list[Request]:
-    """Searches with products of the simulated catalogue; texts differ between requests."""
-    draw = np.random.default_rng(seed)
-    texts = np.array(make_catalogue(SIZES["demo"].num_items, seed=0).text.to_pylist())
-    found = []
-    for _ in range(_REQUESTS):
-        chosen = draw.choice(texts, candidates, replace=False)
-        query = " ".join(draw.choice(str(draw.choice(texts)).split(), 3))
-        items = [{"item_id": str(n), "item_text": str(text)} for n, text in enumerate(chosen)]
-        body = {"query": query, "candidates": items, "options": {"model": model}}
-        found.append(Request(_PATH, json.dumps(body).encode()))
-    return found
-
-
-def _coefficients(one: _Round, model: str) -> np.ndarray:
-    loads = [
-        found
-        for (name, _, size), found in one.items()
-        if name == model and size in (_FEW, _MANY)
-    ]  # fmt: skip
-    return relative_fit(
-        np.array([load.terms for load in loads]), np.array([load.cpu_s for load in loads])
-    )
-
-
-def _held_out(rounds: list[_Round]) -> list[Figure]:
-    prices = load_prices()
-    instance = next(one for one in prices.instances.values() if one.device == "cpu")
-    second = float(instance.on_demand.value) / instance.num_devices / 3600
-    figures = []
-    for model in ("small", "large"):
-        loads = [one[model, _OTHER, _BETWEEN] for one in rounds]
-        predicted = [
-            float(np.array(load.terms) @ _coefficients(one, model))
-            for one, load in zip(rounds, loads, strict=True)
-        ]
-        measured = [load.cpu_s for load in loads]
-        per_1000 = [
-            1000 * p / load.requests * second for p, load in zip(predicted, loads, strict=True)
-        ]
-        paid = median(1000 * load.cpu_s / load.requests * second for load in loads)
-        shape = f"{_OTHER:g} requests/s of {_BETWEEN} candidates, {model}"
-        figures += [
-            Figure.of_rounds(
-                f"C1/serving/{model}", [p / m for p, m in zip(predicted, measured, strict=True)],
-                unit=f"x device-seconds at {shape}", peer=f"measured ({median(measured):.2f} s)",
-            ),
-            Figure.of_rounds(
-                f"C1/serving/{model}/money", per_1000,
-                unit=f"{instance.on_demand.currency} predicted per 1,000, {shape}",
-                peer=f"measured ({paid:.6f})",
-            ),
-        ]  # fmt: skip
-    return figures
-
-
-def _order(rounds: list[_Round], *, large: Path, small: Path) -> list[Figure]:
-    """The share of rates at which the predicted order of cost is the measured one."""
-    opened = open_package(small)
-    policy = read_policy(opened, large=open_package(large))
-    assert policy is not None, "the small package has no policy: jobs.calibrate"
-    task = policy.tasks[_TASK]
-    head = min(task.head or _BETWEEN, _BETWEEN)
-    names, same, said = ("small", "shop", "large"), 0, []
-    for rate in _RATES:
-        predicted = dict.fromkeys(names, 0.0)
-        for one in rounds:
-            of = {name: _coefficients(one, name) for name in ("small", "large")}
-            duration = one["small", rate, _BETWEEN].duration_s
-            each = {name: of[name][1] + of[name][2] * _BETWEEN for name in of}
-            deferred = of["large"][1] + of["large"][2] * head
-            count = rate * duration
-            predicted["small"] += of["small"][0] * duration + count * each["small"]
-            predicted["large"] += of["large"][0] * duration + count * each["large"]
-            predicted["shop"] += of["small"][0] * duration + count * (
-                each["small"] + task.rate * deferred
+    def round(self, number: int) -> Round:
+        """Everything once; every other round backwards."""
+        timed = {name: timer(_CANDIDATES, self._texts) for name, timer in self._timers.items()}
+        calibration = self._timers["small"](_MANY, self._texts)
+        idle = self._application.idle(self._scale.idle_s)
+        seed = 1 + number
+        known = {
+            size: self._load(
+                "small", _KNOWN_RATE, size, requests=2 * self._scale.requests, seed=seed
             )
-        measured = {
-            name: median(
-                one[name, rate, _BETWEEN].cpu_s / one[name, rate, _BETWEEN].requests
-                for one in rounds
-            )
-            for name in names
+            for size in (_FEW, _MANY)
         }
-        orders = [sorted(names, key=lambda name, by=by: by[name]) for by in (predicted, measured)]
-        same += orders[0] == orders[1]
-        costs = ", ".join(f"{name} {1000 * measured[name]:.0f} ms" for name in names)
-        said.append(f"{rate:g}/s: {costs}")
-    share = same / len(_RATES)
-    return [
-        Figure(
-            "C3/order", share, "of the rates have the predicted order (shop: the cascade)",
-            "measured seconds of a core a request: " + "; ".join(said), share, share, len(_RATES),
+        held_out = [(name, rate) for rate in _RATES for name in _NAMES]
+        loads = {
+            (name, rate): self._load(
+                name, rate, _CANDIDATES, requests=self._scale.requests, seed=seed
+            )
+            for name, rate in (held_out if number % 2 == 0 else reversed(held_out))
+        }
+        return Round(idle, known, loads, calibration, timed)
+
+    def _load(self, name: str, rate: float, candidates: int, *, requests: int, seed: int) -> Loaded:
+        load = self._application.load(name, rate, candidates, requests=requests, seed=seed)
+        print(
+            f"{name} at {rate:g}/s of {candidates}: {1000 * load.cpu_s / load.requests:.1f} ms of"
+            f" cores a request, {load.cpu_s / load.duration_s:.2f} cores busy",
+            flush=True,
+        )
+        return load
+
+
+# --- what is predicted ---------------------------------------------------------------------------
+
+
+def calibrated(one: Round, *, cores: int = _CORES) -> Overhead:
+    """The server's overhead: what loads took beyond the small model's own calls.
+
+    Args:
+        one: a round.
+        cores: of the machine.
+    """
+    idle = one.idle.cpu_s / one.idle.duration_s
+    fixed, each = one.calibration.tasks[TASK]
+    slow = float(np.mean(one.calibration.ratios))
+    beyond = {}
+    for size, load in one.known.items():
+        request_s = (load.cpu_s - idle * load.duration_s) / load.requests
+        beyond[size] = max(request_s - slow * (fixed + size * each), 0.0)
+    few, many = sorted(beyond)
+    slope = min(max((beyond[many] - beyond[few]) / (many - few), 0.0), beyond[many] / many)
+    return Overhead(
+        request_ms=1000 * (beyond[many] - slope * many), candidate_ms=1000 * slope,
+        idle_share=idle / cores,
+    )  # fmt: skip
+
+
+def _middle(found: Sequence[Overhead]) -> Overhead:
+    names = Overhead.model_fields
+    return Overhead(**{name: median(getattr(one, name) for one in found) for name in names})
+
+
+def _per_request(one: Round, policy: Policy, overhead: Overhead) -> dict[str, float]:
+    """Model -> core-seconds of a request, by the product."""
+    speeds = {
+        name: to_speed(timed, name, _MIX, candidates=_CANDIDATES, overhead=overhead)
+        for name, timed in one.timed.items()
+    }
+    return {
+        "small": _core_s(lone(speeds["small"], _TRAFFIC), speeds["small"]),
+        "large": _core_s(lone(speeds["large"], _TRAFFIC), speeds["large"]),
+        "shop": _core_s(
+            cascade(speeds["small"], speeds["large"], policy, _TRAFFIC), speeds["small"]
+        ),
+    }
+
+
+def _core_s(route: Route, first: Speed) -> float:
+    """Seconds that a request keeps cores busy. A stage's rate is the share of the time that it may
+    be busy, over its seconds; `route.core_s` is all seconds over that share."""
+    busy = route.stages[0].rate * first.tasks[TASK].seconds(_CANDIDATES)
+    return route.core_s * busy
+
+
+def figures(rounds: Sequence[Round], policy: Policy, *, cores: int = _CORES) -> list[Figure]:
+    """Of all rounds.
+
+    Args:
+        rounds: at least one.
+        policy: of the cascade.
+        cores: of the machine.
+    """
+    overheads = [calibrated(one, cores=cores) for one in rounds]
+    overhead = _middle(overheads)
+    each = [_per_request(one, policy, overhead) for one in rounds]
+    found = [
+        Figure.of_rounds(
+            f"C1/serving/overhead/{name}", [float(getattr(one, name)) for one in overheads],
+            unit=unit, peer=f"the default of jobs.cost ({getattr(Overhead(), name):g})",
+        )
+        for name, unit in (
+            ("request_ms", f"ms of a core a request, small at {_KNOWN_RATE:g}/s"),
+            ("candidate_ms", f"ms of a core a candidate, of {_FEW} and {_MANY}"),
+            ("idle_share", f"of each of {cores} cores, nothing is asked"),
         )
     ]  # fmt: skip
+    for name in _NAMES:
+        for rate in _RATES:
+            found += _held_out(rounds, each, name, rate, idle=overhead.idle_share * cores)
+    return [*found, _order(rounds, each, idle=overhead.idle_share * cores)]
+
+
+def _held_out(
+    rounds: Sequence[Round],
+    each: Sequence[Mapping[str, float]],
+    name: str,
+    rate: float,
+    *,
+    idle: float,
+) -> list[Figure]:
+    """Predicted over measured core-seconds, and money, of a load."""
+    loads = [one.loads[name, rate] for one in rounds]
+    predicted = [
+        idle * load.duration_s + load.requests * known[name]
+        for load, known in zip(loads, each, strict=True)
+    ]
+    second, currency = device_second()
+    shape = f"{name} at {rate:g} requests/s of {_CANDIDATES} candidates"
+    paid = median(1000 * load.cpu_s / load.requests * second for load in loads)
+    return [
+        Figure.of_rounds(
+            f"C1/serving/{name}/{rate:g}",
+            [ours / load.cpu_s for ours, load in zip(predicted, loads, strict=True)],
+            unit=f"x device-seconds of {shape}",
+            peer=f"measured ({median(load.cpu_s for load in loads):.2f} s)",
+        ),
+        Figure.of_rounds(
+            f"C1/serving/{name}/{rate:g}/money",
+            [1000 * ours / load.requests * second
+             for ours, load in zip(predicted, loads, strict=True)],
+            unit=f"{currency} predicted per 1,000, {shape}", peer=f"measured ({paid:.6f})",
+        ),
+    ]  # fmt: skip
+
+
+def _order(rounds: Sequence[Round], each: Sequence[Mapping[str, float]], *, idle: float) -> Figure:
+    """The share of rates at which the predicted order of cost is the measured one."""
+    same, said = 0, []
+    for rate in _RATES:
+        predicted = {name: idle / rate + median(known[name] for known in each) for name in _NAMES}
+        measured = {
+            name: median(
+                one.loads[name, rate].cpu_s / one.loads[name, rate].requests for one in rounds
+            )
+            for name in _NAMES
+        }
+        orders = [sorted(_NAMES, key=by.__getitem__) for by in (predicted, measured)]
+        same += orders[0] == orders[1]
+        costs = ", ".join(
+            f"{name} {1000 * measured[name]:.0f} ({1000 * predicted[name]:.0f})" for name in _NAMES
+        )
+        said.append(f"{rate:g}/s: {costs}")
+    share = same / len(_RATES)
+    return Figure(
+        "C3/order", share, "of the rates have the predicted order (shop: the cascade)",
+        "measured (predicted) ms of cores a request, " + "; ".join(said), share, share, len(_RATES),
+    )  # fmt: skip

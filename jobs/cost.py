@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
         for role, package in every.items()
     }
     speeds = {
-        role: to_speed(one, role, mix, candidates=traffic.candidates)
+        role: to_speed(one, role, mix, candidates=traffic.candidates, overhead=traffic.overhead)
         for role, one in served.items()
     }
     models, more = _models(packages, speeds)

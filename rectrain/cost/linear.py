@@ -28,6 +28,7 @@ __all__ = [
     "Run",
     "fit",
     "minimum",
+    "relative_nnls",
 ]
 
 Floats = NDArray[np.float64]
@@ -177,12 +178,24 @@ def _check(shapes: Floats, costs: Floats) -> None:
 
 def _solved(shapes: Floats, costs: Floats) -> Floats:
     """[3, 2]: of each kind its two coefficients."""
-    found = np.zeros((costs.shape[1], 2))
-    for kind, measured in enumerate(costs.T):
-        if measured.any():
-            scale = 1 / np.where(measured > 0, measured, measured[measured > 0].min())
-            found[kind], _ = nnls(shapes * scale[:, None], measured * scale)
-    return found
+    return np.array([relative_nnls(shapes, measured) for measured in costs.T])
+
+
+def relative_nnls(known: Floats, measured: Floats) -> Floats:
+    """float64 [terms], at least 0: min of Σ_r ((known_r · x - y_r) / y_r)²; see `fit`.
+
+    Where y_r is 0, the smallest other y is divided by; where all are, x is 0.
+
+    Args:
+        known: float64 [runs, terms]; terms may be of very different sizes.
+        measured: float64 [runs], y, at least 0.
+    """
+    if not measured.any():
+        return np.zeros(known.shape[1])
+    size = np.maximum(known.max(axis=0), np.finfo(np.float64).tiny)
+    scale = 1 / np.where(measured > 0, measured, measured[measured > 0].min())
+    found, _ = nnls(known / size * scale[:, None], measured * scale)
+    return np.asarray(found / size)
 
 
 def _relative_errors(fitted: Floats, measured: Floats) -> dict[Kind, float]:

@@ -7,17 +7,23 @@ other work on the machine takes away in the meantime is not this model's cost.
 
     seconds of a request = fixed_s + candidates · candidate_s      (a line through two sizes)
 
+What the served graph takes besides, HTTP and Ray, is added to each model in `to_speed`, and there
+alone (`rectrain.cost.overhead`); so the way to a second model counts as a request over HTTP does.
+
 Latency comes of a queue that is simulated as the server keeps it: Poisson arrivals; whenever the
 model is free it takes what waits, in order, up to a batch of `_BATCH_S`; all of a batch are
 answered at its end. A request's seconds are the line's, times the ratio of a measured call, drawn
-at random. Left out: HTTP and JSON (docs/serving.md says what they cost), the way to another
-process, what requests scored in one call save.
+at random, and the overhead, as if the same process spent all of it. Of a core that Ray's own
+processes keep busy for the share i of the time a model has the rest: it is busy for at most 1 - i
+of the time, and its p99 is 1 / (1 - i) times as long. Left out: the network, what requests scored
+in one call save.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +32,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from rectrain.cost.overhead import Overhead
 from rectrain.cost.routes import Speed, TaskSpeed
 from rectrain.inference.golden import made_up_rows
 from rectrain.inference.packaged import PackagedModel
@@ -35,12 +42,17 @@ __all__ = ["Served", "latency_curve", "measure_served", "to_speed"]
 Floats = NDArray[np.float64]
 
 _SHARE = 5  # the smaller of two sizes is this part of the candidates
-_CALLS, _SECONDS = 24, 2.5  # of each task and size: so many, or as many as go into this
+_CALLS, _SECONDS = 64, 2.5  # of each task and size: so many, or as many as go into this
 _FEWEST = 5
 _WARM_UP = 2
 _K = 10  # items recommended
+# Standard deviation of texts' tokens over their mean: Online Retail's products 0.20, Upworthy's
+# headlines 0.22 (docs/data.md names both).
+_SPREAD = 0.2
+_MARKS = 2  # [CLS] and [SEP]
 _BATCH_S = 0.1  # as serve's batching.max_ms
 _ARRIVALS = 6000
+_NO_OVERHEAD = Overhead(request_ms=0, candidate_ms=0, idle_share=0)
 _BUSY = (0.02, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
 
 
@@ -76,38 +88,60 @@ def measure_served(
     *,
     candidates: int,
     tokens: int,
+    spread: float = _SPREAD,
+    tasks: Sequence[str] = (),
     seed: int = 0,
     clock: Callable[[], float] = time.process_time,
 ) -> Served:
-    """Times requests of all tasks.
+    """Times requests.
 
     Args:
         model: opened with one thread, and no cache of texts.
         candidates: of a request.
-        tokens: of a text, [CLS] and [SEP] included.
+        tokens: of a text on average, [CLS] and [SEP] included.
+        spread: standard deviation of a text's tokens, as a share of that: texts of one length are
+            scored faster than those of many.
+        tasks: of the model; none: all.
         seed: of the texts.
         clock: seconds of the process.
     """
     random = np.random.default_rng(seed)
-    tasks: dict[str, tuple[float, float]] = {}
+    texts = _Texts(tokens, spread, random)
+    lines: dict[str, tuple[float, float]] = {}
     ratios: list[float] = []
-    for task in model.tasks:
+    for task in tasks or model.tasks:
         sizes = sorted({max(1, candidates // _SHARE), candidates})
         if model.predictor.spec(task).has_catalogue:
             sizes = [1]
-        found = {size: _calls(model, task, size, tokens, random, clock) for size in sizes}
+        found = {size: _calls(model, task, size, texts, clock) for size in sizes}
         middle = {size: float(np.median(seconds)) for size, seconds in found.items()}
-        tasks[task] = _line(middle)
+        lines[task] = _line(middle)
         ratios += [s / middle[size] for size, seconds in found.items() for s in seconds]
     return Served(
         version=model.version,
         backend=model.engine.encoder.name,
-        tasks=tasks,
+        tasks=lines,
         ratios=tuple(ratios),
         memory_bytes=psutil.Process().memory_info().rss,
         candidates=candidates,
         tokens=tokens,
     )
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Lengths of made-up texts: log-normal, with this mean and relative standard deviation."""
+
+    tokens: int
+    spread: float
+    random: np.random.Generator
+
+    def words(self, count: int) -> list[int]:
+        """Of so many texts; each word is a token."""
+        deviation = math.sqrt(math.log1p(self.spread**2))
+        center = math.log(self.tokens) - deviation**2 / 2
+        tokens = np.rint(self.random.lognormal(center, deviation, count))
+        return [max(1, int(length) - _MARKS) for length in tokens]
 
 
 def _line(middle: Mapping[int, float]) -> tuple[float, float]:
@@ -123,8 +157,7 @@ def _calls(
     model: PackagedModel,
     task: str,
     size: int,
-    tokens: int,
-    random: np.random.Generator,
+    texts: _Texts,
     clock: Callable[[], float],
 ) -> list[float]:
     """Seconds of each call, the first ones left out."""
@@ -132,17 +165,15 @@ def _calls(
     while len(seconds) < _WARM_UP + _FEWEST or (
         len(seconds) < _WARM_UP + _CALLS and sum(seconds) < _SECONDS
     ):
-        call = _request(model, task, size, tokens, random)
+        call = _request(model, task, size, texts)
         begun = clock()
         call()
         seconds.append(clock() - begun)
     return seconds[_WARM_UP:]
 
 
-def _request(
-    model: PackagedModel, task: str, size: int, tokens: int, random: np.random.Generator
-) -> Callable[[], object]:
-    rows = made_up_rows(model, task, [max(1, tokens - 2)] * size, random=random)
+def _request(model: PackagedModel, task: str, size: int, texts: _Texts) -> Callable[[], object]:
+    rows = made_up_rows(model, task, texts.words(size), random=texts.random)
     spec = model.predictor.spec(task)
     if spec.has_catalogue:
         return partial(model.recommend, rows, k=_K, task=task)
@@ -152,7 +183,12 @@ def _request(
 
 
 def latency_curve(
-    served: Served, mix: Mapping[str, float], *, candidates: int, seed: int = 0
+    served: Served,
+    mix: Mapping[str, float],
+    *,
+    candidates: int,
+    overhead: Overhead = _NO_OVERHEAD,
+    seed: int = 0,
 ) -> tuple[tuple[float, float], ...]:
     """(share of the time that the process is busy, p99 in ms), from nearly idle to nearly full.
 
@@ -160,6 +196,7 @@ def latency_curve(
         served: what was measured.
         mix: task -> share of the requests.
         candidates: of a request.
+        overhead: of the server.
         seed: of arrivals, tasks and ratios: the same for all loads.
     """
     random = np.random.default_rng(seed)
@@ -167,11 +204,14 @@ def latency_curve(
     seconds = np.array([served.tasks[t][0] + candidates * served.tasks[t][1] for t in tasks])
     drawn = random.choice(len(tasks), _ARRIVALS, p=np.array([mix[task] for task in tasks]))
     work = seconds[drawn] * random.choice(np.array(served.ratios), _ARRIVALS)
+    work += overhead.seconds(candidates)
     gaps = random.exponential(1.0, _ARRIVALS)
     mean = float(work.mean())
     # Of the same draws more load never is less latency, but for the luck of a batch's end.
     p99 = [_p99(np.cumsum(gaps) * mean / busy, work) for busy in _BUSY]
-    return tuple(zip(_BUSY, np.maximum.accumulate(p99).tolist(), strict=True))
+    left = 1 - overhead.idle_share
+    risen = np.maximum.accumulate(p99)
+    return tuple(zip((left * np.array(_BUSY)).tolist(), (risen / left).tolist(), strict=True))
 
 
 def _p99(arrivals: Floats, work: Floats) -> float:
@@ -192,19 +232,30 @@ def _p99(arrivals: Floats, work: Floats) -> float:
     return float(1000 * np.quantile(latency, 0.99))
 
 
-def to_speed(served: Served, name: str, mix: Mapping[str, float], *, candidates: int) -> Speed:
-    """What routes are made of.
+def to_speed(
+    served: Served,
+    name: str,
+    mix: Mapping[str, float],
+    *,
+    candidates: int,
+    overhead: Overhead | None = None,
+) -> Speed:
+    """What routes are made of: the model as it is served.
 
     Args:
         served: what was measured.
         name: of the model in routes.
         mix: task -> share of the requests.
         candidates: of a request.
+        overhead: of the server; None: what was measured of ours.
     """
+    overhead = overhead or Overhead()
     # By the mean, not the median call: that is what adds up to a core's time.
     slow = float(np.mean(served.ratios))
+    fixed_s, candidate_s = overhead.request_ms / 1000, overhead.candidate_ms / 1000
     tasks = {
-        task: TaskSpeed(fixed * slow, each * slow) for task, (fixed, each) in served.tasks.items()
+        task: TaskSpeed(fixed * slow + fixed_s, each * slow + candidate_s)
+        for task, (fixed, each) in served.tasks.items()
     }
-    curve = latency_curve(served, mix, candidates=candidates)
+    curve = latency_curve(served, mix, candidates=candidates, overhead=overhead)
     return Speed(name, tasks, curve, float(served.memory_bytes))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from rectrain.config import Section, load_config
+from rectrain.cost.overhead import Overhead
 from rectrain.cost.prices import HOURS_PER_MONTH
 from rectrain.errors import ConfigError
 
@@ -173,6 +174,7 @@ class Traffic(Section):
     )
     hardware_price_change: Change = Field(default=-0.05, description="a year")
     labour_price_change: Change = Field(default=0.03, description="a year")
+    overhead: Overhead = Overhead()
     worth: Worth = Worth()
     effort: Effort = Effort()
     spread: Spread = Spread()

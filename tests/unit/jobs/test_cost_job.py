@@ -19,6 +19,7 @@ from jobs import cost
 from jobs.cli import exit_status
 from rectrain.cascade import POLICY
 from rectrain.cost.ledger import Ledger
+from rectrain.cost.overhead import Overhead
 from rectrain.cost.prices import load_prices
 from rectrain.cost.serving import Served
 from rectrain.metrics import Interval
@@ -206,7 +207,7 @@ def test_what_a_search_has_packaged_is_priced_beside_the_models(
     assert [one["lift"] for one in rows.values()] == [None, None, 0.5]
     for name, key in (("knee", "searched"), ("small", "small"), ("large", "large")):
         fixed, each = SPEEDS[key]
-        assert rows[name]["core_s"] == pytest.approx(fixed + 50 * each)
+        assert rows[name]["core_s"] == pytest.approx(fixed + 50 * each + Overhead().seconds(50))
     assert 0 < rows["knee"]["per_1000"] < rows["small"]["per_1000"] < rows["large"]["per_1000"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert "What would another shape cost?" in page and f"{search}/front.html" in page

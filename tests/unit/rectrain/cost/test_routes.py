@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rectrain.cascade import Calibration, Calibrations, ListDoubt, Policy, RowDoubt, TaskPolicy
 from rectrain.cost.assemble import lift_of, measured_factors
+from rectrain.cost.overhead import Overhead
 from rectrain.cost.routes import Speed, TaskSpeed, cascade, lone, worths
 from rectrain.cost.serving import Served, _p99, latency_curve, to_speed
 from rectrain.cost.traffic import Traffic
@@ -185,6 +186,7 @@ def test_an_m_d_1_queue_has_its_mean_wait():
 
 def test_a_models_seconds_are_the_mean_of_its_calls_not_the_middle():
     skewed = Served("v", "torch", {"risk": (0.004, 0.0001)}, (1.0, 1.0, 2.0), 7, 50, 12)
-    found = to_speed(skewed, "large", {"risk": 1.0}, candidates=10)
-    assert found.tasks["risk"].seconds(10) == pytest.approx(0.005 * 4 / 3)
+    found = to_speed(skewed, "large", {"risk": 1.0}, candidates=10, overhead=Overhead(request_ms=0))
+    overhead = 10 * Overhead().candidate_ms / 1000
+    assert found.tasks["risk"].seconds(10) == pytest.approx(0.005 * 4 / 3 + overhead)
     assert found.memory_bytes == 7
