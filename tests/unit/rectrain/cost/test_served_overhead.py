@@ -12,7 +12,6 @@ from packaged_toy import toy_parts
 from served_toy import CARD
 
 from rectrain.cost import serving
-
 from rectrain.cost.overhead import Overhead
 from rectrain.cost.routes import lone
 from rectrain.cost.serving import Served, _Texts, latency_curve, measure_served, to_speed
