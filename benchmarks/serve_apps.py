@@ -81,7 +81,3 @@ def main() -> None:
         answer(prefix.rstrip("/"))
     serve.shutdown()
     ray.shutdown()
-
-
-if __name__ == "__main__":
-    main()
