@@ -132,7 +132,8 @@ def linear_models(
     best, traffic = found.choice.best, found.case.traffic
     mix = traffic.shares(packages["large"].tasks)
     first = packages["large"].manifest.get("metrics") or {}
-    served, candidates = [], []
+    served: list[Run] = []
+    candidates: list[Candidate] = []
     for name, package in packages.items():
         p, c = figures[name]["parameters"] / 1e6, figures[name]["complexity"]
         route = lone(speeds[name], traffic)

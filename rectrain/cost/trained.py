@@ -62,7 +62,7 @@ def trainings(
     """
     told: list[str] = []
     hours = {"large": 0.0, "small": 0.0}
-    before, gpu = dict(hours), {}
+    before, gpu = dict(hours), dict.fromkeys(hours, 0.0)
     said = {str(role): hours for role, hours in traffic.training_hours.items()}
     for role, found in pasts.items():
         made = apart(found)
