@@ -276,6 +276,11 @@ def _held_out(
     ]  # fmt: skip
 
 
+def _mean(loads: Sequence[Loaded]) -> float:
+    """Core-seconds of a request."""
+    return sum(load.cpu_s for load in loads) / sum(load.requests for load in loads)
+
+
 def _order(rounds: Sequence[Round], each: Sequence[Mapping[str, float]], *, idle: float) -> Figure:
     """The share of rates at which the predicted order of cost is the measured one."""
     same, said = 0, []
