@@ -90,8 +90,9 @@ def _figures(size: Size, ratios: list[float], seconds: list[float]) -> list[Figu
         ),
         Figure.of_rounds(
             f"C1/training/{size.encoder}/money",
-            [ratio * one * money for ratio, one in zip(ratios, seconds, strict=True)],
-            unit=f"{currency} predicted of {name}", peer=f"measured ({measured * money:.6f})",
+            [1000 * money * ratio * one for ratio, one in zip(ratios, seconds, strict=True)],
+            unit=f"{currency} predicted of 1,000 such runs",
+            peer=f"measured ({1000 * money * measured:.3f})",
         ),
     ]  # fmt: skip
 

@@ -95,5 +95,5 @@ def test_money_is_the_predicted_seconds_at_a_price():
     found = {one.id: one for one in figures([one_round()], POLICY, cores=CORES)}
     per_request = load(seconds(LARGE, 10), 9.0).cpu_s / 60
     money = found["C1/serving/large/9/money"]
-    assert money.value == pytest.approx(1000 * per_request * 0.08925 / 2 / 3600)
+    assert money.value == pytest.approx(1e6 * per_request * 0.08925 / 2 / 3600)
     assert money.unit.startswith("USD")
