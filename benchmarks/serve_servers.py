@@ -44,9 +44,7 @@ class Cluster(Child):
     """
 
     def __init__(self, *, port: int, flags: str, core: int, log: Path) -> None:
-        # Not -m: replicas import what they serve, and Ray copies the classes of a __main__ without the
-        # names that their annotations need.
-        command = [sys.executable, "-c", "from benchmarks.serve_apps import main; main()"]
+        command = [sys.executable, "-m", "benchmarks.serve_apps"]
         own = {
             **FLAGS[flags],
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"/tmp/haproxy-{port}/haproxy.cfg",
