@@ -15,7 +15,7 @@ import argparse
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from benchmarks.cost_training import QUICK as QUICK_TRAINING
 from benchmarks.cost_training import measure_training
 from benchmarks.plan_oracle import best_plan
 from benchmarks.table import Figure, print_table, write_figures
-from rectrain.cost.plan import Bounds, Route, Server, Stage, choose
+from rectrain.cost.machines import Route, Server, Stage
+from rectrain.cost.plan import Bounds, choose
 
 __all__ = ["main"]
 
@@ -86,7 +87,7 @@ def agreement(count: int, *, seed: int = 0) -> Figure:
         found: Any = None
         if best is not None:
             server = best.server
-            found = (server.name, server.is_spot, best.route.name, best.num_servers)
+            found = (server.name, server.purchase, best.route.name, best.num_servers)
         none += expected is None
         same += found == (None if expected is None else tuple(expected[:4]))
     return Figure(
@@ -96,8 +97,9 @@ def agreement(count: int, *, seed: int = 0) -> Figure:
 
 
 def _setting(draw: random.Random) -> tuple[list[Server], list[Route], Bounds]:
-    """Instances on demand and spot, the lone models and cascades of several thresholds, bounds."""
-    servers = []
+    """Instances on demand, reserved and spot, machines of one's own, the lone models and cascades
+    of several thresholds, bounds over some months."""
+    servers: list[Server] = []
     for name in "abcd"[: draw.randint(1, 4)]:
         hourly, speed = draw.choice([0.05, 0.1, 0.2, 0.4]), draw.choice([0.7, 1.0, 1.5])
         common = (name, draw.choice([1, 2, 4, 8, 16]))
@@ -106,24 +108,33 @@ def _setting(draw: random.Random) -> tuple[list[Server], list[Route], Bounds]:
         if draw.random() < 0.7:
             rate = draw.choice([1e-5, 1e-3, 0.02])
             servers.append(
-                Server(*common, hourly * draw.uniform(0.2, 0.9), speed, memory, True, rate)
+                Server(*common, hourly * draw.uniform(0.2, 0.9), speed, memory, "spot", rate)
             )
+        if draw.random() < 0.5:
+            cheaper, term = hourly * draw.uniform(0.4, 0.9), draw.choice([2, 12])
+            servers.append(Server(*common, cheaper, speed, memory, "reserved", term_months=term))
+    if draw.random() < 0.5:
+        own = Server("own", 16, draw.uniform(0.1, 0.6), 1.0, 64e9, "own", term_months=48)
+        servers.append(replace(own, load_hourly=draw.uniform(0.0, 0.1)))
     slow, fast = draw.uniform(0.5, 10.0), draw.uniform(10.0, 200.0)
     worth = draw.choice([0.0, draw.uniform(0.0, 0.02)])
-    small = Stage("small", 1.0, fast, 0.6e9)
+    small, making = Stage("small", 1.0, fast, 0.6e9), draw.choice([0.0, draw.uniform(0, 300)])
     routes = [
-        Route("small", (small,), 0.0, draw.uniform(1, 60), worth * draw.uniform(0.8, 1.05)),
+        Route("small", (small,), 0.0, draw.uniform(1, 60), worth * draw.uniform(0.8, 1.05), making),
         Route("large", (Stage("large", 1.0, slow, 1.2e9),), 1.0, draw.uniform(20, 200), worth),
     ]
     for share in draw.sample([0.01, 0.05, 0.1, 0.2, 0.5], draw.randint(0, 5)):
         large = Stage("large", share, slow * draw.uniform(1, 3), 1.2e9)
         between = routes[0].worth_per_1000 + share * (worth - routes[0].worth_per_1000)
-        routes.append(Route(f"{share:.0%}", (small, large), share, draw.uniform(30, 250), between))
+        p99_ms = draw.uniform(30, 250)
+        routes.append(Route(f"{share:.0%}", (small, large), share, p99_ms, between, making))
     mean = 10 ** draw.uniform(-1, 3)
     bounds = Bounds(
         mean, mean * draw.uniform(1, 5), latency_ms=draw.choice([50.0, 100.0, 300.0]),
         budget=draw.choice([100.0, 1000.0, 1e9]), availability=draw.choice([0.99, 0.9999]),
         restart_h=draw.choice([0.05, 0.5]),
+        months=tuple(draw.uniform(0.3, 2.0) for _ in range(draw.randint(1, 6))),
+        day=draw.choice([(), (0.5, 1.0, 2.5, 0.0)]),
     )  # fmt: skip
     return servers, routes, bounds
 

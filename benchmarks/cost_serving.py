@@ -31,8 +31,8 @@ from benchmarks.load import Generator
 from benchmarks.table import Figure
 from jobs.ask import served
 from rectrain.cascade import Policy, read_policy
+from rectrain.cost.machines import Route
 from rectrain.cost.overhead import Overhead
-from rectrain.cost.plan import Route
 from rectrain.cost.routes import Speed, cascade, lone
 from rectrain.cost.serving import Served, to_speed
 from rectrain.cost.traffic import Traffic

@@ -1,7 +1,7 @@
 """An oracle of the plan, written from docs/cost.md alone: it shares no code with rectrain.
 
 Slow and plain: it counts machines upwards one by one until they carry the load, sums binomial
-chances in exact fractions, and tries everything.
+chances in exact fractions, keeps a list of the machines that are held, and tries everything.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 __all__ = ["Answer", "best_plan"]
 
 _HOURS = 730
+_ORDER = ["on demand", "reserved", "spot", "own"]
 
 
 class Answer(NamedTuple):
-    """The plan's machine, whether it is spot, its route, the number of machines, its net."""
+    """The plan's machine, how it is bought, its route, the most machines at once, its net."""
 
     machine: str
-    is_spot: bool
+    purchase: str
     route: str
     machines: int
     net: float
@@ -35,15 +36,18 @@ def best_plan(
         for route in routes:
             if route["p99_ms"] > bounds["latency_ms"]:
                 continue
-            machines = _enough(server, route, bounds)
-            if machines is None:
+            needed = _needed(server, route, bounds)
+            if needed is None:
                 continue
-            cost = machines * server["hourly"] * _HOURS
-            if cost > bounds["budget"]:
+            costs = _costs(server, route, needed, bounds)
+            if max(costs) > bounds["budget"]:
                 continue
-            requests = bounds["mean_rate"] * 3600 * _HOURS
-            net = requests * route["worth_per_1000"] / 1000 - cost
-            candidates.append((server, route, machines, cost, net))
+            spent = sum(costs) / len(costs) + route["monthly"]
+            seconds = 3600 * _HOURS
+            requests = sum(bounds["mean_rate"] * part * seconds for part in bounds["months"])
+            worth = requests / len(bounds["months"]) * route["worth_per_1000"] / 1000
+            most = max(max(hours) for hours in needed)
+            candidates.append((server, route, most, spent, worth - spent))
     if not candidates:
         return None
     top = max(one[4] for one in candidates)
@@ -53,15 +57,62 @@ def best_plan(
     equal = [one for one in equal if one[3] - least <= 1e-11 * size]
     equal.sort(
         key=lambda one: (
-            one[2], one[0]["is_spot"], one[1]["deferred"], one[0]["name"], one[1]["name"]
+            one[2], _ORDER.index(one[0]["purchase"]), one[1]["deferred"], one[0]["name"],
+            one[1]["name"],
         )
     )  # fmt: skip
     server, route, machines, _, net = equal[0]
-    return Answer(server["name"], server["is_spot"], route["name"], machines, net)
+    return Answer(server["name"], server["purchase"], route["name"], machines, net)
 
 
-def _enough(server: dict[str, Any], route: dict[str, Any], bounds: dict[str, Any]) -> int | None:
-    """The fewest machines that carry the peak, for the wanted share of the time."""
+def _needed(
+    server: dict[str, Any], route: dict[str, Any], bounds: dict[str, Any]
+) -> list[list[int]] | None:
+    """Machines of each month's hours; of one hour, the peak, where they don't follow the day."""
+    hours = [bounds["mean_rate"] * part for part in bounds["day"]] or [bounds["peak_rate"]]
+    known: dict[float, int | None] = {0.0: 0}
+    found = []
+    for part in bounds["months"]:
+        counts = []
+        for hour in hours:
+            rate = part * hour
+            if rate not in known:
+                known[rate] = _enough(server, route, rate, bounds)
+            number = known[rate]
+            if number is None:
+                return None
+            counts.append(number)
+        found.append(counts)
+    return found
+
+
+def _costs(
+    server: dict[str, Any], route: dict[str, Any], needed: list[list[int]], bounds: dict[str, Any]
+) -> list[float]:
+    """Of the machines in each month: those that are held, and what they draw by their load."""
+    held: list[int] = []  # the month in which each one goes
+    costs = []
+    for month, (hours, part) in enumerate(zip(needed, bounds["months"], strict=True)):
+        held = [end for end in held if end > month]
+        while len(held) < max(hours):
+            held.append(month + server["term_months"])
+        machines = sum(hours) / len(hours) if server["term_months"] == 1 else len(held)
+        load = sum(
+            bounds["mean_rate"] * part * stage["share"] / (stage["rate"] * server["speed"])
+            for stage in route["stages"]
+        )
+        fully_busy = load / server["threads"]  # so many machines, if the work stood on few
+        costs.append(
+            machines * server["hourly"] * _HOURS + fully_busy * server["load_hourly"] * _HOURS
+        )
+    return costs
+
+
+def _enough(
+    server: dict[str, Any], route: dict[str, Any], rate: float, bounds: dict[str, Any]
+) -> int | None:
+    """The fewest machines that carry so many requests a second, for the wanted share of the time;
+    None: one process is too large."""
     asked = [stage for stage in route["stages"] if stage["share"] > 0]
     room = server["threads"]
     for stage in asked:
@@ -71,7 +122,7 @@ def _enough(server: dict[str, Any], route: dict[str, Any], bounds: dict[str, Any
         return None
     wanted = 0
     for stage in asked:
-        load = bounds["peak_rate"] * stage["share"]
+        load = rate * stage["share"]
         for number in count(1):
             if number * stage["rate"] * server["speed"] * (1 + 1e-9) >= load:
                 wanted += number
@@ -87,7 +138,7 @@ def _share_of_time(
     server: dict[str, Any], machines: int, needed: int, bounds: dict[str, Any]
 ) -> Fraction:
     """In which at least so many of the machines run."""
-    if not server["is_spot"]:
+    if server["purchase"] != "spot":
         return Fraction(1)
     away = Fraction(server["interruptions_per_hour"]) * Fraction(bounds["restart_h"])
     up = 1 / (1 + away)

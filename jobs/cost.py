@@ -31,16 +31,19 @@ from rectrain.cost.assemble import (
     make_case,
     measured_factors,
     options_of,
-    request_cost,
 )
-from rectrain.cost.case import Training
+from rectrain.cost.case import Method
 from rectrain.cost.findings import Findings, find
 from rectrain.cost.ledger import Ledger
-from rectrain.cost.measure import Past, device_hours, history, maker, training_ledger
+from rectrain.cost.measure import Past, training_ledger
+from rectrain.cost.models import compared, linear_models, model_figures, trained_runs
+from rectrain.cost.points import load_linear
 from rectrain.cost.prices import Prices, load_prices
-from rectrain.cost.routes import Speed, lone
+from rectrain.cost.routes import Speed
 from rectrain.cost.serving import Served, measure_served, to_speed
+from rectrain.cost.shapes import stored_bytes
 from rectrain.cost.traffic import Traffic, load_traffic
+from rectrain.cost.trained import pasts_of, trainings
 from rectrain.errors import ConfigError
 from rectrain.inference.packaged import load
 from rectrain.package import Package, open_package
@@ -68,12 +71,20 @@ def main(argv: list[str]) -> int:
     chosen = _chosen(front, tasks=packages["large"].tasks)
     every = {**packages, **{name: package for name, (package, _) in chosen.items()}}
     output = Path(lasting(options.output))
-    training, pasts, told = _training(packages, traffic, adapters=options.adapters)
+    pasts = pasts_of({role: str(one.path) for role, one in packages.items()})
+    # Before anything is measured: what can't be priced must be told at once.
+    spent = _spent(pasts, prices, traffic.currency or prices.currency)
+    stated = load_linear(options.linear).into(traffic.currency or prices.currency, prices.rates)
+    tokens = traffic.tokens or _TOKENS
+    runs = trained_runs(
+        pasts, every, prices, search=options.search, currency=stated.currency, tokens=tokens
+    )
+    factors, source = _factors(options.adapters)
+    training, told = trainings(pasts, traffic, prices, factors=factors, source=source)
     mix = traffic.shares(packages["large"].tasks)
     print("\n".join([*_plan(every, traffic, mix), *(f"cost: {one}" for one in told)]))
     if options.dry_run:
         return 0
-    tokens = traffic.tokens or _TOKENS
     served = {
         role: _measured(role, package, traffic.candidates, tokens, output, options.backend)
         for role, package in every.items()
@@ -91,14 +102,19 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     notes = [*told, *more, f"Prices: version {prices.version}."]
     facts = _facts(found, models, served, packages, notes)
+    figures = model_figures(every, served, candidates=traffic.candidates, tokens=tokens)
+    facts["models"] = figures
+    facts["linear"] = [
+        one.to_json() for one in linear_models(found, every, speeds, figures, runs, stated)
+    ]
     if front is not None:
         lifts = {name: made["objectives"]["mean_lift"] for name, (_, made) in chosen.items()}
         facts["searched"] = {
             "page": str(Path(options.search) / FRONT_PAGE),
-            "models": _beside(found, every, served, speeds, lifts=lifts) if chosen else [],
+            "models": compared(found, every, served, speeds, lifts=lifts) if chosen else [],
             **{key: front[key] for key in ("currency", "front", "knee")},
         }
-    write_cost(output, found, facts, _spent(pasts, prices, currency))
+    write_cost(output, found, facts, spent)
     print(f"\n{cost_table(found)}\n\n{_verdict(found)}")
     for name, file in (("report", "report.html"), ("ledger", "ledger.csv"), ("json", "cost.json")):
         print(f"{name:10}{output / file}")
@@ -118,6 +134,9 @@ def _parser() -> JobParser:
     parser.add_argument(
         "--prices", metavar="FILE", help="YAML, what differs from rectrain/cost/prices.yaml"
     )
+    parser.add_argument(
+        "--linear", metavar="FILE", help="YAML, what is stated of the linear cost model"
+    )
     parser.add_argument("--output", default="runs/cost", help="folder of the report")
     parser.add_argument(
         "--adapters", default=_ADAPTERS, metavar="FILE",
@@ -134,7 +153,7 @@ def _parser() -> JobParser:
 
 def _by_role(paths: Sequence[str]) -> dict[str, Package]:
     """ "large" and, of two, "small"."""
-    packages = sorted(map(open_package, paths), key=_size, reverse=True)
+    packages = sorted(map(open_package, paths), key=stored_bytes, reverse=True)
     versions = [one.version for one in packages]
     if len(packages) > 2 or len(set(versions)) < len(versions):
         raise ConfigError(
@@ -172,11 +191,6 @@ def _chosen(
             found[name] = (package, made)
         versions.add(package.version)
     return found
-
-
-def _size(package: Package) -> int:
-    weights = ("encoder/model.safetensors", "heads.safetensors")
-    return sum(package.files[name]["bytes"] for name in weights)
 
 
 def _plan(packages: Mapping[str, Package], traffic: Traffic, mix: Mapping[str, float]) -> list[str]:
@@ -230,52 +244,17 @@ def _chip() -> str:
     return names[0].partition(":")[2].strip() if names else "a CPU"
 
 
-def _training(
-    packages: Mapping[str, Package], traffic: Traffic, *, adapters: str
-) -> tuple[Training, dict[str, list[Past]], list[str]]:
-    """What trainings take, the records that say so, and notes of how it is known."""
-    pasts = {role: _recorded(one) for role, one in packages.items()}
-    if "small" in pasts:  # what went into the large model went into the small one, too
-        known = {past.folder for past in pasts["large"]}
-        pasts["small"] = [past for past in pasts["small"] if past.folder not in known]
-    told, hours = [], {"large": 0.0, "small": 0.0}
-    said = {str(role): hours for role, hours in traffic.training_hours.items()}
-    for role, found in pasts.items():
-        lives = sum(len(past.lives) for past in found)
-        recorded = device_hours(found)
-        search = recorded.pop("tune", 0.0)  # for a shape, which later trainings keep
-        hours[role] = said.get(role, sum(recorded.values()))
-        how = f"recorded in {lives} lives of {len(found)} runs"
-        if role in said:
-            how = "as you said"
-        elif not lives:
-            how = (
-                f"not recorded beside {packages[role].path}, so it counts as nothing"
-                f" (--training_hours='{{{role}: HOURS}}' says what it takes)"
-            )
-        told.append(f"Training of {role}: {hours[role]:.3g} device hours, {how}.")
-        if search:
-            told.append(f"The search for its shape: {search:.3g} device hours, not to be repeated.")
+def _factors(adapters: str) -> tuple[dict[Method, float], str]:
+    """What each way of training takes of a full one, and how that is known."""
     figures = Path(adapters)
-    factors, how = closed_form_factors(), "closed form: LoRA and AdaLoRA save weight gradients"
     if figures.is_file():
-        factors, how = measured_factors(json.loads(figures.read_text())), f"measured ({adapters})"
-    return Training(hours["large"], hours["small"], factors, how), pasts, told
+        return measured_factors(json.loads(figures.read_text())), f"measured ({adapters})"
+    return closed_form_factors(), "closed form: LoRA and AdaLoRA save weight gradients"
 
 
-def _recorded(package: Package) -> list[Past]:
-    """What went into a package, where it lies in the folder that it was made in."""
-    path = str(package.path)
-    return history(path) if maker(path) else []
-
-
-def _spent(pasts: Mapping[str, list[Past]], prices: Prices, currency: str) -> Ledger:
-    """What was computed already, on the first CPU instance of the prices."""
-    name = next((name for name, one in prices.instances.items() if one.device == "cpu"), None)
-    if name is None:
-        return Ledger()
-    every = [past for found in pasts.values() for past in found]
-    ledger = training_ledger(every, prices.instance(name), name=name)
+def _spent(pasts: Mapping[str, Sequence[Past]], prices: Prices, currency: str) -> Ledger:
+    """What was computed already, at the prices of its kinds of devices."""
+    ledger = training_ledger([past for found in pasts.values() for past in found], prices)
     return ledger.convert(currency, prices.rates)
 
 
@@ -300,40 +279,6 @@ def _models(
 
 
 # --- what is said --------------------------------------------------------------------------------
-
-
-def _beside(
-    found: Findings,
-    packages: Mapping[str, Package],
-    served: Mapping[str, Served],
-    speeds: Mapping[str, Speed],
-    *,
-    lifts: Mapping[str, float],
-) -> list[dict[str, Any]]:
-    """What each model's encoder is, and what its answers take, of searched ones and the others."""
-    rows = []
-    best, traffic = found.choice.best, found.case.traffic
-    mix = traffic.shares(packages["large"].tasks)
-    for name, package in packages.items():
-        route, speed = lone(speeds[name], traffic), speeds[name]
-        shape = json.loads((package.path / "encoder" / "config.json").read_text())
-        rows.append(
-            {
-                "model": name,
-                "layers": shape["num_hidden_layers"],
-                "hidden": shape["hidden_size"],
-                "intermediate": shape["intermediate_size"],
-                "run_by": served[name].backend,
-                "core_s": sum(
-                    share * speed.tasks[task].seconds(traffic.candidates)
-                    for task, share in mix.items()
-                ),
-                "per_1000": None if best is None else request_cost(route, best.server),
-                "memory_bytes": served[name].memory_bytes,
-                "lift": lifts.get(name),
-            }
-        )
-    return rows
 
 
 def _facts(
@@ -361,7 +306,7 @@ def _facts(
         "measured": {role: asdict(one) for role, one in served.items()},
         "versions": {role: one.version for role, one in packages.items()},
         "lift": models.lift,
-        "answers_per_1000": answers,
+        "answers": answers,
     }
 
 

@@ -109,10 +109,13 @@ class Timings(_Model):
 
 
 class AnswerCost(_Model):
-    """What such answers cost, by the report of `jobs.cost`: machines at their plan's load."""
+    """What such answers cost, by the report of `jobs.cost`: machines at their plan's load, texts as
+    long as those that it timed."""
 
     currency: str
-    per_1000: float = Field(description="of 1,000 answers that came about as this one")
+    per_1000: float = Field(
+        description="of 1,000 answers of as many candidates, as many of them deferred"
+    )
 
 
 class Versions(_Model):

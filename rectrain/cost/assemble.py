@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rectrain.cascade.policy import Policy
-from rectrain.cost.case import METHODS, Case, Method, Owned, Training
-from rectrain.cost.plan import Route, Server
+from rectrain.cost.case import METHODS, Case, Licence, Method, Owned, Training
+from rectrain.cost.machines import Route, Server
 from rectrain.cost.prices import Price, Prices
 from rectrain.cost.routes import DEFERRED, Speed, cascade, lone, worths
 from rectrain.cost.traffic import Traffic
+from rectrain.errors import ConfigError
+from rectrain.metrics import metric
 
 __all__ = [
     "Models",
     "answer_costs",
     "closed_form_factors",
+    "gpu_servers",
     "lift_of",
     "make_case",
     "measured_factors",
@@ -55,18 +58,20 @@ def lift_of(metrics: Metrics, first: Metrics) -> dict[str, float]:
 
     A trivial model's AUC and pair-wise accuracy are 1/2. Of rankings it depends on the lists, which
     are not known here; 0 is taken, so that differences of rankings count for less than they are.
+    A task whose first model is no better than a trivial one has no share.
 
     Args:
         metrics, first: task -> metric -> value, or value and interval.
     """
     found = {}
     for task, values in metrics.items():
-        for name, value in values.items():
-            other = first.get(task, {}).get(name)
+        others = first.get(task, {})
+        judged = [name for name in values if name in others and metric(name).higher_is_better]
+        if judged:
+            name = judged[0]
             trivial = 0.5 if name in ("auc", "gauc", "pairwise_accuracy") else 0.0
-            if other is not None and _first(other) > trivial:
-                found[task] = (_first(value) - trivial) / (_first(other) - trivial)
-                break
+            if (lift := _first(others[name]) - trivial) > 0:
+                found[task] = (_first(values[name]) - trivial) / lift
     return found
 
 
@@ -115,6 +120,9 @@ def make_case(
         prices: of machines and people.
         training: what trainings take.
         device: that was measured: machines with others are left out.
+
+    Raises:
+        ConfigError: no machine is left.
     """
     currency = traffic.currency or prices.currency
 
@@ -131,23 +139,32 @@ def make_case(
             + (amount(one.hosting) if one.hosting else 0.0),
             watts=one.watts * one.power_usage_effectiveness,
             idle_watts=one.idle_watts * one.power_usage_effectiveness,
+            life_months=one.life_months,
         )
         for name, one in prices.machines.items()
         if one.device == device
     )
-    people = prices.people
+    if not servers and not owned:
+        raise ConfigError(
+            what="machines of the prices", got=f"none with a {device}",
+            rule=f"the models were measured on a {device}",
+            fix=f"add an instance or a machine with device: {device} to your prices file",
+        )  # fmt: skip
     case = Case(
         traffic=traffic,
         routes=routes_of(models, traffic),
         training=training,
         servers=servers,
         owned=owned,
-        engineer_h=amount(people["engineer"]) if "engineer" in people else 0.0,
-        operator_h=amount(people["operator"]) if "operator" in people else 0.0,
+        engineer_h=amount(prices.people.engineer),
+        operator_h=amount(prices.people.operator),
         kwh=amount(prices.energy),
-        egress_gib=amount(prices.traffic["internet"]) if "internet" in prices.traffic else 0.0,
+        egress_gib=amount(prices.traffic.internet),
+        gib_month=amount(prices.storage.object),
         sources=_sources(prices),
-        licences={n: amount(p) for n, p in prices.licences.items() if p.unit == "month"},
+        licences={
+            name: Licence(amount(price), price.unit) for name, price in prices.licences.items()
+        },
     )
     return case, currency
 
@@ -157,24 +174,50 @@ def _servers(prices: Prices, amount: Any, device: str) -> list[Server]:
     for name, one in prices.instances.items():
         if one.device != device:
             continue
-        plain = (name, one.num_devices)
-        memory = one.memory_gib * _GIB
-        found.append(Server(*plain, amount(one.on_demand), one.speed, memory))
+        plain = Server(
+            name, one.num_devices, amount(one.on_demand), one.speed, one.memory_gib * _GIB
+        )
+        found.append(plain)
+        if one.reserved is not None:
+            hourly, term = amount(one.reserved), one.reserved_months
+            found.append(replace(plain, hourly=hourly, purchase="reserved", term_months=term))
         if one.spot is not None:
-            rate = one.spot.interruptions_per_hour
-            found.append(Server(*plain, amount(one.spot), one.speed, memory, True, rate))
+            hourly, rate = amount(one.spot), one.spot.interruptions_per_hour
+            found.append(
+                replace(plain, hourly=hourly, purchase="spot", interruptions_per_hour=rate)
+            )
     return found
+
+
+def gpu_servers(prices: Prices, currency: str, *, chips: Collection[str]) -> tuple[Server, ...]:
+    """Machines of clouds that trainings on GPUs are paid on, in the ways that they may be bought.
+
+    Args:
+        prices: of them.
+        currency: of the case.
+        chips: that trainings were measured on; where the prices have one, only such machines.
+    """
+
+    def amount(price: Price) -> float:
+        return float(price.value * prices.rates.factor(price.currency, currency))
+
+    every = _servers(prices, amount, "gpu")
+    return tuple(s for s in every if prices.instances[s.name].chip in chips) or tuple(every)
 
 
 def _sources(prices: Prices) -> dict[str, str]:
     hours = sorted(
-        {one.on_demand.cited for one in prices.instances.values()}
-        | {one.spot.cited for one in prices.instances.values() if one.spot}
+        {
+            price.cited
+            for one in prices.instances.values()
+            for price in (one.on_demand, one.reserved, one.spot)
+            if price is not None
+        }
     )
-    people = sorted({one.cited for one in prices.people.values()})
+    people = sorted({prices.people.engineer.cited, prices.people.operator.cited})
     return {
         "hour": "; ".join(hours), "people": "; ".join(people), "kwh": prices.energy.cited,
-        "gib": prices.traffic["internet"].cited if "internet" in prices.traffic else "",
+        "gib": prices.traffic.internet.cited, "gib month": prices.storage.object.cited,
         "licence": "; ".join(sorted({one.cited for one in prices.licences.values()})),
         "exchange": prices.rates.source,
     }  # fmt: skip
@@ -208,28 +251,54 @@ def options_of(models: Models, traffic: Traffic) -> tuple[Route, ...]:
     return tuple(found)
 
 
-def answer_costs(models: Models, traffic: Traffic, server: Server) -> dict[str, dict[str, float]]:
-    """Task -> "small", "large" -> what 1,000 answers cost on a machine, at its plan's load.
+def answer_costs(
+    models: Models, traffic: Traffic, server: Server
+) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
+    """Way of serving -> model -> task -> what 1,000 of its answers cost: fixed, and a candidate.
 
-    Of a task, a request that the model answers with the traffic's candidates; a deferred answer
-    costs the small model's and, for the candidates that are deferred on average, the large one's.
+        1,000 answers of n candidates, of which the large model scores m
+            = small fixed + n · small candidate + (m > 0) · (large fixed + m · large candidate)
+
+    Ways are "large" and "small" alone, and the "pair" of them. Seconds of a core are divided by the
+    share of the time in which a process is busy at the load that keeps the latency limit: of a pair
+    with a policy the cascade's, whose two latencies share the limit.
 
     Args:
         models: what answers.
-        traffic: whose candidates and limit.
+        traffic: whose mix, candidates and limit.
         server: what it runs on.
     """
-    found: dict[str, dict[str, float]] = {}
-    for task in models.large.tasks:
-        alone = traffic.model_copy(update={"mix": {task: 1.0}})
-        routes = routes_of(models, alone)
-        costs = {"large": routes["large"].core_s}
-        if "small" in routes:
-            costs["small"] = routes["small"].core_s
-        if "cascade" in routes and len(routes["cascade"].stages) > 1:
-            costs["deferred"] = costs["small"] + 1 / routes["cascade"].stages[1].rate
-        found[task] = {name: 1000 * seconds * _second(server) for name, seconds in costs.items()}
-    return found
+    routes, speeds = routes_of(models, traffic), {"large": models.large}
+    if models.small is not None:
+        speeds["small"] = models.small
+    busy = {name: _busy(routes[name], speed, traffic) for name, speed in speeds.items()}
+    ways = {name: {name: share} for name, share in busy.items()}
+    if models.small is not None:
+        if "cascade" in routes:
+            busy = dict.fromkeys(busy, _busy(routes["cascade"], models.small, traffic))
+        ways["pair"] = busy
+    return {
+        way: {
+            name: {
+                task: (
+                    1000 * one.fixed_s / share * _second(server),
+                    1000 * one.candidate_s / share * _second(server),
+                )
+                for task, one in speeds[name].tasks.items()
+            }
+            for name, share in shares.items()
+        }
+        for way, shares in ways.items()
+    }
+
+
+def _busy(route: Route, first: Speed, traffic: Traffic) -> float:
+    """Share of the time in which a process of a route's first model is busy at the route's load."""
+    mix = traffic.shares(tuple(first.tasks))
+    seconds = sum(
+        share * first.tasks[task].seconds(traffic.candidates) for task, share in mix.items()
+    )
+    return route.stages[0].rate * seconds
 
 
 def request_cost(route: Route, server: Server) -> float:
@@ -244,4 +313,4 @@ def request_cost(route: Route, server: Server) -> float:
 
 def _second(server: Server) -> float:
     """Money for a second of the measured core."""
-    return server.hourly / 3600 / (server.threads * server.speed)
+    return (server.hourly + server.load_hourly) / 3600 / (server.threads * server.speed)

@@ -1,21 +1,34 @@
 """What a forecast is about: everything that is known, and the strategies that it leaves open (M9).
 
 A *strategy* is a route (large, small or cascade), how the large model is trained anew (all of it,
-LoRA, AdaLoRA), whose machines (cloud, own, both) and, in the cloud, on demand or spot. A *case* is
-everything that is known: traffic, routes, trainings, machines, prices. `assemble` makes one.
+LoRA, AdaLoRA), whose machines (cloud, own, both) and, in the cloud, on demand, reserved or spot. A
+*case* is everything that is known: traffic, routes, trainings, machines, prices. `assemble` makes
+one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Literal, NamedTuple
 
-from rectrain.cost.plan import Purchase, Route, Server
+from rectrain.cost.machines import PURCHASES, Purchase, Route, Server, num_slots
+from rectrain.cost.prices import HOURS_PER_MONTH
 from rectrain.cost.traffic import Traffic
+from rectrain.errors import ConfigError
 
-__all__ = ["METHODS", "Case", "Method", "Owned", "Strategy", "Training", "strategies"]
+__all__ = [
+    "METHODS",
+    "Case",
+    "Hosting",
+    "Licence",
+    "Method",
+    "Owned",
+    "Strategy",
+    "Training",
+    "strategies",
+]
 
 Method = Literal["full", "lora", "adalora"]
 Hosting = Literal["cloud", "own", "both"]
@@ -43,15 +56,34 @@ class Owned:
     """A machine of one's own.
 
     Attributes:
-        server: its threads, speed and memory; its `hourly` is not read.
+        server: its threads, speed and memory; nothing else of it is read.
         monthly: writing it off, and its place.
         watts, idle_watts: drawn, the building's share included.
+        life_months: for which one is kept.
     """
 
     server: Server
     monthly: float
     watts: float = 0.0
     idle_watts: float = 0.0
+    life_months: int = 48
+
+    def rented(self, kwh: float) -> Server:
+        """As a machine by the hour, with its energy at this price."""
+        return replace(
+            self.server,
+            hourly=self.monthly / HOURS_PER_MONTH + self.idle_watts * kwh / 1000,
+            load_hourly=(self.watts - self.idle_watts) * kwh / 1000,
+            purchase="own",
+            term_months=self.life_months,
+        )
+
+
+class Licence(NamedTuple):
+    """Of software: an amount, and whether it is paid once or each month."""
+
+    amount: float
+    unit: Literal["once", "month"]
 
 
 @dataclass(frozen=True)
@@ -59,16 +91,32 @@ class Training:
     """What one training takes, in hours of a device of the machine that was measured.
 
     Attributes:
-        large: all of the large model.
+        large: one training of the large model, all of its weights: its last run.
         small: making the small one of it.
         factors: method -> share of `large` that it takes.
         source: how these are known.
+        before: "large", "small" -> hours of what its first training started from, paid once.
+        gpu: "large", "small", "before large", "before small" -> share of its hours that a GPU
+            computed; 0 where it is missing.
+        gpu_servers: of clouds, for these.
     """
 
     large: float
     small: float
     factors: Mapping[Method, float]
     source: str
+    before: Mapping[str, float] = field(default_factory=dict)
+    gpu: Mapping[str, float] = field(default_factory=dict)
+    gpu_servers: tuple[Server, ...] = ()
+
+    def times(self, hours: float, *, prices: float) -> Training:
+        """The same with a multiple of the hours, and of what an hour of a GPU costs."""
+        servers = tuple(replace(one, hourly=one.hourly * prices) for one in self.gpu_servers)
+        before = {model: hours * value for model, value in self.before.items()}
+        return replace(
+            self, large=self.large * hours, small=self.small * hours, before=before,
+            gpu_servers=servers,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,8 +132,9 @@ class Case:
         engineer_h, operator_h: an hour of people.
         kwh: energy.
         egress_gib: traffic out of the cloud.
-        sources: of the prices, by the unit: "hour", "people", "kwh", "gib".
-        licences: name -> a month.
+        gib_month: of what is kept.
+        sources: of the prices, by the unit: "hour", "people", "kwh", "gib", "gib month", "licence".
+        licences: name -> what it costs.
     """
 
     traffic: Traffic
@@ -97,19 +146,43 @@ class Case:
     operator_h: float = 0.0
     kwh: float = 0.0
     egress_gib: float = 0.0
+    gib_month: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict)
-    licences: Mapping[str, float] = field(default_factory=dict)
+    licences: Mapping[str, Licence] = field(default_factory=dict)
+
+    @property
+    def every_server(self) -> tuple[Server, ...]:
+        """What a plan may choose among: clouds' machines and one's own."""
+        return self.servers + tuple(one.rented(self.kwh) for one in self.owned)
 
 
 def strategies(case: Case) -> tuple[Strategy, ...]:
-    """All of a case: where nothing is owned, the cloud alone."""
-    purchases: tuple[Purchase, ...] = ("on demand", "spot")
-    kinds = [one for one in purchases if any(s.purchase == one for s in case.servers)]
-    hosting: list[tuple[Hosting, Purchase]] = [("cloud", kind) for kind in kinds]
-    if case.owned:
-        hosting.append(("own", "on demand"))
-        hosting += [("both", kind) for kind in kinds]
+    """All of a case that have machines which a process of their route fits into.
+
+    Raises:
+        ConfigError: a route has none.
+    """
     return tuple(
-        Strategy(route, method, place, kind)
-        for route, method, (place, kind) in product(case.routes, METHODS, hosting)
+        Strategy(name, method, *where)
+        for name, route in case.routes.items()
+        for method, where in product(METHODS, _hosting(case, name, route))
     )
+
+
+def _hosting(case: Case, name: str, route: Route) -> list[tuple[Hosting, Purchase]]:
+    fitting = [one for one in case.every_server if num_slots(one, route)]
+    if not fitting:
+        largest = max(stage.memory_bytes for stage in route.stages)
+        raise ConfigError(
+            what=f"machines of the prices for {name}",
+            got=f"none with the memory of a process, {largest / 2**30:.2g} GiB",
+            rule="one process must fit",
+            fix="add a machine with more memory to your prices file",
+        )
+    kinds = [kind for kind in PURCHASES if any(one.purchase == kind for one in fitting)]
+    cloud = [kind for kind in kinds if kind != "own"]
+    found: list[tuple[Hosting, Purchase]] = [("cloud", kind) for kind in cloud]
+    if "own" in kinds:
+        found.append(("own", "on demand"))
+        found += [("both", kind) for kind in cloud]
+    return found

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from rectrain.cost.case import Case, Strategy, strategies
+from rectrain.cost.case import Case, Hosting, Strategy, strategies
 from rectrain.cost.forecast import Forecast, break_even, forecast, payback
-from rectrain.cost.plan import Bounds, Change, Choice, Plan, Route, Server, choose, rivals, ties
+from rectrain.cost.machines import Purchase, Route, Server
+from rectrain.cost.plan import Bounds, Choice, Plan, choose
 from rectrain.cost.ranges import Effect, Range, draw, sensitivity, spread_of
+from rectrain.cost.rivals import Change, rivals, ties
 
-__all__ = ["Crossing", "Findings", "Step", "bounds_of", "find"]
+__all__ = ["Crossing", "Findings", "Step", "bounds_of", "find", "where_of"]
 
 _FACTORS = tuple(float(f) for f in np.round(10.0 ** np.linspace(-1, 3, 33), 6))
 
@@ -30,9 +32,11 @@ class Crossing(NamedTuple):
 
 
 class Step(NamedTuple):
-    """At this mean rate: the best plan, and what the smallest plan of each route costs a month."""
+    """At this multiple of the traffic: the mean rate at first, requests of a month, the best plan,
+    and what the cheapest machines of each route cost a month."""
 
     rate: float
+    requests: float
     best: Plan | None
     costs: dict[str, float]
 
@@ -44,11 +48,11 @@ class Findings:
     Attributes:
         case: what it is made of.
         currency: of all money.
-        bounds: of the plan: the first month's traffic.
+        bounds: of the plan.
         choice: the best plan and the runner-up.
         rivals: what differs -> the best plan that does, and what would have to change for it.
         relaxed: the best plan if there were neither budget nor latency limit.
-        routes: name -> its forecast, all of them bought alike.
+        routes: name -> its forecast, bought as the best plan is where its processes fit.
         ranges: name -> of its cost a month.
         wins: name -> share of the draws in which it has the highest net.
         all: forecasts of every strategy.
@@ -83,23 +87,42 @@ class Findings:
         return max(self.routes, key=lambda name: self.routes[name].net)
 
     @property
+    def best_strategy(self) -> Forecast | None:
+        """With the highest net, of those that train all weights and keep the latency limit."""
+        limit, routes = self.case.traffic.latency_ms, self.case.routes
+        found = [
+            one
+            for one in self.all
+            if one.strategy.method == "full" and routes[one.strategy.route].p99_ms <= limit
+        ]
+        return max(found, key=lambda one: one.net, default=None)
+
+    @property
     def has_worth(self) -> bool:
         """Whether answers are worth anything, as far as is known."""
         return any(one.worth.any() for one in self.routes.values())
 
 
 def bounds_of(case: Case) -> Bounds:
-    """What a plan for the first month keeps to."""
+    """What a plan for the horizon keeps to."""
     traffic = case.traffic
-    first = float(traffic.months()[0])
     return Bounds(
-        mean_rate=traffic.mean * first,
-        peak_rate=traffic.peak * first,
+        mean_rate=traffic.mean,
+        peak_rate=traffic.peak,
         latency_ms=traffic.latency_ms,
         budget=traffic.budget_per_month or float("inf"),
         availability=traffic.availability,
         restart_h=traffic.restart_h,
+        months=tuple(traffic.months().tolist()),
+        day=tuple(traffic.day().tolist()) if traffic.scales_hourly else (),
     )
+
+
+def where_of(plan: Plan) -> tuple[Hosting, Purchase]:
+    """Whose machines a plan takes, and how they are bought, in the words of a `Strategy`."""
+    if plan.server.purchase == "own":
+        return "own", "on demand"
+    return "cloud", plan.server.purchase
 
 
 def find(
@@ -114,15 +137,17 @@ def find(
 
     Args:
         case: what is known; its routes are those that are forecast.
-        options: routes that a plan may choose among: the same, and further thresholds.
+        options: routes that a plan may choose among: the same, and further thresholds of the
+            cascade.
         currency: of the case's money.
         num_draws, seed: of the Monte Carlo.
     """
-    bounds, servers = bounds_of(case), case.servers
+    bounds, servers = bounds_of(case), case.every_server
+    every = {one: forecast(case, one) for one in strategies(case)}
+    options = _with_besides(options, every)
     choice = choose(servers, options, bounds)
-    purchase = "on demand" if choice.best is None else choice.best.server.purchase
-    chosen = {name: Strategy(name, purchase=purchase) for name in case.routes}
-    routes = {name: forecast(case, one) for name, one in chosen.items()}
+    chosen = {name: _bought_as(choice.best, name, every) for name in case.routes}
+    routes = {name: every[one] for name, one in chosen.items()}
     costs, wins = _drawn(case, list(chosen.values()), num_draws=num_draws, seed=seed)
     ranked = sorted(routes, key=lambda name: routes[name].net, reverse=True)
     second = ranked[1] if len(ranked) > 1 else ""
@@ -136,7 +161,7 @@ def find(
         routes=routes,
         ranges=dict(zip(chosen, costs, strict=True)),
         wins=dict(zip(chosen, wins, strict=True)),
-        all=tuple(forecast(case, one) for one in strategies(case)),
+        all=tuple(every.values()),
         crossings=tuple(_crossings(case, chosen, routes)),
         steps=tuple(_steps(servers, options, case.routes, bounds)),
         effects=sensitivity(case, _monthly(chosen[ranked[0]])),
@@ -144,6 +169,27 @@ def find(
         next_route=second,
         num_draws=num_draws,
     )
+
+
+def _with_besides(
+    options: tuple[Route, ...], every: Mapping[Strategy, Forecast]
+) -> tuple[Route, ...]:
+    """Routes with what they cost besides machines: as of the first strategy of each, in a cloud on
+    demand where there is one. Cascades of other thresholds cost what the cascade does."""
+    besides: dict[str, float] = {}
+    for strategy, one in every.items():
+        besides.setdefault(strategy.route, one.besides)
+    return tuple(
+        replace(one, monthly=besides[one.name if one.name in besides else "cascade"])
+        for one in options
+    )
+
+
+def _bought_as(plan: Plan | None, route: str, every: Iterable[Strategy]) -> Strategy:
+    """A route's strategy with the plan's kind of machines, else its first one."""
+    own = [one for one in every if one.route == route]
+    alike = [one for one in own if plan and (one.hosting, one.purchase) == where_of(plan)]
+    return (alike or own)[0]
 
 
 def _drawn(
@@ -206,7 +252,7 @@ def _steps(
             for name, route in routes.items()
         }
         costs = {name: plan.cost for name, plan in alone.items() if plan is not None}
-        found.append(Step(there.mean_rate, best, costs))
+        found.append(Step(there.mean_rate, there.requests, best, costs))
     return found
 
 

@@ -3,7 +3,7 @@
     requests of month m   = mean rate · (1 + growth)^m · season · 3600 · 730
     return = worth - cost,  ROI = return / cost
 
-Not counted: discounting, taxes, what a wrong answer costs a shop's name, storage of logs.
+Not counted: discounting, taxes, what a wrong answer costs a shop's name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rectrain.cost.traffic import SECONDS_PER_MONTH, Floats
 
 __all__ = ["Forecast", "break_even", "forecast", "payback"]
 
-_GRID, _RANGE = 120, 1000.0
+_GRID, _RANGE = 284, 1000.0  # steps of 1000 ** (2 / 284) = 1.05
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,23 @@ class Forecast:
     @property
     def serving_per_1000(self) -> float:
         """Of the machines that answer, alone."""
-        serving = sum(
+        return 1000 * float(self.serving.sum()) / float(self.requests.sum())
+
+    @property
+    def serving(self) -> Floats:
+        """float64 [H], what the machines that answer cost in each month."""
+        own = (line.amounts for line in self.lines if _serves(line))
+        return np.asarray(sum(own, np.zeros(len(self.requests))))
+
+    @property
+    def besides(self) -> float:
+        """Cost of a month, on average, that no other machines and no other traffic would change."""
+        fixed = [
             float(line.amounts.sum())
             for line in self.lines
-            if (line.stage, line.kind) == ("deployment", "hardware")
-        )
-        return 1000 * serving / float(self.requests.sum())
+            if line.behaviour == "fixed" and not _serves(line)
+        ]
+        return sum(fixed) / len(self.requests)
 
     def parts(self) -> dict[str, float]:
         """Label -> amount over the horizon."""
@@ -110,6 +121,11 @@ class Forecast:
                     )  # fmt: skip
 
 
+def _serves(line: Line) -> bool:
+    """Whether it is of the machines that answer."""
+    return (line.stage, line.kind) == ("deployment", "hardware")
+
+
 def forecast(case: Case, strategy: Strategy) -> Forecast:
     """What a strategy costs and brings in each month of the horizon.
 
@@ -121,8 +137,8 @@ def forecast(case: Case, strategy: Strategy) -> Forecast:
     requests = case.traffic.mean * SECONDS_PER_MONTH * case.traffic.months()
     served = fleet(case, route, strategy)
     lines = (
-        *served.lines, *training_lines(case, strategy), *labour_lines(case, strategy),
-        *software_lines(case, requests),
+        *served.lines, *training_lines(case, strategy, served.owned),
+        *labour_lines(case, strategy), *software_lines(case, requests),
     )  # fmt: skip
     return Forecast(
         strategy=strategy,

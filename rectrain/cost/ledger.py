@@ -43,7 +43,9 @@ Stage = Literal["pretraining", "tuning", "deployment", "maintenance"]
 Kind = Literal["hardware", "software", "labour"]
 Behaviour = Literal["fixed", "marginal"]
 Period = Literal["once", "month", "1000 requests"]
-Dimension = Literal["stage", "part", "kind", "behaviour", "label", "unit", "currency", "period"]
+Dimension = Literal[
+    "scenario", "stage", "part", "kind", "behaviour", "label", "unit", "currency", "period"
+]
 
 DIMENSIONS: tuple[Dimension, ...] = get_args(Dimension)
 PARTS: Mapping[Stage, tuple[str, ...]] = {
@@ -80,11 +82,13 @@ def exact(value: Number) -> Fraction:
         ) from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One line: what is paid, what for, how often, and how that is known.
 
     Attributes:
+        scenario: what it is a part of: what was spent, or one of several futures, of which one
+            comes. Entries of two are never added up.
         stage: of the model's life.
         part: of the stage, see `PARTS`.
         kind: hardware, software or labour.
@@ -101,6 +105,7 @@ class Entry:
         DataError: a word that isn't one of these.
     """
 
+    scenario: str = ""
     stage: Stage
     part: str
     kind: Kind
@@ -214,20 +219,21 @@ class Ledger:
         """Sums of the entries that share these values; they add to `total()` exactly.
 
         Raises:
-            DataError: entries of different currencies or periods would be added up.
+            DataError: entries of different currencies, periods or scenarios would be added up.
         """
         assert set(by) <= set(DIMENSIONS), by
         sums: dict[tuple[str, ...], Fraction] = defaultdict(Fraction)
-        money: dict[tuple[str, ...], tuple[str, str]] = {}
+        first: dict[tuple[str, ...], Entry] = {}
         for entry in self:
             key = tuple(str(getattr(entry, name)) for name in by)
-            own = (entry.currency, entry.period)
-            if money.setdefault(key, own) != own:
+            one = first.setdefault(key, entry)
+            if _sum(one) != _sum(entry):
                 raise DataError(
                     what="a sum of the ledger",
-                    got=f"{' a '.join(money[key])} and {' a '.join(own)}",
-                    rule="amounts of one currency and one period can be added",
-                    fix="convert the currencies, and take a horizon (`Ledger.over`)",
+                    got=f"{_sum(one)} and {_sum(entry)}",
+                    rule="amounts of one currency, one period and one scenario can be added",
+                    fix="convert the currencies, take a horizon (`Ledger.over`), or sum each "
+                    "scenario by itself",
                 )
             sums[key] += entry.amount
         return dict(sums)
@@ -241,6 +247,10 @@ class Ledger:
     ) -> Ledger:
         """With the entries that `of` chooses split over kinds (`Entry.split`)."""
         return Ledger(tuple(part for e in self for part in (e.split(weights) if of(e) else (e,))))
+
+    def of(self, scenario: str) -> Ledger:
+        """The same entries as a part of this scenario."""
+        return Ledger(tuple(replace(entry, scenario=scenario) for entry in self))
 
     def convert(self, currency: str, rates: Rates) -> Ledger:
         """All in one currency; sources name the rates.
@@ -290,7 +300,8 @@ class Ledger:
 
     @classmethod
     def from_csv(cls, text: str, *, name: str) -> Ledger:
-        """What `to_csv` wrote, or a spreadsheet with the same columns; `amount` may be left out.
+        """What `to_csv` wrote, or a spreadsheet with the same columns; `scenario` and `amount` may
+        be left out.
 
         Args:
             text: of the file.
@@ -306,7 +317,8 @@ class Ledger:
         except csv.Error as error:
             raise _broken(name, str(error)) from None
         header = list(reader.fieldnames or ())
-        if sorted(column for column in header if column != "amount") != sorted(_COLUMNS):
+        required = [sorted(c for c in one if c not in _OPTIONAL) for one in (header, _COLUMNS)]
+        if required[0] != required[1]:
             raise _broken(name, f"columns {', '.join(header)}")
         return cls(tuple(_parsed(row, where=f"{name}, row {n}") for n, row in enumerate(rows, 2)))
 
@@ -333,6 +345,13 @@ class Ledger:
 
 
 _COLUMNS = tuple(field.name for field in fields(Entry))
+_OPTIONAL = ("scenario", "amount")
+
+
+def _sum(entry: Entry) -> str:
+    """What the sum is of that an entry may be in."""
+    scenario = f" of {entry.scenario}" if entry.scenario else ""
+    return f"{entry.currency} a {entry.period}{scenario}"
 
 
 def _cells(entry: Entry) -> dict[str, str]:
@@ -362,7 +381,8 @@ def _rounded(value: Fraction) -> Fraction:
 
 def _parsed(row: Mapping[str, Any], *, where: str) -> Entry:
     """An entry of texts."""
-    given = {name: value for name, value in row.items() if name != "amount"}
+    given = {"scenario": "", **row}
+    given.pop("amount", None)
     if given.keys() != set(_COLUMNS) or not all(isinstance(v, str) for v in given.values()):
         raise _broken(where, f"{', '.join(map(str, given))}")
     try:

@@ -5,18 +5,20 @@ are sums of the same. Lines of machines that answer are made in `fleet`.
 
     price in month m      = price now · (1 + change a year)^(m / 12)
     a training on spot    = its device hours · (1 + λ · (checkpoint interval / 2 + restart))
+
+Hours that a GPU computed are paid as a GPU's, the others as those of the machine that was measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from rectrain.cost.case import Case, Strategy
+from rectrain.cost.case import Case, Owned, Strategy
 from rectrain.cost.ledger import Behaviour, Kind, Stage
-from rectrain.cost.prices import HOURS_PER_MONTH
+from rectrain.cost.machines import Server
 from rectrain.cost.traffic import Floats
 
 __all__ = ["Line", "labour_lines", "prices_by_month", "software_lines", "training_lines"]
@@ -54,51 +56,73 @@ def prices_by_month(now: float, change: float, months: int) -> Floats:
     return np.asarray(now * (1 + change) ** (np.arange(months) / 12))
 
 
-def _device_hour(case: Case, strategy: Strategy) -> tuple[float, str]:
-    """What an hour of the measured device costs in training, and where."""
-    if strategy.hosting != "cloud" and case.owned:
-        owned = case.owned[0]
-        energy = owned.watts * case.kwh / 1000
-        hour = owned.monthly / HOURS_PER_MONTH + energy
-        return hour / (owned.server.threads * owned.server.speed), owned.server.name
+def _device_hour(case: Case, strategy: Strategy, owned: Owned | None) -> tuple[Floats, str]:
+    """What an hour of the measured device costs in training in each month, and where: on one's own
+    machine, where the strategy has one."""
+    if owned is not None:  # what it was bought for stays
+        own = owned.rented(case.kwh)
+        hour = (own.hourly + own.load_hourly) / (own.threads * own.speed)
+        return np.full(case.traffic.horizon_months, hour), own.name
+    return _rented(case.servers, case, strategy)
+
+
+def _rented(servers: Sequence[Server], case: Case, strategy: Strategy) -> tuple[Floats, str]:
+    """The same on the cheapest of these as the strategy buys; where none is sold so, of all."""
+    traffic = case.traffic
+    wanted = "spot" if strategy.purchase == "spot" else "on demand"  # no term for a few hours
     best = min(
-        (server for server in case.servers if server.purchase == strategy.purchase),
+        [server for server in servers if server.purchase == wanted] or servers,
         key=lambda server: server.hourly / (server.threads * server.speed),
     )
     again = 1.0
-    if best.is_spot:
-        lost_h = (case.traffic.checkpoint_minutes / 2 + case.traffic.restart_minutes) / 60
+    if best.purchase == "spot":
+        lost_h = (traffic.checkpoint_minutes / 2 + traffic.restart_minutes) / 60
         again += best.interruptions_per_hour * lost_h
     hour = again * best.hourly / (best.threads * best.speed)
-    return hour, f"{best.name} {best.purchase}"
+    price = prices_by_month(hour, traffic.hardware_price_change, traffic.horizon_months)
+    return price, f"{best.name} {best.purchase}"
 
 
-def training_lines(case: Case, strategy: Strategy) -> Iterator[Line]:
-    """Of devices that train: at first, and again in the traffic file's rhythm."""
-    traffic, training = case.traffic, case.training
-    first, again = traffic.trainings()
-    hour, where = _device_hour(case, strategy)
-    price = prices_by_month(hour, traffic.hardware_price_change, len(first))
-    source = f"{training.source}; {where}"
-    large = training.large * training.factors[strategy.method]
+def training_lines(case: Case, strategy: Strategy, owned: Owned | None) -> Iterator[Line]:
+    """Of devices that train: at first, and again in the traffic file's rhythm.
+
+    Args:
+        case: what is known.
+        strategy: of it.
+        owned: the strategy's machine of one's own, which trains then; hours of GPUs are rented.
+    """
+    training, (first, again) = case.training, case.traffic.trainings()
+    before = {model: first * hours for model, hours in training.before.items()}
     # The first training is of all weights: an adapter stands beside a model that is trained.
-    yield Line(
-        "pretraining", "training", "hardware", "fixed", "first training", "device hour", source,
-        first * training.large, price,
-    )  # fmt: skip
-    yield Line(
-        "maintenance", "resources", "hardware", "fixed", "trainings again", "device hour", source,
-        again * large, price,
-    )  # fmt: skip
+    rows: list[tuple[Stage, str, str, str, Floats]] = [
+        ("pretraining", "training", "first training", "large", first * training.large),
+        ("maintenance", "resources", "trainings again", "large",
+         again * training.large * training.factors[strategy.method]),
+    ]  # fmt: skip
+    if "large" in before:
+        rows.append(("pretraining", "training", "what the first training starts from",
+                     "before large", before["large"]))  # fmt: skip
     if strategy.route != "large":
-        yield Line(
-            "tuning", "resources", "hardware", "fixed", "making the small model", "device hour",
-            source, first * training.small, price,
-        )  # fmt: skip
-        yield Line(
-            "maintenance", "resources", "hardware", "fixed", "making the small model again",
-            "device hour", source, again * training.small, price,
-        )  # fmt: skip
+        rows += [
+            ("tuning", "resources", "making the small model", "small", first * training.small),
+            ("maintenance", "resources", "making the small model again", "small",
+             again * training.small),
+        ]  # fmt: skip
+        if "small" in before:
+            rows.append(("tuning", "resources", "what the small model starts from",
+                         "before small", before["small"]))  # fmt: skip
+    for stage, part, label, model, hours in rows:
+        on_gpu = training.gpu.get(model, 0.0)
+        for share, kind in ((1 - on_gpu, ""), (on_gpu, " on GPUs")):
+            if share:
+                if kind:
+                    price, where = _rented(training.gpu_servers, case, strategy)
+                else:
+                    price, where = _device_hour(case, strategy, owned)
+                yield Line(
+                    stage, part, "hardware", "fixed", f"{label}{kind}", "device hour",
+                    f"{training.source}; {where}", hours * share, price,
+                )  # fmt: skip
 
 
 def labour_lines(case: Case, strategy: Strategy) -> Iterator[Line]:
@@ -124,13 +148,20 @@ def labour_lines(case: Case, strategy: Strategy) -> Iterator[Line]:
 
 
 def software_lines(case: Case, requests: Floats) -> Iterator[Line]:
-    """Of licences, and of answers that leave the cloud; `requests` is float64 [H]."""
+    """Of licences, of what is kept, and of answers that leave the cloud; `requests` is float64
+    [H]."""
     months = np.ones(len(requests))
-    for name, monthly in case.licences.items():
+    first, _ = case.traffic.trainings()
+    for name, (amount, unit) in case.licences.items():
         yield Line(
-            "deployment", "software", "software", "fixed", f"licence {name}", "month",
-            case.sources.get("licence", ""), months, months * monthly,
+            "deployment", "software", "software", "fixed", f"licence {name}", unit,
+            case.sources.get("licence", ""), months if unit == "month" else first, months * amount,
         )  # fmt: skip
+    yield Line(
+        "maintenance", "resources", "hardware", "fixed", "storage", "gib month",
+        case.sources.get("gib month", ""), months * case.traffic.stored_gib,
+        months * case.gib_month,
+    )  # fmt: skip
     gib = requests * case.traffic.answer_kib / _KIB**2
     yield Line(
         "deployment", "software", "software", "marginal", "answers out of the cloud", "gib",

@@ -12,25 +12,33 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from rectrain.config import yaml_mapping
-from rectrain.cost.ledger import Ledger, Stage, exact
-from rectrain.cost.prices import Instance, Purchase, charge
+from rectrain.cost.ledger import Entry, Ledger, Stage, exact
+from rectrain.cost.prices import Instance, Prices, charge
 from rectrain.errors import ConfigError, DataError
 from rectrain.train.storage import Store
 from rectrain.train.usage import FOLDER, Usage, Work, read_usage
 
 __all__ = [
     "STAGES",
+    "Device",
+    "Made",
     "Past",
+    "apart",
     "device_hours",
     "history",
+    "instance_for",
     "maker",
+    "most_memory",
+    "runs_of",
     "training_ledger",
 ]
+
+Device: TypeAlias = Literal["cpu", "gpu"]
 
 #: Where each kind of work belongs in the ledger: making a model, and making it fit.
 STAGES: Mapping[Work, tuple[Stage, str]] = {
@@ -137,6 +145,14 @@ def _parts(store: Store, file: str | None) -> Sequence[str]:
     return ()
 
 
+def runs_of(past: Past) -> list[Store]:
+    """The folders of trainings and pre-trainings in a work: its own, or those within it."""
+    store = Store.open(past.folder)
+    file = next((name for name in (*_WORK, _RUN) if store.exists(name)), None)
+    places = [store, *(store.sub(part) for part in _parts(store, file))]
+    return [one for one in places if one.exists(_RUN)]
+
+
 def _origins(settings: Mapping[str, Any]) -> Iterator[str]:
     """Folders of what a run, a compression or a search was made from, by its settings."""
     train = settings.get("train") or {}
@@ -167,65 +183,126 @@ def _run_of(checkpoint: str) -> str:
     return run if run and "/" not in step else checkpoint.rstrip("/")
 
 
-def device_hours(pasts: Sequence[Past]) -> dict[Work, float]:
-    """Device hours by kind of work; only kinds that were done."""
-    hours: dict[Work, float] = defaultdict(float)
+class Made(NamedTuple):
+    """What went into a model, apart: `last` made it, as trainings to come will; `before` is what it
+    started from (pre-training, earlier runs, what its teacher took); `search` found its shape."""
+
+    last: tuple[Past, ...]
+    before: tuple[Past, ...]
+    search: tuple[Past, ...]
+
+
+def apart(pasts: Sequence[Past]) -> Made:
+    """Takes a model's history apart.
+
+    Args:
+        pasts: of `history`, whose last is the work that made the model; or some of them.
+    """
+    search = tuple(past for past in pasts if past.work == "tune")
+    others = tuple(past for past in pasts if past.work != "tune")
+    return Made(others[-1:], others[:-1], search)
+
+
+def device_hours(pasts: Sequence[Past]) -> dict[Device, float]:
+    """Device hours by what computed; of a killed life also what was lost with it."""
+    hours: dict[Device, float] = defaultdict(float)
     for past in pasts:
-        if past.lives:
-            hours[past.work] += past.device_seconds / 3600
+        for life in past.lives:
+            hours[life.device] += life.device_seconds / 3600
     return dict(hours)
 
 
-def training_ledger(
-    pasts: Sequence[Past], instance: Instance, *, name: str, purchase: Purchase = "on_demand"
-) -> Ledger:
-    """What measured work costs on an instance: one entry a folder and chip, once and fixed.
+def most_memory(lives: Sequence[Usage]) -> int:
+    """Bytes: the most that processes which worked together held, each at its own worst moment.
+
+    Processes of one work (`label`) and one size of its group work together, a rank each; of a rank
+    the worst of its lives counts. 0 where there are none.
+    """
+    groups: dict[tuple[str, int], dict[int, int]] = defaultdict(dict)
+    for life in lives:
+        ranks = groups[life.label, life.world_size]
+        ranks[life.rank] = max(ranks.get(life.rank, 0), life.peak_memory_bytes)
+    return max((sum(ranks.values()) for ranks in groups.values()), default=0)
+
+
+def training_ledger(pasts: Sequence[Past], prices: Prices) -> Ledger:
+    """What measured work costs on demand: once and fixed, two entries a folder and chip.
 
     Instance hours = device-seconds / 3600 / (devices of the instance × speed of one over the
     measured device). A whole instance may be rented for a part of its devices: give the devices
-    that are paid for to the run (`train.threads_per_worker`), or the figure is too small.
+    that are paid for to the run (`train.threads_per_worker`), or the figure is too small. The
+    instance is of the measured chip, where the prices have it, else the first of its kind: a GPU's
+    seconds are never priced on a CPU. Beside it stands the most memory that was held, which comes
+    with the instance: a quantity without a price.
 
     Args:
         pasts: from `history`.
-        instance: that is paid for.
-        name: of the instance.
-        purchase: how.
+        prices: of instances.
 
     Raises:
-        ConfigError: work on GPUs and an instance without, or the other way round; or no such price.
+        ConfigError: the prices have no instance of that kind.
     """
-    price = instance.hourly(purchase)
     ledger = Ledger()
     for past in pasts:
-        seconds: dict[tuple[str, str], list[Usage]] = defaultdict(list)
+        found: dict[tuple[Device, str], list[Usage]] = defaultdict(list)
         for life in past.lives:
-            seconds[life.device, life.chip].append(life)
-        for (device, chip), lives in seconds.items():
-            _check_device(device, instance, folder=past.folder, name=name)
-            stage, part = STAGES[past.work]
-            measured = sum((exact(life.seconds) * life.num_devices for life in lives), Fraction(0))
-            ledger = ledger.add(
-                charge(
-                    price,
-                    measured / 3600 / (instance.num_devices * exact(instance.speed)),
-                    stage=stage,
-                    part=part,
-                    kind="hardware",
-                    behaviour="fixed",
-                    label=f"{past.work} {past.folder.rpartition('/')[2]}",
-                    period="once",
-                    note=f"measured {float(measured):,.0f} device-seconds on {chip} in "
-                    f"{len(lives)} lives; on {name}, {purchase}",
-                )
-            )
+            found[life.device, life.chip].append(life)
+        for (device, chip), lives in found.items():
+            ledger = ledger.add(*_entries(past, lives, prices, device, chip))
     return ledger
 
 
-def _check_device(device: str, instance: Instance, *, folder: str, name: str) -> None:
-    if device != instance.device:
+def _entries(
+    past: Past, lives: Sequence[Usage], prices: Prices, device: Device, chip: str
+) -> tuple[Entry, Entry]:
+    """Time, and memory."""
+    name, instance = instance_for(prices, device, chip, folder=past.folder)
+    stage, part = STAGES[past.work]
+    label = f"{past.work} {past.folder.rpartition('/')[2]}"
+    measured = sum((exact(life.seconds) * life.num_devices for life in lives), Fraction(0))
+    time = charge(
+        instance.on_demand,
+        measured / 3600 / (instance.num_devices * exact(instance.speed)),
+        stage=stage,
+        part=part,
+        kind="hardware",
+        behaviour="fixed",
+        label=label,
+        period="once",
+        note=f"measured {float(measured):,.0f} device-seconds on {chip} in {len(lives)} lives; on "
+        f"{name}, on demand",
+    )
+    where = "of GPUs" if device == "gpu" else "of processes"
+    memory = replace(
+        time,
+        label=f"{label}: most memory {where}",
+        quantity=Fraction(most_memory(lives), 2**30),
+        unit="gib held",
+        unit_price=Fraction(0),
+        source=f"recorded in {len(lives)} lives; comes with {name}",
+    )
+    return time, memory
+
+
+def instance_for(prices: Prices, device: Device, chip: str, *, folder: str) -> tuple[str, Instance]:
+    """The instance that work on a device is paid on, and its name: of the same chip, or the first
+    of its kind.
+
+    Args:
+        prices: of instances.
+        device, chip: that the work was measured on.
+        folder: of the work, for errors.
+
+    Raises:
+        ConfigError: there is none of this kind.
+    """
+    kind = [(name, one) for name, one in prices.instances.items() if one.device == device]
+    if not kind:
         raise ConfigError(
-            what=f"instance {name} for {folder}",
-            got=f"a {instance.device} machine",
-            rule=f"device-seconds were measured on a {device}, and say nothing of the other",
-            fix=f"choose a {device} instance, or measure a run on a {instance.device}",
+            what="instances of the prices",
+            got=f"none with a {device}",
+            rule=f"device-seconds of {folder} were measured on a {device}, and say nothing of the "
+            "other kind",
+            fix=f"add a {device} instance to your prices file",
         )
+    return next(((name, one) for name, one in kind if one.chip == chip), kind[0])

@@ -2,7 +2,8 @@
 
 `prices.yaml` beside this module holds public list prices as a start. A user's file has the same
 form and only what differs: a price replaces a price as a whole, so that an amount never stands
-under a date or a source that isn't its own; machines and prices of other names are added.
+under a date or a source that isn't its own; machines and licences of other names are added, and
+null removes one. A price has the unit of its place.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, PositiveInt, model_validator
@@ -38,12 +39,11 @@ __all__ = [
 ]
 
 HOURS_PER_MONTH = 730  # 365 × 24 / 12: what cloud providers bill a whole month as
-Unit = Literal["once", "hour", "month", "gib", "gib month", "kwh", "1000 requests", "1000 labels"]
+Unit = Literal["once", "hour", "month", "gib", "gib month", "kwh"]
 Purchase = Literal["on_demand", "reserved", "spot"]
 
 _SHIPPED = Path(__file__).with_name("prices.yaml")
 _CURRENCY = r"^[A-Z]{3}$"
-T = TypeVar("T")
 
 
 class Price(Section):
@@ -66,7 +66,49 @@ class Price(Section):
         return f"{self.source} ({self.date.isoformat()})"
 
 
-class Spot(Price):
+class Once(Price):
+    """What is bought."""
+
+    unit: Literal["once"]
+
+
+class Monthly(Price):
+    """What is paid month by month."""
+
+    unit: Literal["month"]
+
+
+class Hourly(Price):
+    """What is paid by the hour."""
+
+    unit: Literal["hour"]
+
+
+class Kwh(Price):
+    """Energy."""
+
+    unit: Literal["kwh"]
+
+
+class Gib(Price):
+    """Bytes that are sent."""
+
+    unit: Literal["gib"]
+
+
+class GibMonth(Price):
+    """Bytes that are kept."""
+
+    unit: Literal["gib month"]
+
+
+class Licence(Price):
+    """Software, bought or rented."""
+
+    unit: Literal["once", "month"]
+
+
+class Spot(Hourly):
     """The price of capacity that its owner may take back."""
 
     interrupted_share: float = Field(
@@ -113,21 +155,10 @@ class Instance(_Hardware):
 
     provider: str = Field(description="whose cloud")
     region: str = Field(description="where: prices differ by region")
-    on_demand: Price = Field(description="by the hour")
-    reserved: Price | None = Field(default=None, description="by the hour, bound for a term")
+    on_demand: Hourly = Field(description="by the hour")
+    reserved: Hourly | None = Field(default=None, description="by the hour, bound for a term")
     reserved_months: PositiveInt = Field(default=12, description="that term")
     spot: Spot | None = Field(default=None, description="by the hour, may be taken back")
-
-    @model_validator(mode="after")
-    def _hourly(self) -> Instance:
-        for name in ("on_demand", "reserved", "spot"):
-            price = getattr(self, name)
-            if price is not None and price.unit != "hour":
-                raise ConfigError(
-                    what=f"{name} price of {self.chip}", got=price.unit,
-                    rule="an instance is priced by the hour", fix="give it with unit: hour",
-                )  # fmt: skip
-        return self
 
     def hourly(self, purchase: Purchase) -> Price:
         """The price of an hour.
@@ -147,7 +178,7 @@ class Instance(_Hardware):
 class Machine(_Hardware):
     """A machine of one's own: bought once, written off evenly, fed with energy."""
 
-    purchase: Price = Field(description="once")
+    purchase: Once = Field(description="once")
     life_months: PositiveInt = Field(description="over which it is written off")
     resale_share: float = Field(default=0.0, ge=0, lt=1, description="of the price, at the end")
     watts: float = Field(gt=0, description="it draws under load")
@@ -155,34 +186,12 @@ class Machine(_Hardware):
     power_usage_effectiveness: float = Field(
         default=1.0, ge=1, description="of the building: all its energy over the machines'"
     )
-    hosting: Price | None = Field(default=None, description="a month: room, network, upkeep")
-
-    @model_validator(mode="after")
-    def _units(self) -> Machine:
-        for name, unit in (("purchase", "once"), ("hosting", "month")):
-            price = getattr(self, name)
-            if price is not None and price.unit != unit:
-                raise ConfigError(
-                    what=f"{name} of {self.chip}", got=price.unit,
-                    rule=f"is priced with unit: {unit}", fix="mend the unit",
-                )  # fmt: skip
-        return self
+    hosting: Monthly | None = Field(default=None, description="a month: room, network, upkeep")
 
     @property
     def monthly_write_off(self) -> Fraction:
         """Straight-line amortisation: purchase × (1 - resale) / life, in purchase's currency."""
         return self.purchase.value * (1 - exact(self.resale_share)) / self.life_months
-
-    def monthly_kwh(self, utilisation: float) -> Fraction:
-        """Energy of a month, the building's share in it.
-
-        Args:
-            utilisation: share of the time under load, 0..1.
-        """
-        assert 0 <= utilisation <= 1
-        load = exact(utilisation)
-        watts = exact(self.watts) * load + exact(self.idle_watts) * (1 - load)
-        return watts * exact(self.power_usage_effectiveness) * HOURS_PER_MONTH / 1000
 
 
 class Exchange(Section):
@@ -191,6 +200,25 @@ class Exchange(Section):
     per_base: Decimal = Field(gt=0, description="units of this currency for one of the base")
     date: datetime.date = Field(description="when it was so")
     source: str = Field(min_length=1, description="where it was read")
+
+
+class Storage(Section):
+    """What is kept."""
+
+    object: GibMonth = Field(description="data, checkpoints, packages, logs")
+
+
+class Network(Section):
+    """What leaves a cloud."""
+
+    internet: Gib = Field(description="answers")
+
+
+class People(Section):
+    """An hour of people, all that an employer pays."""
+
+    engineer: Hourly = Field(description="who trains, shrinks and deploys")
+    operator: Hourly = Field(description="who watches and mends")
 
 
 class Prices(Section):
@@ -202,11 +230,11 @@ class Prices(Section):
     exchange: dict[str, Exchange] = Field(default={}, description="currency -> rate")
     instances: dict[str, Instance] = Field(default={}, description="name -> cloud instance")
     machines: dict[str, Machine] = Field(default={}, description="name -> machine of one's own")
-    energy: Price = Field(description="a kWh")
-    storage: dict[str, Price] = Field(default={}, description="name -> a GiB a month")
-    traffic: dict[str, Price] = Field(default={}, description="name -> a GiB")
-    licences: dict[str, Price] = Field(default={}, description="name -> a month, or once")
-    people: dict[str, Price] = Field(default={}, description="role -> an hour, or 1,000 labels")
+    energy: Kwh = Field(description="a kWh")
+    storage: Storage = Field(description="a GiB a month")
+    traffic: Network = Field(description="a GiB")
+    licences: dict[str, Licence] = Field(default={}, description="name -> a month, or once")
+    people: People = Field(description="an hour")
 
     @property
     def rates(self) -> Rates:
@@ -221,33 +249,22 @@ class Prices(Section):
         Raises:
             ConfigError: there is none.
         """
-        return _named(self.instances, name, what="instances")
-
-    def machine(self, name: str) -> Machine:
-        """A machine of one's own by name.
-
-        Raises:
-            ConfigError: there is none.
-        """
-        return _named(self.machines, name, what="machines")
-
-
-def _named(table: Mapping[str, T], name: str, *, what: str) -> T:
-    if name not in table:
-        raise ConfigError(
-            what=f"{what} of the prices",
-            got=name,
-            rule=f"must be one of {', '.join(sorted(table)) or 'none that is there'}",
-            fix=f"choose one, or add {what}.{name} to your prices file",
-        )
-    return table[name]
+        if name not in self.instances:
+            raise ConfigError(
+                what="instances of the prices",
+                got=name,
+                rule=f"must be one of {', '.join(sorted(self.instances)) or 'none that is there'}",
+                fix=f"choose one, or add instances.{name} to your prices file",
+            )
+        return self.instances[name]
 
 
 def load_prices(file: str | None = None) -> Prices:
     """The shipped prices, with a user's file over them, entry by entry.
 
     Args:
-        file: YAML of the same form, with only what differs; a price in it is whole.
+        file: YAML of the same form, with only what differs; a price in it is whole, and null takes
+            away what stands there.
 
     Raises:
         ConfigError: the file can't be read, or what it says is wrong.
@@ -273,12 +290,15 @@ def _parsed(content: Mapping[str, Any], *, name: str) -> Prices:
 
 
 def _over(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The old tree with the new one over it; prices and exchange rates are replaced whole."""
+    """The old tree with the new one over it; prices and exchange rates are replaced whole, null
+    removes."""
     merged = copy.deepcopy(dict(old))
     for key, value in new.items():
         before = merged.get(key)
         whole = {"amount", "per_base"}
-        if isinstance(before, dict) and isinstance(value, dict) and not whole & {*before, *value}:
+        if value is None and key in merged:
+            del merged[key]
+        elif isinstance(before, dict) and isinstance(value, dict) and not whole & {*before, *value}:
             merged[key] = _over(before, value)
         else:
             merged[key] = value

@@ -15,7 +15,7 @@ import numpy as np
 
 from rectrain.cost.case import Case, Strategy
 from rectrain.cost.forecast import Forecast, forecast
-from rectrain.cost.plan import Route
+from rectrain.cost.machines import Route
 from rectrain.cost.traffic import Floats
 
 __all__ = ["INPUTS", "Effect", "Range", "draw", "sensitivity", "spread_of", "vary"]
@@ -76,7 +76,8 @@ def vary(case: Case, z: Mapping[str, float]) -> Case:
         update={"growth_per_month": growth, "effort": traffic.effort.model_copy(update=hours)}
     )
     prices = factor("prices")
-    training = case.training
+    worths = {name: route.worth_per_1000 for name, route in case.routes.items()}
+    gain = worths["large"] - worths["small"] if {"large", "small"} <= set(worths) else 0.0
     return replace(
         case,
         traffic=traffic,
@@ -84,30 +85,39 @@ def vary(case: Case, z: Mapping[str, float]) -> Case:
             name: _route(
                 route,
                 throughput=factor("throughput"), deferred=factor("deferred"),
-                worth=factor("worth"),
+                worth=factor("worth"), gain=gain,
             )
             for name, route in case.routes.items()
         },
-        training=replace(
-            training, large=training.large * factor("training"),
-            small=training.small * factor("training"),
-        ),
+        training=case.training.times(factor("training"), prices=prices),
         servers=tuple(replace(one, hourly=one.hourly * prices) for one in case.servers),
         owned=tuple(replace(one, monthly=one.monthly * prices) for one in case.owned),
         kwh=case.kwh * prices,
     )  # fmt: skip
 
 
-def _route(route: Route, *, throughput: float, deferred: float, worth: float) -> Route:
-    """The last of several stages is the large model, which a share of the requests asks."""
+def _route(route: Route, *, throughput: float, deferred: float, worth: float, gain: float) -> Route:
+    """A route whose figures are multiplied by these.
+
+    The last of several stages is the large model. Where more units are deferred, its work grows,
+    which its rate takes: most requests may ask it already, with more of their units from then on.
+
+    Args:
+        gain: what 1,000 answers are worth more if the large model gives all of them.
+    """
     stages = [replace(stage, rate=stage.rate * throughput) for stage in route.stages]
-    if len(stages) > 1:
-        stages[-1] = replace(stages[-1], share=min(stages[-1].share * deferred, 1.0))
+    answers = route.worth_per_1000
+    if len(stages) > 1 and route.deferred:
+        deferred = min(deferred, 1 / route.deferred)
+        stages[-1] = replace(stages[-1], rate=stages[-1].rate / deferred)
+        answers += route.deferred * (deferred - 1) * gain
+    else:
+        deferred = 1.0
     return replace(
         route,
         stages=tuple(stages),
-        deferred=min(route.deferred * deferred, 1.0),
-        worth_per_1000=route.worth_per_1000 * worth,
+        deferred=route.deferred * deferred,
+        worth_per_1000=answers * worth,
     )
 
 

@@ -31,7 +31,7 @@ from typing import TypeAlias
 import numpy as np
 
 from rectrain.cascade.policy import Policy, TaskPolicy
-from rectrain.cost.plan import Route, Stage
+from rectrain.cost.machines import Route, Stage
 from rectrain.cost.traffic import Traffic
 
 __all__ = ["DEFERRED", "Lift", "Speed", "TaskSpeed", "cascade", "lone", "worths"]
@@ -43,10 +43,6 @@ Lift = Mapping[str, float]
 
 #: Shares of units that plans may defer.
 DEFERRED = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
-_EVENTS = {
-    "ad_ctr": "click", "ad_headline": "click", "recommendation": "order",
-    "search_ranking": "order", "risk": "fraud", "risk_text": "fraud",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -184,16 +180,14 @@ def _deferral(
 
 
 def worths(traffic: Traffic, lift: Lift, *, tasks: Sequence[str]) -> float:
-    """What 1,000 answers are worth: Σ share · events · lift · worth of an event.
+    """What 1,000 answers are worth: Σ share · lift · events · worth of an event.
 
     Args:
         traffic: whose mix and worth.
         lift: of the model, over the first one's; 1 where a task is missing.
         tasks: that the models have.
     """
-    worth = traffic.worth
     return sum(
-        share * worth.events.get(task, 0.0) * lift.get(task, 1.0)
-        * (getattr(worth, _EVENTS[task]) if task in _EVENTS else 0.0)
+        share * lift.get(task, 1.0) * traffic.worth.per_1000(task)
         for task, share in traffic.shares(tasks).items()
-    )  # fmt: skip
+    )

@@ -22,11 +22,19 @@ Floats = NDArray[np.float64]
 SECONDS_PER_MONTH = 3600.0 * HOURS_PER_MONTH
 _HOURS = 24
 _PEAK = 3.0  # times the mean, where only that is given
+_ROUNDING = 1e-9
 
 AboveZero = Annotated[float, Field(gt=0)]
 AtLeastZero = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Change = Annotated[float, Field(gt=-1, le=10)]
+
+
+#: Which event an answer of a task may bring, where the file doesn't say what one is worth.
+_EVENTS = {
+    "ad_ctr": "click", "ad_headline": "click", "recommendation": "order",
+    "search_ranking": "order", "risk": "fraud", "risk_text": "fraud",
+}  # fmt: skip
 
 
 class Worth(Section):
@@ -39,11 +47,48 @@ class Worth(Section):
     order: AtLeastZero = Field(
         default=0.0, description="of an order (tasks recommendation, search_ranking)"
     )
-    fraud: AtLeastZero = Field(default=0.0, description="of a fraud that is prevented (task risk)")
+    fraud: AtLeastZero = Field(
+        default=0.0, description="of a fraud that is prevented (tasks risk, risk_text)"
+    )
+    money: dict[str, AtLeastZero] = Field(
+        default={}, description="task -> of one of its events, where it is none of these three"
+    )
     events: dict[str, AtLeastZero] = Field(
         default={},
         description="task -> events gained by 1,000 requests to the first model, over no model",
     )
+
+    def per_1000(self, task: str) -> float:
+        """What 1,000 answers of the first model to a task's requests are worth."""
+        if task not in self.events:
+            return 0.0
+        event = _EVENTS.get(task)
+        one = self.money.get(task, getattr(self, event) if event else 0.0)
+        return self.events[task] * float(one)
+
+    def check(self, tasks: Sequence[str]) -> None:
+        """That what is said of tasks counts for some.
+
+        Args:
+            tasks: that the models have.
+
+        Raises:
+            ConfigError: a task that the models lack, or events that nothing says the worth of.
+        """
+        for name, given in (("events", self.events), ("money", self.money)):
+            if unknown := sorted(set(given) - set(tasks)):
+                raise _wrong(
+                    f"worth.{name}", ", ".join(unknown), f"the models have {', '.join(tasks)}",
+                    "leave it out, or give packages that have it",
+                )  # fmt: skip
+        for task in self.events:
+            event = _EVENTS.get(task)
+            if task not in self.money and not (event and event in self.model_fields_set):
+                raise _wrong(
+                    f"worth.events.{task}", self.events[task],
+                    "counts for nothing until one event has a worth",
+                    f"set worth.{event or f'money.{task}'}, or leave it out",
+                )  # fmt: skip
 
 
 class Effort(Section):
@@ -121,6 +166,9 @@ class Traffic(Section):
     checkpoint_minutes: AtLeastZero = Field(
         default=10.0, description="of training between two checkpoints: what an interruption loses"
     )
+    stored_gib: AtLeastZero = Field(
+        default=0.0, description="of data, checkpoints and logs, kept all of the time"
+    )
     answer_kib: AtLeastZero = Field(
         default=0.0, description="of an answer that leaves the cloud and is charged for"
     )
@@ -151,6 +199,20 @@ class Traffic(Section):
             raise _wrong(
                 "peak_rate", self.peak_rate, f"must be at least mean_rate ({self.mean:g})",
                 "raise peak_rate or lower mean_rate",
+            )  # fmt: skip
+        most = _HOURS * self.mean * (1 + _ROUNDING)
+        if self.peak > most:
+            raise _wrong(
+                "peak_rate", self.peak_rate,
+                f"one hour of it alone makes a mean of 1/{_HOURS}, which is above mean_rate "
+                f"({self.mean:g})",
+                "lower peak_rate or raise mean_rate",
+            )  # fmt: skip
+        if not self.months().any():
+            raise _wrong(
+                "seasons", f"0 in all {self.horizon_months} months from month {self.start_month}",
+                "some month of the horizon must have requests",
+                "mend seasons or start_month, or look further ahead (horizon_months)",
             )  # fmt: skip
         return self
 
@@ -193,7 +255,7 @@ class Traffic(Section):
         wave = (1 + np.cos(2 * np.pi * np.arange(_HOURS) / _HOURS)) / 2
         wave = np.maximum(wave, 1e-12)  # 0 to the power of almost 0 is 0: no day would be flat
         # A peak of one hour alone has 1/24 of its rate as the mean: no day has less.
-        wanted = max(wanted, (1 + 1e-9) / _HOURS)
+        wanted = max(wanted, (1 + _ROUNDING) / _HOURS)
         low, high = 0.0, 1e6
         for _ in range(200):
             middle = (low + high) / 2
@@ -228,8 +290,9 @@ class Traffic(Section):
             tasks: that the models have.
 
         Raises:
-            ConfigError: the mix asks for another one.
+            ConfigError: the mix or what answers are worth names another one.
         """
+        self.worth.check(tasks)
         given = self.mix or dict.fromkeys(tasks, 1.0)
         if unknown := sorted(set(given) - set(tasks)):
             raise _wrong(

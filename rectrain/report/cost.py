@@ -14,7 +14,10 @@ from rectrain.cost.ledger import Ledger
 from rectrain.cost.plan import Plan
 from rectrain.report.cost_page import cost_page, route_table
 
-__all__ = ["cost_json", "cost_table", "write_cost"]
+__all__ = ["SPENT", "cost_json", "cost_table", "write_cost"]
+
+#: Scenario of the entries that were paid already; the others' are the names of routes.
+SPENT = "spent"
 
 REPORT, LEDGER, SUMMARY = "report.html", "ledger.csv", "cost.json"
 _FORMAT = 1
@@ -35,11 +38,12 @@ def write_cost(folder: Path, found: Findings, facts: Mapping[str, Any], spent: L
         folder: where; made.
         found: the answers.
         facts: see `cost_json`.
-        spent: what was paid already; its entries stand before those of the forecasts.
+        spent: what was paid already; its entries stand before those of the forecasts, each of which
+            is a scenario of its own: of the routes one is taken.
     """
-    ledger = spent
-    for one in found.routes.values():
-        ledger = ledger + one.ledger(found.currency)
+    ledger = spent.of(SPENT)
+    for name, one in found.routes.items():
+        ledger = ledger + one.ledger(found.currency).of(name)
     summary = cost_json(found, facts)
     files = {
         REPORT: cost_page(found, facts),

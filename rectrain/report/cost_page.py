@@ -7,23 +7,14 @@ from typing import Any
 
 from rectrain.cost.case import METHODS
 from rectrain.cost.findings import Crossing, Findings
-from rectrain.cost.plan import Change, Plan
-from rectrain.cost.traffic import SECONDS_PER_MONTH
+from rectrain.report.cost_models import model_sections
 from rectrain.report.cost_pictures import cumulative, made_of, monthly, tornado, volumes
-from rectrain.report.page import Section, details, paragraph, render_page, table
+from rectrain.report.cost_plans import what_to_run
+from rectrain.report.page import Section, details, money, paragraph, render_page, table
 
 __all__ = ["cost_page", "route_table"]
 
 _METHODS = {"full": "all weights", "lora": "LoRA", "adalora": "AdaLoRA"}
-
-
-def money(value: float, currency: str) -> str:
-    """An amount for people: about three digits, never fewer than the cents of large ones."""
-    if value and abs(value) < 0.0995:
-        return f"{currency} {value:.3g}"
-    if abs(value) < 100:
-        return f"{currency} {value:,.2f}"
-    return f"{currency} {value:,.0f}"
 
 
 def route_table(found: Findings) -> tuple[list[str], list[list[str]]]:
@@ -52,8 +43,9 @@ def cost_page(found: Findings, facts: Mapping[str, Any]) -> str:
         Section("What is it made of?", _made(found), "Of what"),
         *_searched(found, facts.get("searched")),
         Section("When does extra training pay back?", _pays(found), "When it pays"),
-        Section("What should I run at my traffic?", _run(found), "What to run"),
+        Section("What should I run at my traffic?", what_to_run(found), "What to run"),
         Section("How sure is that?", _sure(found), "How sure"),
+        *model_sections(facts, currency=found.currency),
         Section("From what is this computed?", _known(found, facts), "From what"),
     ]
     return render_page("What it costs", lead=_headline(found), sections=sections)
@@ -61,16 +53,22 @@ def cost_page(found: Findings, facts: Mapping[str, Any]) -> str:
 
 def _headline(found: Findings) -> str:
     traffic, best, bounds = found.case.traffic, found.choice.best, found.bounds
-    rate = f"{bounds.mean_rate:,.3g} requests a second ({bounds.peak_rate:,.3g} at peak)"
+    most = float(bounds.rates.max())
+    rate = (
+        f"{bounds.mean_rate:,.3g} requests a second ({bounds.peak_rate:,.3g} at peak, up to "
+        f"{f'{most:,.3g}' if most < 1000 else f'{most:,.0f}'} within {traffic.horizon_months} "
+        "months)"
+    )
     if best is None:
         return (
             f"At {rate}, nothing answers 99 of 100 requests within {traffic.latency_ms:g} ms "
             f"{'within the budget ' if traffic.budget_per_month else ''}on these machines."
         )
-    per_1000 = 1000 * best.cost / (bounds.mean_rate * SECONDS_PER_MONTH)
+    per_1000 = 1000 * best.cost / bounds.requests
     return (
         f"At {rate}, run **{best}**: {money(best.cost, found.currency)} a month "
         f"for the machines that answer, {money(per_1000, found.currency)} per 1,000 requests, "
+        f"{money(best.spent, found.currency)} a month with trainings and people; "
         f"99 of 100 within {best.route.p99_ms:.0f} ms."
     )
 
@@ -219,7 +217,7 @@ def _pays(found: Findings) -> list[str]:
         ),
         *(_crossing(one, found) for one in found.crossings),
         cumulative(found),
-        paragraph("Machines that answer, sized for the peak, by traffic:"),
+        paragraph("The cheapest machines that answer, on average over the horizon, by traffic:"),
         volumes(found),
         paragraph(
             f"How the large model learns again ({rhythm}), in {found.best_route}; "
@@ -258,112 +256,6 @@ def _cheaper(one: Crossing, found: Findings) -> str:
         f"The cheaper of the two, over {traffic.horizon_months} months, changes at "
         f"{rates}{more} requests a second (you have {traffic.mean:,.3g})."
     )
-
-
-# --- what to run ---------------------------------------------------------------------------------
-
-
-def _run(found: Findings) -> list[str]:
-    best, relaxed = found.choice.best, found.relaxed
-    free = relaxed and (
-        f"{relaxed}, {money(relaxed.cost, found.currency)} a month, p99 "
-        f"{relaxed.route.p99_ms:.0f} ms."
-    )
-    parts = []
-    if best is None:
-        parts.append(
-            paragraph(
-                "Nothing keeps to the budget and the latency limit. Without them: "
-                f"{free or 'no machine has the memory.'}"
-            )
-        )
-    else:
-        parts += [paragraph(_goal(found)), _plan_text("Best", best, "", found)]
-        parts += [
-            _plan_text(name.capitalize(), plan, _wins_if(plan, change, best, found), found)
-            for name, (plan, change) in found.rivals.items()
-        ]
-        if relaxed is not None and relaxed.key != best.key:
-            parts.append(paragraph(f"If there were neither budget nor latency limit: {free}"))
-    parts += [paragraph("The best plan, by traffic:"), _by_traffic(found)]
-    parts += [paragraph("Strategies side by side, over the whole horizon:"), _side_by_side(found)]
-    return parts
-
-
-def _goal(found: Findings) -> str:
-    traffic = found.case.traffic
-    budget = ""
-    if traffic.budget_per_month:
-        budget = f", machines for at most {money(traffic.budget_per_month, found.currency)} a month"
-    goal = "the highest worth less cost" if found.has_worth else (
-        "the lowest cost (no worth of answers is given, so quality counts for nothing)"
-    )  # fmt: skip
-    return (
-        f"Of all machines, numbers, purchases and shares deferred: {goal}, with 99 of 100 answers "
-        f"within {traffic.latency_ms:g} ms{budget}."
-    )
-
-
-def _plan_text(name: str, plan: Plan, wins: str, found: Findings) -> str:
-    counts = " and ".join(
-        f"{count} of the {stage.model} model"
-        for stage, count in zip(plan.route.stages, plan.num_processes, strict=True)
-    )
-    worth = f", answers worth {money(plan.worth, found.currency)}" if found.has_worth else ""
-    told = (
-        f"**{name}: {plan}.** {money(plan.cost, found.currency)} a month"
-        f"{worth}; processes: {counts}; p99 {plan.route.p99_ms:.0f} ms."
-    )
-    if wins:
-        return paragraph(f"{told} It would win {wins}.", kind="note")
-    return paragraph(told, kind="chosen note")
-
-
-def _wins_if(plan: Plan, change: Change, best: Plan, found: Findings) -> str:
-    def at(hourly: float, server: Any) -> str:
-        now = money(server.hourly, found.currency)
-        return f"at {money(hourly, found.currency)} an hour of {server.name} (now {now})"
-
-    said = []
-    if change.rival_hourly is not None and change.rival_hourly != change.best_hourly:
-        said.append(at(change.rival_hourly, plan.server))
-    if change.best_hourly is not None:
-        said.append(at(change.best_hourly, best.server))
-    for factor, told in ((change.traffic_up, "from"), (change.traffic_down, "down to")):
-        if factor is not None:
-            said.append(f"{told} {found.bounds.mean_rate * factor:,.3g} requests a second")
-    if change.worth is not None and change.worth > 0:
-        said.append(f"if answers were worth {change.worth:,.3g} times as much")
-    return "; ".join(said) or "by no price and no traffic alone"
-
-
-def _by_traffic(found: Findings) -> str:
-    rows: list[list[str]] = []
-    last = None
-    for step in found.steps:
-        best, told, count, cost = step.best, "nothing", "", ""
-        if best is not None:
-            told = f"{best.server.name} {best.server.purchase}, {best.route.name}"
-            count, cost = str(best.num_servers), money(best.cost, found.currency)
-        if told != last:
-            rows.append([f"from {step.rate:,.3g}", told, count, cost])
-        last = told
-    return table(["requests a second", "what", "machines", "a month"], rows, text=(1,))
-
-
-def _side_by_side(found: Findings) -> str:
-    shown = [one for one in found.all if one.strategy.method == "full"]
-    shown.sort(key=lambda one: -one.net)
-    rows = [
-        [
-            one.strategy.route, str(one.strategy).split(", ", 2)[2], one.machine,
-            money(one.monthly, found.currency), money(one.per_1000, found.currency),
-            money(one.net, found.currency), f"{one.roi:,.1f}",
-        ]
-        for one in shown
-    ]  # fmt: skip
-    head = ["model", "where", "machines", "a month", "per 1,000 requests", "worth less cost", "ROI"]
-    return table(head, rows, text=(1, 2))
 
 
 # --- how sure, and from what ---------------------------------------------------------------------
@@ -410,9 +302,12 @@ def _known(found: Findings, facts: Mapping[str, Any]) -> list[str]:
         [
             f"{one.name} {one.purchase}", str(one.threads), f"{one.speed:g}",
             money(one.hourly, found.currency),
+            money(one.load_hourly, found.currency) if one.load_hourly else "-",
+            str(one.term_months) if one.term_months > 1 else "-",
         ]
-        for one in found.case.servers
+        for one in found.case.every_server
     ]  # fmt: skip
+    head = ["machine", "threads", "speed", "an hour", "more under load", "held for months"]
     sources = [
         paragraph(f"{what}: {source}", kind="soft")
         for what, source in found.case.sources.items()
@@ -426,7 +321,7 @@ def _known(found: Findings, facts: Mapping[str, Any]) -> list[str]:
             "What you said, or the defaults where you said nothing",
             [table(["traffic", ""], said, text=(1,))],
         ),
-        details("Prices", [table(["machine", "threads", "speed", "an hour"], machines), *sources]),
+        details("Prices", [table(head, machines), *sources]),
     ]
 
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from rectrain.cost.findings import Findings
 from rectrain.cost.ranges import Effect
-from rectrain.cost.traffic import SECONDS_PER_MONTH
 from rectrain.report.page import PALETTE, chart
 
 __all__ = ["cumulative", "made_of", "monthly", "tornado", "volumes"]
@@ -101,10 +100,10 @@ def volumes(found: Findings) -> str:
 
     figure = go.Figure()
     for place, name in enumerate(found.routes):
-        here = [(step.rate, step.costs[name]) for step in found.steps if name in step.costs]
+        here = [step for step in found.steps if name in step.costs]
         if here:
-            rates, costs = zip(*here, strict=True)
-            per_1000 = [1000 * c / (r * SECONDS_PER_MONTH) for r, c in here]
+            rates, costs = [one.rate for one in here], [one.costs[name] for one in here]
+            per_1000 = [1000 * one.costs[name] / one.requests for one in here]
             figure.add_scatter(
                 x=rates, y=per_1000, name=name, mode="lines", customdata=costs,
                 line={"color": _colour(place), "width": 2.5},

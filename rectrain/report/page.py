@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["PALETTE", "Section", "chart", "details", "paragraph", "render_page", "table"]
+__all__ = ["PALETTE", "Section", "chart", "details", "money", "paragraph", "render_page", "table"]
 
 #: Colours of lines and marks that differ in kind; told apart by most eyes (Okabe and Ito 2008).
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555")
@@ -190,3 +190,12 @@ def render_page(title: str, *, lead: str, sections: Sequence[Section]) -> str:
 def _section(one: Section) -> str:
     anchor = f' id="{one.anchor}"' if one.short else ""
     return f"<section{anchor}><h2>{escape(one.title)}</h2>{''.join(one.parts)}</section>\n"
+
+
+def money(value: float, currency: str) -> str:
+    """An amount for people: about three digits, never fewer than the cents of large ones."""
+    if value and abs(value) < 0.0995:
+        return f"{currency} {value:.3g}"
+    if abs(value) < 100:
+        return f"{currency} {value:,.2f}"
+    return f"{currency} {value:,.0f}"

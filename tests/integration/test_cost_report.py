@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from chromium import WIDTHS, Tab
 from rectrain.cost.case import Case, Owned, Training
 from rectrain.cost.findings import Findings, find
 from rectrain.cost.ledger import Ledger
-from rectrain.cost.plan import Route, Server, Stage
+from rectrain.cost.machines import Route, Server, Stage
 from rectrain.cost.traffic import Traffic
 from rectrain.report.cost import write_cost
 
@@ -23,6 +24,8 @@ QUESTIONS = [
     "When does extra training pay back?",
     "What should I run at my traffic?",
     "How sure is that?",
+    "What do width and depth cost?",
+    "What are these models?",
     "From what is this computed?",
 ]
 
@@ -40,6 +43,22 @@ SEARCHED = {
     ],
 }  # fmt: skip
 
+MODELS = {
+    "knee": {"layers": 2, "hidden": 128, "intermediate": 96, "parameters": 1_900_000,
+             "complexity": 0.4, "request_gflop": 0.1, "fp32_bytes": 7_600_000,
+             "int8_bytes": 1_900_000, "stored_bytes": 9_000_000, "memory_bytes": 5e8,
+             "training_bytes": None}
+}  # fmt: skip
+LINEAR = [
+    {"of": "1,000 requests", "how": "fitted to 3 of them", "bounds": "250 ms", "cheapest": "knee",
+     "coefficients": {"hardware": [1e-5, 2e-4], "software": [0.0, 0.0], "labour": [0.0, 0.0]},
+     "hardware_range": [[0.0, 2e-5], [1e-4, 3e-4]], "relative_error": 0.1,
+     "points": [{"name": "knee", "p": 1.9, "c": 0.4, "measured": 1e-4, "modelled": 9.9e-5,
+                 "range": [5e-5, 1.5e-4]}]},
+    {"of": "training on a million tokens", "how": "left out: needs three runs; there are 0",
+     "bounds": "", "cheapest": None, "points": []},
+]  # fmt: skip
+
 
 def found(**traffic: Any) -> Findings:
     """Answers about three made-up routes on two machines."""
@@ -53,10 +72,11 @@ def found(**traffic: Any) -> Findings:
         Server(name, threads, threads * 0.045 * share, memory_bytes=threads * 2e9, **spot)
         for name, threads in (("a-machine.large", 2), ("a-machine.2xlarge", 8))
         for share, spot in (
-            (1.0, {}), (0.45, {"is_spot": True, "interruptions_per_hour": 7e-5})
+            (1.0, {}), (0.45, {"purchase": "spot", "interruptions_per_hour": 7e-5})
         )
     ]  # fmt: skip
     training = Training(10.0, 4.0, {"full": 1.0, "lora": 0.7, "adalora": 0.8}, "<made> up")
+    servers.append(replace(servers[0], hourly=0.059, purchase="reserved", term_months=12))
     owned = Owned(Server("my-server", 32, 0.0), 184.0, 375.0, 135.0)
     case = Case(
         Traffic.model_validate(traffic), routes, training, tuple(servers), (owned,), 91.0, 66.0, 0.2
@@ -69,7 +89,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report alone in its folder."""
     made, alone = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("alone")
     facts = {"notes": ["A note with <b>no</b> markup."], "measured_rows": [["risk", "large", "1"]]}
-    facts["searched"] = SEARCHED
+    facts |= {"searched": SEARCHED, "models": MODELS, "linear": LINEAR}
     write_cost(made, found(latency_ms=120.0, budget_per_month=900.0), facts, Ledger())
     return Path(shutil.copy(made / "report.html", alone / "moved.html"))
 

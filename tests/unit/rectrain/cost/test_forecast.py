@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rectrain.cost.case import Case, Owned, Strategy, Training, strategies
+from rectrain.cost.case import Case, Licence, Owned, Strategy, Training, strategies
 from rectrain.cost.forecast import break_even, forecast, payback
-from rectrain.cost.plan import Route, Server, Stage, num_servers
+from rectrain.cost.machines import Route, Server, Stage, num_servers
 from rectrain.cost.ranges import INPUTS, draw, sensitivity, spread_of, vary
 from rectrain.cost.traffic import Traffic, load_traffic
 from rectrain.errors import ConfigError
@@ -30,7 +30,7 @@ CASCADE = Route(
     "cascade", (SMALL.stages[0], Stage("large", 0.1, 2.0)), deferred=0.1, worth_per_1000=0.095
 )
 ONE = Server("one", 1, 0.1)
-SPOT = replace(ONE, hourly=0.04, is_spot=True, interruptions_per_hour=0.001)
+SPOT = replace(ONE, hourly=0.04, purchase="spot", interruptions_per_hour=0.001)
 TRAINING = Training(100.0, 30.0, {"full": 1.0, "lora": 0.5, "adalora": 0.75}, "a test")
 
 
@@ -85,11 +85,10 @@ def test_interruptions_cost_spares_and_work_done_again():
 def test_spares_of_a_month_are_those_of_its_own_need():
     rising = case(growth_per_month=0.2, restart_minutes=60, horizon_months=3)
     found = forecast(rising, Strategy("large", purchase="spot"))
-    needed = [
-        num_servers(SPOT, LARGE, 10 * 1.2**month, availability=0.9999, restart_h=1)
-        for month in range(3)
-    ]
-    assert found.machines.tolist() == needed == [6, 7, 9]  # of 5, 6 and 8 that must run
+    rates = 10 * 1.2 ** np.arange(3)
+    needed = num_servers(SPOT, LARGE, rates, availability=0.9999, restart_h=1)
+    assert needed is not None
+    assert found.machines.tolist() == needed.tolist() == [6, 7, 9]  # of 5, 6 and 8 that must run
 
 
 def test_own_machines_cost_what_they_are_and_what_they_draw():
@@ -103,9 +102,12 @@ def test_both_uses_the_cloud_for_the_hours_that_own_machines_do_not_cover():
     day = [4.0] * 23 + [20.0]
     wide = case(mean_rate=None, peak_rate=None, hourly_rates=day, retrain_every_months=0)
     wide = replace(wide, kwh=0.0, training=replace(TRAINING, large=0.0, small=0.0))
-    found = forecast(wide, Strategy("large", hosting="both"))
+    hourly = replace(wide, traffic=wide.traffic.model_copy(update={"scales_hourly": True}))
+    found = forecast(hourly, Strategy("large", hosting="both"))
     # Own: 4 threads of 2 a second; one machine covers 8 of the 20, 6 cloud processes for an hour.
     assert found.costs.tolist() == pytest.approx([100 + 6 * 0.1 * 730 / 24] * 6)
+    found = forecast(wide, Strategy("large", hosting="both"))  # two, and 2 processes for the month
+    assert found.costs.tolist() == pytest.approx([200 + 2 * 0.1 * 730] * 6)
     own = forecast(wide, Strategy("large", hosting="own"))
     assert own.costs.tolist() == pytest.approx([300.0] * 6)
 
@@ -121,6 +123,14 @@ def test_growth_seasons_and_prices_move_months():
     expected = [(5 * 73, 10), (11 * 73, 0), (7 * 73, 0)]
     months = [sum(one) * 0.5 ** (month / 12) for month, one in enumerate(expected)]
     assert found.costs.tolist() == pytest.approx(months)
+
+
+def test_software_is_paid_once_or_monthly_and_what_is_kept_all_of_the_time():
+    some = case(stored_gib=100.0)
+    licences = {"tool": Licence(600.0, "once"), "support": Licence(50.0, "month")}
+    paid = forecast(replace(some, licences=licences, gib_month=0.02), Strategy("large"))
+    more = paid.costs - forecast(some, Strategy("large")).costs
+    assert more.tolist() == pytest.approx([652] + [52] * 5)
 
 
 def test_people_are_paid_when_they_work():
@@ -152,7 +162,51 @@ def test_any_forecast_adds_up_line_by_line_and_in_the_ledger(rate, growth, month
 def test_every_choice_is_a_strategy_once():
     every = strategies(case())
     assert len(every) == len(set(every)) == 3 * 3 * 5
+    reserved = replace(ONE, purchase="reserved", term_months=12)
+    assert len(strategies(replace(case(), servers=(ONE, SPOT, reserved)))) == 3 * 3 * 7
     assert len(strategies(replace(case(), owned=()))) == 3 * 3 * 2
+    assert len(strategies(replace(case(), servers=()))) == 3 * 3
+
+
+def test_machines_that_no_process_fits_into_are_no_strategy():
+    big = replace(LARGE, stages=(replace(LARGE.stages[0], memory_bytes=3e9),))
+    small = tuple(replace(one, memory_bytes=2e9) for one in (ONE, SPOT))
+    (owned,) = case().owned
+    own = replace(owned, server=replace(owned.server, memory_bytes=2e9))
+    some = replace(case(), routes={"large": big, "small": SMALL}, owned=(own,))
+    places = {one.hosting for one in strategies(some) if one.route == "large"}
+    assert places == {"cloud"}
+    assert {one.hosting for one in strategies(some) if one.route == "small"} > places
+    with pytest.raises(ConfigError, match=r"machines of the prices for large.*2\.8 GiB"):
+        strategies(replace(some, servers=small))
+
+
+def test_a_reserved_machine_keeps_its_price_and_stays_for_its_term():
+    term = replace(ONE, hourly=0.06, purchase="reserved", term_months=3)
+    moved = case(
+        seasons=[2.0] + [1.0] * 11, horizon_months=5, hardware_price_change=-0.5,
+        retrain_every_months=0,
+    )  # fmt: skip
+    moved = replace(moved, servers=(ONE, term), training=replace(TRAINING, large=0.0))
+    found = forecast(moved, Strategy("large", purchase="reserved"))
+    assert found.machines.tolist() == [10, 10, 10, 5, 5]  # ten are needed in the first month alone
+    then = 5 * 0.06 * 730 * 0.5 ** (3 / 12)
+    assert found.costs.tolist() == pytest.approx([10 * 0.06 * 730] * 3 + [then] * 2)
+
+
+def test_trainings_run_on_the_machine_that_answers():
+    dear = Owned(Server("dear", 4, 0.0), monthly=900.0, watts=200.0, idle_watts=100.0)
+    some = replace(case(hardware_price_change=-0.5), owned=(dear, *case().owned))
+    found = forecast(some, Strategy("large", hosting="own"))
+    assert found.machine == "own"
+    hour = (100 / 730 + 0.2 * 200 / 1000) / 4  # full load, and no price that falls
+    trainings = [line for line in found.lines if line.unit == "device hour"]
+    paid = sum(line.amounts for line in trainings)
+    assert paid.tolist() == pytest.approx([100 * hour, 0, 0, 100 * hour, 0, 0])
+    reserved = replace(ONE, purchase="reserved", hourly=0.06, term_months=12)
+    found = forecast(replace(some, servers=(ONE, reserved)), Strategy("large", purchase="reserved"))
+    (first,) = [line for line in found.lines if line.label == "first training"]
+    assert first.price[0] == pytest.approx(0.1)  # on demand: for some hours, not for a term
 
 
 # --- comparisons ---------------------------------------------------------------------------------
@@ -208,6 +262,20 @@ def test_the_input_that_moves_the_result_most_comes_first():
     assert deferred.swing == 0  # the large model alone defers nothing
 
 
+@given(units=st.floats(0.01, 0.9), asked=st.floats(0.1, 1.0), z=st.floats(-3, 3))
+def test_more_units_deferred_are_more_work_and_more_worth_whoever_asks(units, asked, z):
+    stage = Stage("large", asked, 2.0)
+    route = replace(CASCADE, stages=(SMALL.stages[0], stage), deferred=units)
+    some = replace(case(), routes={"large": LARGE, "small": SMALL, "cascade": route})
+    moved = vary(some, {"deferred": z}).routes["cascade"]
+    factor = min(1.2**z, 1 / units)  # all of them is the most
+    assert moved.deferred == pytest.approx(units * factor)
+    work = [one.core_s - 1 / 20 for one in (route, moved)]
+    assert work[1] == pytest.approx(work[0] * factor)
+    gain = units * (factor - 1) * (LARGE.worth_per_1000 - SMALL.worth_per_1000)
+    assert moved.worth_per_1000 == pytest.approx(route.worth_per_1000 + gain)
+
+
 # --- the traffic file ----------------------------------------------------------------------------
 
 
@@ -226,6 +294,8 @@ def test_a_day_has_the_mean_and_the_peak(mean, factor):
         ("hourly_rates: [1, 2]", "must be 24"),
         ("mean_rate: 1\nhourly_rates: [" + "1," * 23 + "1]", "they say the same"),
         ("seasons: [1, 1]", "must be 12"),
+        ("mean_rate: 2\npeak_rate: 49", "one hour of it alone"),
+        ("seasons: [0,1,1,1,1,1,1,1,1,1,1,1]\nhorizon_months: 1", "some month of the horizon"),
         ("worth: {clicks: 1}", "worth.click"),
         ("mean_rate: .nan", "mean_rate"),
     ],

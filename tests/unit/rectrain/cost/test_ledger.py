@@ -90,7 +90,11 @@ def entries(draw):
     )
 
 
-ledgers = st.lists(entries(), max_size=12).map(lambda found: Ledger(tuple(found)))
+ledgers = st.builds(
+    lambda found, scenario: Ledger(tuple(found)).of(scenario),
+    st.lists(entries(), max_size=12),
+    labels,
+)
 rates = st.fixed_dictionaries(
     {
         name: st.fractions(min_value=Fraction(1, 10**6), max_value=10**6)
@@ -153,10 +157,10 @@ def test_files_give_the_same_ledger_back(ledger):
 # --- what is refused -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("other", [{"currency": "USD"}, {"period": "month"}])
+@pytest.mark.parametrize("other", [{"currency": "USD"}, {"period": "month"}, {"scenario": "large"}])
 def test_different_money_is_not_added(other):
     ledger = Ledger((entry(1), entry(2, **other)))
-    with pytest.raises(DataError, match="one currency and one period"):
+    with pytest.raises(DataError, match="one currency, one period and one scenario"):
         ledger.total()
     assert len(ledger.totals(*other)) == 2
 
@@ -216,9 +220,21 @@ def test_a_csv_shows_amounts_that_people_can_read():
     assert ",2,hour,1/3," in row
 
 
-def test_a_csv_may_leave_the_amount_out():
-    lines = [line.rpartition(",")[0] for line in Ledger((entry(3),)).to_csv().splitlines()]
-    assert Ledger.from_csv("\n".join(lines), name="l.csv").total() == 3
+def test_a_csv_may_leave_scenario_and_amount_out():
+    ledger = Ledger((entry(3),))
+    lines = [line.rpartition(",")[0].partition(",")[2] for line in ledger.to_csv().splitlines()]
+    assert lines[0].startswith("stage,") and lines[0].endswith(",source")
+    assert Ledger.from_csv("\n".join(lines), name="l.csv") == ledger
+
+
+def test_futures_are_not_added_up_and_each_has_its_sum():
+    spent, large, small = (Ledger((entry(n),)).of(name) for n, name in
+                           ((1, "spent"), (20, "large"), (3, "small")))  # fmt: skip
+    every = spent + large + small
+    with pytest.raises(DataError, match=r"EUR a once of spent and EUR a once of large"):
+        every.total()
+    assert every.totals("scenario") == {("spent",): 1, ("large",): 20, ("small",): 3}
+    assert every.where(scenario="large").total() == 20
 
 
 @pytest.mark.parametrize(
@@ -228,6 +244,7 @@ def test_a_csv_may_leave_the_amount_out():
         ("pretraining", "training", "stage of an entry in l.csv, row 2"),
         (",kind,", ",sort,", "ledger l.csv: got columns"),
         (",EUR,", ",EUR,more,", "ledger l.csv, row 2"),
+        ("scenario,", "source,", "ledger l.csv: got columns"),
     ],
 )
 def test_a_wrong_csv_is_refused_with_its_row(old, new, said):

@@ -13,6 +13,7 @@ from rectrain.cost.overhead import Overhead
 from rectrain.cost.routes import Speed, TaskSpeed, cascade, lone, worths
 from rectrain.cost.serving import Served, _p99, latency_curve, to_speed
 from rectrain.cost.traffic import Traffic
+from rectrain.errors import ConfigError
 
 PLAIN = Calibration("temperature", 1.0, 0.0)
 DECILES = tuple(place / 20 for place in range(1, 10))
@@ -106,10 +107,43 @@ def test_worth_goes_with_events_and_lift():
     assert worths(traffic, {"risk": 0.5}, tasks=tasks) == pytest.approx(0.75 * 5 + 0.25 * 0.8)
 
 
+def test_the_money_of_an_event_can_be_said_of_any_task():
+    traffic = Traffic.model_validate(
+        {"worth": {"order": 2.0, "money": {"refund": 3.0, "search_ranking": 5.0},
+                   "events": {"refund": 0.5, "search_ranking": 0.1, "recommendation": 0.1}}}
+    )  # fmt: skip
+    tasks = ("refund", "search_ranking", "recommendation", "risk")
+    assert worths(traffic, {}, tasks=tasks) == pytest.approx((1.5 + 0.5 + 0.2) / 4)
+
+
+@pytest.mark.parametrize(
+    ("worth", "said"),
+    [
+        (
+            {"click": 1, "events": {"serch_ranking": 0.1}},
+            "worth.events of the traffic.*models have",
+        ),
+        ({"money": {"ad_ctr": 0.1}}, "worth.money of the traffic.*got ad_ctr.*models have"),
+        ({"click": 1, "events": {"refund": 1}}, "worth.events.refund.*set worth.money.refund"),
+        ({"events": {"search_ranking": 1}}, "worth.events.search_ranking.*set worth.order"),
+    ],
+)
+def test_worth_that_would_count_for_nothing_is_refused(worth, said):
+    traffic = Traffic.model_validate({"worth": worth})
+    with pytest.raises(ConfigError, match=said):
+        traffic.shares(["search_ranking", "refund"])
+
+
 def test_lift_is_over_a_trivial_model():
     first = {"risk": {"auc": [0.8, 0.7, 0.9]}, "search_ranking": {"ndcg@10": 0.5}}
     other = {"risk": {"auc": 0.65}, "search_ranking": {"ndcg@10": [0.6, 0.5, 0.7]}}
     assert lift_of(other, first) == pytest.approx({"risk": 0.5, "search_ranking": 1.2})
+
+
+def test_the_first_metric_that_is_better_when_higher_judges_alone():
+    other = {"risk": {"log_loss": 0.3, "auc": 0.65}, "ad_ctr": {"auc": 0.6, "ece": 0.1}}
+    first = {"risk": {"log_loss": 0.2, "auc": 0.8}, "ad_ctr": {"auc": 0.5, "ece": 0.05}}
+    assert lift_of(other, first) == pytest.approx({"risk": 0.5})  # no lift at all over 0.5
 
 
 def test_a_methods_factor_is_measured_where_it_was():

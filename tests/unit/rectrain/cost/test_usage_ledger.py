@@ -11,14 +11,20 @@ import pytest
 from rectrain.cost.measure import (
     device_hours,
     history,
+    most_memory,
     training_ledger,
 )
 from rectrain.cost.prices import load_prices
 from rectrain.errors import ConfigError, DataError
 from rectrain.train.usage import Usage
 
-CPU = load_prices().instance("aws-c7i-2xlarge")  # 8 devices, 0.357 an hour
-GPU = load_prices().instance("aws-g5-xlarge")
+PRICES = load_prices()
+CPU = PRICES.instance("aws-c7i-2xlarge")  # 8 devices, 0.357 an hour
+
+
+def of(**instances):
+    """Prices with these instances alone."""
+    return PRICES.model_copy(update={"instances": instances})
 
 
 def life(seconds, *, work="train", day=1, **changes):
@@ -46,18 +52,31 @@ def test_device_seconds_of_all_lives_cost_instance_hours(tmp_path):
     run = write(tmp_path / "run", life(1000), life(800, day=2, finished=False))
     (past,) = history(str(run))
     assert past.device_seconds == 2 * 1800
-    assert device_hours([past]) == {"train": 1.0}
-    (entry,) = training_ledger([past], CPU, name="aws-c7i-2xlarge")
+    assert device_hours([past]) == {"cpu": 1.0}
+    entry, _ = training_ledger([past], of(mine=CPU))
     assert (entry.stage, entry.part, entry.kind) == ("pretraining", "training", "hardware")
     assert entry.amount == Fraction("0.357") / 8  # one hour of one of its eight devices
-    assert "measured 3,600 device-seconds on Xeon in 2 lives; on aws-c7i-2xlarge" in entry.source
+    assert "measured 3,600 device-seconds on Xeon in 2 lives; on mine, on demand" in entry.source
     assert CPU.on_demand.cited in entry.source
+
+
+def test_the_most_memory_stands_beside_the_time_and_costs_nothing(tmp_path):
+    pair = [life(10, rank=rank, world_size=2, day=day, peak_memory_bytes=(size << 30))
+            for day, rank, size in ((1, 0, 3), (1, 1, 1), (2, 0, 2), (2, 1, 2))]  # fmt: skip
+    alone = life(10, label="measured", day=3, peak_memory_bytes=4 << 30)
+    pasts = history(str(write(tmp_path / "run", *pair, alone)))
+    assert most_memory(pasts[0].lives) == 5 << 30  # 3 and 2, each rank at its worst
+    assert most_memory([alone]) == 4 << 30 and most_memory([]) == 0
+    time, memory = training_ledger(pasts, of(mine=CPU))
+    assert (memory.quantity, memory.unit, memory.amount) == (5, "gib held", 0)
+    assert (memory.stage, memory.part) == (time.stage, time.part)
+    assert memory.label == "train run: most memory of processes"
 
 
 def test_a_faster_device_takes_less(tmp_path):
     pasts = history(str(write(tmp_path / "run", life(1800))))
     twice = CPU.model_copy(update={"speed": 2.0})
-    one, half = (training_ledger(pasts, each, name="i").total() for each in (CPU, twice))
+    one, half = (training_ledger(pasts, of(i=each)).total() for each in (CPU, twice))
     assert one == 2 * half
 
 
@@ -85,7 +104,7 @@ def test_what_went_into_a_model_counts_once_and_in_order(tmp_path):
     pasts = history(str(package))
     assert [past.folder for past in pasts] == [str(one) for one in (pre, joint, heads, small)]
     assert [past.device_seconds / 2 for past in pasts] == [10, 20, 5, 45]
-    ledger = training_ledger(pasts, CPU, name="i")
+    ledger = training_ledger(pasts, of(i=CPU))
     shares = {key: amount / ledger.total() for key, amount in ledger.totals("stage").items()}
     assert shares == {("pretraining",): Fraction(35, 80), ("tuning",): Fraction(45, 80)}
 
@@ -99,7 +118,7 @@ def test_a_run_of_before_usage_was_recorded_has_no_lives(tmp_path):
         (f"{tmp_path}/gone", ()),
         (str(run), ()),
     ]
-    assert device_hours(pasts) == {} and len(training_ledger(pasts, CPU, name="i")) == 0
+    assert device_hours(pasts) == {} and len(training_ledger(pasts, of(i=CPU))) == 0
 
 
 @pytest.fixture
@@ -121,7 +140,7 @@ def test_a_search_is_tuning_with_its_super_network_and_its_trials_runs(search):
     teacher, past = history(str(search))
     assert (teacher.work, past.work, past.folder) == ("train", "tune", str(search))
     assert [one.seconds for one in past.lives] == [7, 50, 8, 20]
-    ledger = training_ledger([teacher, past], CPU, name="i")
+    ledger = training_ledger([teacher, past], of(i=CPU))
     totals = ledger.totals("stage", "part")
     assert {key: amount / ledger.total() for key, amount in totals.items()} == {
         ("pretraining", "training"): Fraction(100, 185), ("tuning", "resources"): Fraction(85, 185)
@@ -149,14 +168,24 @@ def test_what_a_search_chose_has_the_search_behind_it_once(search, work):
 
 def test_usage_alone_says_what_it_was(tmp_path):
     study = write(tmp_path / "study", life(7, work="tune"), settings={"notes": ""})
-    (entry,) = training_ledger(history(str(study)), CPU, name="i")
+    entry, _ = training_ledger(history(str(study)), of(i=CPU))
     assert (entry.stage, entry.part) == ("tuning", "resources")
 
 
-def test_seconds_of_a_cpu_are_not_sold_as_a_gpu(tmp_path):
-    pasts = history(str(write(tmp_path / "run", life(1))))
-    with pytest.raises(ConfigError, match="measured on a cpu"):
-        training_ledger(pasts, GPU, name="aws-g5-xlarge")
+def test_each_kind_of_device_is_paid_on_a_machine_of_its_kind(tmp_path):
+    lives = (life(3600, num_devices=1), life(7200, num_devices=1, device="gpu", chip="NVIDIA L4"),
+             life(3600, num_devices=1, device="gpu", chip="unheard of"))  # fmt: skip
+    pasts = history(str(write(tmp_path / "run", *lives)))
+    assert device_hours(pasts) == {"cpu": 1.0, "gpu": 3.0}
+    ledger = [entry for entry in training_ledger(pasts, PRICES) if entry.amount]
+    first, alike = PRICES.instance("aws-g4dn-xlarge"), PRICES.instance("aws-g6-xlarge")
+    assert sorted(entry.amount for entry in ledger) == sorted(
+        [PRICES.instance("aws-c7i-large").on_demand.value / 2,
+         2 * alike.on_demand.value, first.on_demand.value]
+    )  # fmt: skip
+    assert sum("on aws-g6-xlarge" in entry.source for entry in ledger) == 1
+    with pytest.raises(ConfigError, match=r"none with a gpu.*add a gpu instance"):
+        training_ledger(pasts, of(i=CPU))
 
 
 def test_another_folder_is_refused(tmp_path):
