@@ -33,7 +33,7 @@ __all__ = ["main"]
 
 _OUTPUT = Path("runs/bench")
 _SETTINGS, _QUICK_SETTINGS = 1000, 100
-_SERVING = ServingScale(requests=48, idle_s=12.0, rounds=3)
+_SERVING = ServingScale(requests=80, idle_s=12.0, rounds=3)
 _QUICK_SERVING = ServingScale(requests=6, idle_s=2.0, rounds=1)
 
 

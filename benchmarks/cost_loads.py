@@ -29,15 +29,18 @@ TASK = "search_ranking"
 _PATH = "/v1/rank"
 _BESIDE = ("query_id", "query")  # of a request; its other fields are the candidates'
 _NOT_ASKED = ("label", "timestamp", "row_id", "p_true")
+_DEFERRED = b'"deferred":true'
 _QUERIES = 400  # different ones
 
 
 class Loaded(NamedTuple):
-    """What a load took: cpu_s of all processes, duration_s, requests that were answered."""
+    """What a load took: cpu_s of all processes, duration_s, requests that were answered, and those
+    of them that the large model of a cascade had a part in."""
 
     cpu_s: float
     duration_s: float
     requests: int
+    deferred: int = 0
 
 
 class Texts(NamedTuple):
@@ -74,14 +77,15 @@ class Application:
         # The duration is a bound that the number of requests reaches first.
         load = Load(
             self._address, rate=rate, duration_s=10 * requests / rate, num_requests=requests,
-            seed=seed,
+            keep_answers=1, seed=seed,
         )  # fmt: skip
         begun, before = time.monotonic(), self._cpu_s()
         outcomes = self._generator.run(load, [*asked[first:], *asked[:first]])
         loaded = self._since(before, begun, requests=len(outcomes))
         answered = summarise(outcomes).num_ok
         assert answered == requests, f"{requests - answered} of {requests} requests failed"
-        return loaded
+        deferred = sum(_DEFERRED in (one.answer or b"") for one in outcomes)
+        return loaded._replace(deferred=deferred)
 
     def idle(self, seconds: float) -> Loaded:
         """What it takes while nothing is asked."""

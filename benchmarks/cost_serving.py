@@ -42,8 +42,8 @@ __all__ = ["Round", "Scale", "calibrated", "figures", "measure_serving"]
 
 _MIX = {TASK: 1.0}
 _NAMES = ("small", "shop", "large")
-_RATES, _CANDIDATES = (3.0, 6.0, 9.0), 10  # held out: requests a second, candidates of each
-_KNOWN_RATE, _FEW, _MANY = 12.0, 6, 30  # of the calibration
+_RATES, _CANDIDATES = (6.0, 9.0, 12.0), 10  # held out: requests a second, candidates of each
+_KNOWN_RATE, _FEW, _MANY = 15.0, 6, 30  # of the calibration
 _TRAFFIC = Traffic(mix=_MIX, candidates=_CANDIDATES)
 _CORES = os.cpu_count() or 1
 _MILLION = 1_000_000
@@ -139,9 +139,7 @@ class _Bench:
         idle = self._application.idle(self._scale.idle_s)
         seed = 1 + number
         known = {
-            size: self._load(
-                "small", _KNOWN_RATE, size, requests=2 * self._scale.requests, seed=seed
-            )
+            size: self._load("small", _KNOWN_RATE, size, requests=self._scale.requests, seed=seed)
             for size in (_FEW, _MANY)
         }
         held_out = [(name, rate) for rate in _RATES for name in _NAMES]
@@ -157,7 +155,8 @@ class _Bench:
         load = self._application.load(name, rate, candidates, requests=requests, seed=seed)
         print(
             f"{name} at {rate:g}/s of {candidates}: {1000 * load.cpu_s / load.requests:.1f} ms of"
-            f" cores a request, {load.cpu_s / load.duration_s:.2f} cores busy",
+            f" cores a request, {load.cpu_s / load.duration_s:.2f} cores busy,"
+            f" {load.deferred / load.requests:.0%} deferred",
             flush=True,
         )
         return load

@@ -30,7 +30,7 @@ def test_predictions_are_compared_with_runs_and_with_a_served_graph(
     # So short and beside other tests nothing is exact; what has no part in a fit is of the size.
     assert 0.2 < found["C1/training/tiny"] < 5
     for model in ("small", "shop", "large"):
-        for rate in ("3", "6", "9"):
+        for rate in ("6", "9", "12"):
             assert 0.2 < found[f"C1/serving/{model}/{rate}"] < 5
     assert all(found[f"C1/serving/overhead/{name}"] >= 0 for name in OVERHEAD)
     assert found["C1/serving/overhead/idle_share"] > 0

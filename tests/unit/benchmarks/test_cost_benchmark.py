@@ -47,11 +47,11 @@ def one_round(**changes: float) -> Round:
     }
     return Round(
         idle=Loaded(IDLE * 15, 15.0, 0),
-        known={size: load(seconds(SMALL, size), 12.0) for size in (6, 30)},
+        known={size: load(seconds(SMALL, size), 15.0) for size in (6, 30)},
         loads={
             (name, rate): load(request_s * changes.get(name, 1.0), rate)
             for name, request_s in each.items()
-            for rate in (3.0, 6.0, 9.0)
+            for rate in (6.0, 9.0, 12.0)
         },
         calibration=timed("s", SMALL, 30),
         timed={"small": timed("s", SMALL, 10), "large": timed("l", LARGE, 10)},
@@ -75,7 +75,7 @@ def test_calls_that_took_longer_alone_leave_no_overhead_below_nothing():
 def test_where_the_products_model_is_right_the_ratios_are_1():
     found = {one.id: one for one in figures([one_round(), one_round()], POLICY, cores=CORES)}
     for model in ("small", "shop", "large"):
-        for rate in ("3", "6", "9"):
+        for rate in ("6", "9", "12"):
             assert found[f"C1/serving/{model}/{rate}"].value == pytest.approx(1)
     assert found["C3/order"].value == 1
     assert found["C1/serving/overhead/request_ms"].value == pytest.approx(7)
