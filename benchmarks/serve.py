@@ -77,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
     figures: list[Figure] = []
     if "S1" in parts:
         figures += _cascades(models, options, scale, picture=_OUTPUT / f"{name}.png")
+        print_table(figures)
     if len(parts) > ("S1" in parts):
         with Generator(core=sender) as generator:
             bench = Bench(
@@ -87,6 +88,7 @@ def main(argv: Sequence[str]) -> int:
             )  # fmt: skip
             if {"S2", "S3", "S5"} & set(parts):
                 figures += measure_servers(bench, parts)
+                print_table(figures)
             if "S4" in parts:
                 figures += measure_batching(bench, scale.grid)
     print_table(figures)

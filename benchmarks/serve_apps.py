@@ -1,9 +1,8 @@
 """Applications on Ray Serve, side by side in one cluster: ours, a bare one, and @serve.batch.
 
-Run by `serve_servers.Cluster` as a process of its own, which is asked what to deploy.
+Run by `serve_servers.Cluster` as a process of its own, which is asked what to deploy. No annotation
+here is a string: Serve has FastAPI read those of a class once more, where their names are unknown.
 """
-
-from __future__ import annotations
 
 import asyncio
 import logging
