@@ -73,12 +73,11 @@ def main(argv: list[str]) -> int:
     output = Path(lasting(options.output))
     pasts = pasts_of({role: str(one.path) for role, one in packages.items()})
     # Before anything is measured: what can't be priced must be told at once.
-    spent = _spent(pasts, prices, traffic.currency or prices.currency)
-    stated = load_linear(options.linear).into(traffic.currency or prices.currency, prices.rates)
+    money = traffic.currency or prices.currency
+    spent = _spent(pasts, prices, money)
+    stated = load_linear(options.linear).into(money, prices.rates)
     tokens = traffic.tokens or _TOKENS
-    runs = trained_runs(
-        pasts, every, prices, search=options.search, currency=stated.currency, tokens=tokens
-    )
+    runs = trained_runs(pasts, every, prices, search=options.search, currency=money, tokens=tokens)
     factors, source = _factors(options.adapters)
     training, told = trainings(pasts, traffic, prices, factors=factors, source=source)
     mix = traffic.shares(packages["large"].tasks)
