@@ -7,6 +7,7 @@ in the study's file alone, and nothing of Tune's is ever restored.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections import Counter
@@ -86,22 +87,26 @@ def _trial(given: Mapping[str, Any], *, config: SearchConfig) -> None:
     """What Tune runs in a process of its own."""
     question = Question(given["number"], given["parameters"])
     found = answer(config, question, report=lambda found: tune.report(dict(found)))
-    last: dict[str, Any] = {"result": found.to_json()}
+    # As text: of a mapping Tune makes an entry for each of its keys.
+    last: dict[str, Any] = {"result": json.dumps(found.to_json())}
     if found.objectives is not None:
         last |= found.to_json()["objectives"]
     tune.report(last)
 
 
 def _scheduler(config: SearchConfig) -> Any:
-    """ASHA by the lift at validations, where it is asked for; else every trial comes to its end."""
+    """ASHA by the lift at validations, where it is asked for; else every trial comes to its end.
+
+    Trials are compared at the same steps, and not by how many reports they made: one that was
+    killed goes on from a checkpoint. None is stopped for having come far enough: its last report is
+    its result.
+    """
     if not config.asha:
         return None
-    train = config.train
-    assert train.evaluate_interval is not None and train.num_steps is not None
-    num_validations = max(1, train.num_steps // train.evaluate_interval)
     return AsyncHyperBandScheduler(
-        metric="mean_lift", mode="max", max_t=num_validations + 1, grace_period=1,
-        reduction_factor=2,
+        time_attr="step", metric="mean_lift", mode="max",
+        grace_period=config.train.evaluate_interval, max_t=config.train.num_steps,
+        reduction_factor=2, stop_last_trials=False,
     )  # fmt: skip
 
 
@@ -144,7 +149,7 @@ class _Questions(Searcher):
         number = question.number
         found = read_result(self._root, number)
         if found is None and result and "result" in result:
-            found = Result.from_json(result["result"])  # of a node without the folder
+            found = Result.from_json(json.loads(result["result"]))  # of one that failed
         if found is None and error:
             self._deaths[number] += 1
             if self._deaths[number] < _LIVES:

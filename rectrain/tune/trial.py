@@ -39,7 +39,8 @@ def answer(config: SearchConfig, question: Question, *, report: Report) -> Resul
     Args:
         config: of the search, with absolute paths.
         question: the point.
-        report: is given {"mean_lift": …} at validations on the way, of a separate trial.
+        report: is given {"mean_lift": …, "step": …} at validations on the way, of a separate trial
+            with ASHA. Not at the last one: what has trained to its end is judged.
 
     Returns:
         The result; that of an earlier life of this trial, if it had come so far.
@@ -97,9 +98,11 @@ def _separate(bench: Workbench, question: Question, report: Report) -> Result:
     folder = bench.root / "trials" / f"{question.number:04d}"
 
     def listen(event: Mapping[str, Any]) -> None:
-        if event["kind"] == "validation" and set(event["validation"]) >= set(bench.standards):
+        if event["kind"] != "validation" or event["step"] == event["num_steps"]:
+            return
+        if _telling(bench) <= event["validation"].keys():
             shares = lifts(event["validation"], bench.standards)
-            report({"mean_lift": sum(shares.values()) / len(shares)})
+            report({"mean_lift": sum(shares.values()) / len(shares), "step": event["step"]})
 
     with busy():
         began = time.monotonic()
@@ -117,6 +120,11 @@ def _separate(bench: Workbench, question: Question, report: Report) -> Result:
     seconds += sum(life.device_seconds for life in lives)
     with _noted(config, question):
         return bench.judged(point, values, device_seconds=seconds)
+
+
+def _telling(bench: Workbench) -> set[str]:
+    """The tasks that a lift is of."""
+    return {task for task, one in bench.standards.items() if one.tells}
 
 
 def _log(text: str) -> None:
