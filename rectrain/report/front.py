@@ -264,7 +264,7 @@ def _growth(trials: Sequence[Trial], facts: StudyFacts) -> list[str]:
     words = (
         f"Hypervolume up to the reference point ({', '.join(parts)} ms), as a share of what a "
         "model of lift 1 without cost and delay would have; trials in the order in which they "
-        "ended, failed ones with the time they took."
+        "ended, those without a result with the time they took."
     )
     label = "Hypervolume of the front against device-seconds spent"
     return [paragraph(words), chart(figure, name="growth", label=label, height=340)]

@@ -25,7 +25,7 @@ from rectrain.train.storage import Store
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.plan import num_concurrent, trial_resources
 from rectrain.tune.study import Question, Result, SearchStudy, read_result
-from rectrain.tune.trial import answer
+from rectrain.tune.trial import answer, noted_s
 
 __all__ = ["run_search"]
 
@@ -144,7 +144,7 @@ class _Questions(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tells the study; what a scheduler ended early has no result."""
+        """Tells the study; what was killed or ended early has no result, but took its time."""
         question = self._asked.pop(trial_id)
         number = question.number
         found = read_result(self._root, number)
@@ -157,7 +157,8 @@ class _Questions(Searcher):
                 return
         pruned = found is None and not error
         if found is None:
-            found = Result(error=None if pruned else _DIED)
+            why = _behind(result or {}) if pruned else _DIED
+            found = Result(error=why, device_seconds=noted_s(self._root, number))
         self._study.tell(number, found, pruned=pruned)
         self._gauges["finished"].set(len(self._study.finished()))
         self._gauges["device_seconds"].set(self._study.spent_s())
@@ -172,3 +173,10 @@ class _Questions(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """See `save`."""
+
+
+def _behind(last: Mapping[str, Any]) -> str:
+    """Why ASHA ended a trial, by the last report of it."""
+    if "mean_lift" not in last:
+        return "ended early"
+    return f"lift {last['mean_lift']:.3f} at step {last['step']}: behind others, ended early"

@@ -76,7 +76,7 @@ class Trial:
         constraints: name -> what it is above its bound; all at most 0 where it is feasible.
         device_seconds: that it took: threads × seconds; 0.0 where unknown.
         started, finished: in UTC.
-        error: one line, of a failed one.
+        error: one line, of a failed or pruned one.
         facts: whatever else was measured (metric by task, bytes, requests a second, …).
     """
 

@@ -6,7 +6,7 @@ OUTPUT/supernet/         its run
 OUTPUT/trials/           what each trial found, and of separate ones their runs
 OUTPUT/vectors/          the teacher's, of all texts
 OUTPUT/latency/          what shapes were measured to take
-OUTPUT/chosen/           the chosen models, a folder each
+OUTPUT/chosen/           the chosen models, a folder each; see `chosen.folder_name`
 """
 
 from __future__ import annotations
