@@ -103,9 +103,11 @@ def _scheduler(config: SearchConfig) -> Any:
     """
     if not config.asha:
         return None
+    interval = config.train.evaluate_interval
+    assert interval is not None, "see SearchConfig"
     return AsyncHyperBandScheduler(
         time_attr="step", metric="mean_lift", mode="max",
-        grace_period=config.train.evaluate_interval, max_t=config.train.num_steps,
+        grace_period=interval, max_t=config.train.num_steps,
         reduction_factor=2, stop_last_trials=False,
     )  # fmt: skip
 
