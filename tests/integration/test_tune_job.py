@@ -31,7 +31,8 @@ from rectrain.train.usage import read_usage
 from rectrain.tune.trials import Trial, read_facts, read_study
 
 NUM_STEPS, NUM_TRIALS = 4, 3
-SEPARATE_STEPS, LEARNS = 40, 1e-3
+# An untrained teacher's encoder is better left alone: its heads learn on it.
+SEPARATE_STEPS, LEAVES, SPOILS = 60, 1e-9, 1e-3
 ROOT = Path(__file__).parents[2]
 
 
@@ -175,10 +176,10 @@ def run_of(output: Path, trial: Trial) -> Path:
 
 @pytest.fixture(scope="module")
 def raced(cluster: None, untrained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """By ASHA: a trial that learns, one whose setting no run takes, one that learns nothing."""
+    """By ASHA: a trial that gets ahead, one whose setting no run takes, one that falls behind."""
     output = tmp_path_factory.mktemp("raced") / "tune"
     more = ["--objective=mean_lift", "--asha", "--train.evaluate_interval=10"]
-    given = separate(untrained_run, output, *more, rates=[LEARNS, -1.0, 1e-9])
+    given = separate(untrained_run, output, *more, rates=[LEAVES, -1.0, SPOILS])
     assert exit_status(tune.main, given) == 0
     return output
 
@@ -191,9 +192,9 @@ def test_asha_ends_what_is_behind_and_what_comes_to_its_end_is_judged(raced: Pat
     assert failed.state == "failed" and "learning_rate" in (failed.error or "")
     assert behind.state == "pruned" and "ended early" in (behind.error or "")
     assert newest_checkpoint(run_of(raced, behind)) < SEPARATE_STEPS
-    for one in (ahead, behind):
-        noted = sum(life.device_seconds for life in read_usage(Store.open(str(run_of(raced, one)))))
-        assert one.device_seconds > 0.5 * noted > 0
+    lives = read_usage(Store.open(str(run_of(raced, ahead))))
+    assert ahead.device_seconds > sum(life.device_seconds for life in lives)
+    assert failed.device_seconds > 0 and behind.device_seconds > 0
     front = json.loads((raced / "front.json").read_text())
     assert [one["trial"] for one in front["front"]] == [ahead.number]
     assert front["device_seconds"] == sum(o.device_seconds for o in (ahead, failed, behind))
@@ -205,7 +206,7 @@ def test_a_separate_trial_s_killed_worker_and_its_killed_process_lose_no_trial(
 ) -> None:
     """The first trial's worker, then the second's process; both go on from a checkpoint."""
     output = tmp_path / "tune"
-    given = separate(untrained_run, output, rates=[LEARNS, 2 * LEARNS])
+    given = separate(untrained_run, output, rates=[LEAVES, SPOILS])
     runs = [output / "trials" / name / "run" for name in ("0000", "0001")]
     (status, killed), processes = killing_trial(
         runs[1], lambda: killing(runs[0], [10], lambda: exit_status(tune.main, given))
@@ -286,7 +287,7 @@ class Driver:
 
 
 def test_a_killed_trial_and_a_killed_driver_lose_nothing_that_has_ended(
-    searched: Path, untrained_run: Path, tmp_path: Path
+    cluster: None, searched: Path, untrained_run: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "tune"
     output.mkdir()
@@ -309,11 +310,7 @@ def test_a_killed_trial_and_a_killed_driver_lose_nothing_that_has_ended(
     assert 2 <= len(before) < 4
     shutil.rmtree(output / "tensorboard")
     (output / "tracked.json").unlink()  # as of a driver that died before it had told anybody
-    again = Driver(given)
-    try:
-        again.wait_for(r"^study ")
-    finally:
-        again.kill()
+    assert exit_status(tune.main, given) == 0
     trials = {one.number: one for one in ended(output)}
     assert len(trials) == 4 and len({str(one.parameters) for one in trials.values()}) == 4
     failed = [one for one in trials.values() if one.state != "complete"]
