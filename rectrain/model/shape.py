@@ -17,6 +17,7 @@ __all__ = ["SHAPE_PRESETS", "Shape", "check_shape", "head_size", "preset_shape",
 #: Name -> shares of the parent's (layers, heads and hidden size, inner size). Of a parent with 6
 #: layers, hidden 384, 12 heads and inner size 1536, "small" is (2, 5) × 192 × 6 heads × 192.
 SHAPE_PRESETS = {
+    "mini": (Fraction(1, 6), Fraction(1, 2), Fraction(1, 8)),
     "small": (Fraction(1, 3), Fraction(1, 2), Fraction(1, 8)),
     "medium": (Fraction(1, 2), Fraction(1, 2), Fraction(1, 4)),
 }
