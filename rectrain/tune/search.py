@@ -23,6 +23,7 @@ from ray.util.metrics import Gauge
 
 from rectrain.train.storage import Store
 from rectrain.tune.config import SearchConfig
+from rectrain.tune.leftovers import removing_leftovers
 from rectrain.tune.plan import num_concurrent, trial_resources
 from rectrain.tune.study import Question, Result, SearchStudy, read_result
 from rectrain.tune.trial import answer, noted_s
@@ -80,7 +81,8 @@ def run_search(config: SearchConfig, study: SearchStudy, *, told: Callable[[int]
             failure_config=any_tune.FailureConfig(max_failures=0),
         ),
     )
-    tuner.fit()
+    with removing_leftovers():
+        tuner.fit()
 
 
 def _trial(given: Mapping[str, Any], *, config: SearchConfig) -> None:
