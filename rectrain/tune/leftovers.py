@@ -21,6 +21,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 __all__ = ["remove_leftovers", "removing_leftovers"]
 
 _INTERVAL_S = 2.0
+_Actor: Any = getattr(gcs_pb2, "ActorTableData")  # noqa: B009 - made at import, without a type
 
 
 @contextmanager
@@ -49,7 +50,7 @@ def remove_leftovers() -> int:
     """
     job = ray.get_runtime_context().get_job_id()
     actors = [one for one in _actors() if one.job_id.hex() == job]
-    dead = gcs_pb2.ActorTableData.DEAD
+    dead = _Actor.DEAD
     processes = {one.address.worker_id for one in actors if one.state != dead}
     gone = {one.address.worker_id for one in actors if one.state == dead} - processes - {b""}
     makers: dict[bytes, set[bytes]] = {}
@@ -65,7 +66,7 @@ def remove_leftovers() -> int:
 def _actors() -> list[Any]:
     """All that the cluster knows of, dead ones among them."""
     accessor: Any = state._connect_and_get_accessor()
-    return [gcs_pb2.ActorTableData.FromString(one) for one in accessor.get_actor_table(None, None)]
+    return [_Actor.FromString(one) for one in accessor.get_actor_table(None, None)]
 
 
 def _is_there(group: bytes) -> bool:
