@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rectrain.report.page import PALETTE, Section, chart, paragraph, render_page, table
 from rectrain.tune.pareto import hypervolume_curve, knee, minimised, non_dominated
-from rectrain.tune.trials import DIRECTIONS, OBJECTIVES, StudyFacts, Trial
+from rectrain.tune.trials import DIRECTIONS, OBJECTIVES, StudyFacts, Trial, chips_of
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -114,7 +114,18 @@ def _lead(trials: Sequence[Trial], front: Front, facts: StudyFacts) -> str:
     )
     return (
         f"{len(trials)} trials ({facts.way}), {ended} with a result{beyond}; "
-        f"{len(front.trials)} in the front. {spent:,.0f} device-seconds{before}."
+        f"{len(front.trials)} in the front. {spent:,.0f} device-seconds{before}.{_mixed(trials)}"
+    )
+
+
+def _mixed(trials: Sequence[Trial]) -> str:
+    """What is to be said of a search that went on on another machine, or on unlike nodes."""
+    chips = chips_of(trials)
+    if len(chips) < 2:
+        return ""
+    return (
+        f" Timed on {' and '.join(chips)}: cost and p99 of trials on different processors don't "
+        "compare."
     )
 
 
@@ -264,7 +275,7 @@ def _growth(trials: Sequence[Trial], facts: StudyFacts) -> list[str]:
     words = (
         f"Hypervolume up to the reference point ({', '.join(parts)} ms), as a share of what a "
         "model of lift 1 without cost and delay would have; trials in the order in which they "
-        "ended, failed ones with the time they took."
+        "ended, those without a result with the time they took."
     )
     label = "Hypervolume of the front against device-seconds spent"
     return [paragraph(words), chart(figure, name="growth", label=label, height=340)]

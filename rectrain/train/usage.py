@@ -30,7 +30,7 @@ import torch
 from rectrain.errors import DataError
 from rectrain.train.storage import Store
 
-__all__ = ["FOLDER", "Usage", "Work", "read_usage", "recorded"]
+__all__ = ["FOLDER", "Usage", "Work", "cpu_name", "read_usage", "recorded"]
 
 FOLDER = "usage"
 Work = Literal["pretrain", "train", "compress", "tune"]
@@ -107,7 +107,7 @@ def recorded(
         work=work,
         label=label,
         device="gpu" if on_gpu else "cpu",
-        chip=torch.cuda.get_device_name() if on_gpu else _cpu_name(),
+        chip=torch.cuda.get_device_name() if on_gpu else cpu_name(),
         num_devices=1 if on_gpu else num_threads,
         rank=rank,
         world_size=world_size,
@@ -228,7 +228,8 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The name of this machine's processor; of one that tells none, its architecture."""
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, os.uname().machine)

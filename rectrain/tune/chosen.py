@@ -34,7 +34,7 @@ from rectrain.tune.study import Result
 from rectrain.tune.trials import DIRECTIONS, Trial
 from rectrain.tune.workbench import Workbench
 
-__all__ = ["choose", "finish"]
+__all__ = ["choose", "finish", "folder_name"]
 
 Say = Callable[[str], None]
 _MADE = "made.json"  # written last
@@ -72,6 +72,24 @@ def _lift(trial: Trial) -> float:
     return trial.objectives.mean_lift
 
 
+def folder_name(trial: Trial, config: FinishConfig) -> str:
+    """Of a chosen model: other settings make another, beside those that may be in use.
+
+    Args:
+        trial: of the front.
+        config: how the model is made.
+
+    Returns:
+        Such as "trial-0007-plain-300" or "trial-0007-int8-200-300-0.002": the package, the updates
+        of encoder and heads, those of the heads, and the most that int8 may lose.
+    """
+    settings: list[float] = [config.head_steps]
+    if config.package == "int8":
+        settings = [config.num_steps, config.head_steps, config.max_drop]
+    parts = (f"trial-{trial.number:04d}", config.package, *map(str, settings))
+    return "-".join(parts)
+
+
 def finish(bench: Workbench, trial: Trial, *, say: Say) -> dict[str, Any]:
     """Trains the model of a trial on, packages it and measures the package; once.
 
@@ -84,7 +102,7 @@ def finish(bench: Workbench, trial: Trial, *, say: Say) -> dict[str, Any]:
         What front.json says of it: the package's folder and version, and its three objectives
         beside what the trial had.
     """
-    folder = bench.root / "chosen" / f"trial-{trial.number:04d}"
+    folder = bench.root / "chosen" / folder_name(trial, bench.config.finish)
     if (folder / _MADE).exists():
         found: dict[str, Any] = json.loads((folder / _MADE).read_bytes())
         return found

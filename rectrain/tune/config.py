@@ -196,8 +196,11 @@ class SearchConfig(Section):
                 "asha needs way=separate and objective=mean_lift: it compares one number of "
                 "trials on their way, and of several objectives none stands for the others"
             )
-        if self.asha and self.train.evaluate_interval is None:
-            raise ValueError("asha goes by validations; give train.evaluate_interval")
+        if self.asha and not 0 < (self.train.evaluate_interval or 0) < self.train.num_steps:
+            raise ValueError(
+                "asha goes by validations on the way; give train.evaluate_interval, less than "
+                "train.num_steps"
+            )
         for name, values in self.space.settings.items():
             if not values or not name.startswith(("train.", "model.")):
                 raise ValueError(f"space.settings.{name} must be train.… or model.… with values")

@@ -4,7 +4,8 @@ Trials judge models on all cores of a machine at a time, and would disturb each 
 each holds the machine's lock together with the others while it computes, and by itself while it
 measures. It is a lock of the kernel's on a file of the machine: a process that dies lets go.
 
-Latency is a matter of a shape and not of weights, so each shape is measured once, with fresh ones.
+Latency is a matter of a shape and not of weights, so each shape is measured once on each kind of
+processor, with fresh ones.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from rectrain.data.batch import distinct_texts
 from rectrain.inference.predictor import Predictor
 from rectrain.package import ModelParts
 from rectrain.train.storage import Store
+from rectrain.train.usage import cpu_name
 from rectrain.tune.config import MeasureConfig
 
 __all__ = ["Latency", "LatencyTable", "alone", "busy", "measure_latency", "time_requests"]
@@ -72,7 +74,7 @@ def _held(kind: int) -> Iterator[None]:
 
 
 class LatencyTable:
-    """Latencies of shapes, a file each; what is there is not measured again.
+    """Latencies of shapes, a file each; what is there of a processor as this is not measured again.
 
     Attributes:
         spent_s: seconds that this process measured, without those that it waited.
@@ -91,10 +93,10 @@ class LatencyTable:
         """The latency of a shape.
 
         Args:
-            key: all that it depends on, beside how it is measured; JSON-serialisable.
+            key: all that it depends on, beside how and where it is measured; JSON-serialisable.
             make: a model of the shape.
         """
-        facts = json.dumps({**key, **self._config.model_dump()}, sort_keys=True)
+        facts = json.dumps({**key, **self._config.model_dump(), "chip": cpu_name()}, sort_keys=True)
         name = f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
         if not self._store.exists(name):
             parts = make()

@@ -7,6 +7,7 @@ in the study's file alone, and nothing of Tune's is ever restored.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections import Counter
@@ -22,9 +23,10 @@ from ray.util.metrics import Gauge
 
 from rectrain.train.storage import Store
 from rectrain.tune.config import SearchConfig
+from rectrain.tune.leftovers import removing_leftovers
 from rectrain.tune.plan import num_concurrent, trial_resources
 from rectrain.tune.study import Question, Result, SearchStudy, read_result
-from rectrain.tune.trial import answer
+from rectrain.tune.trial import answer, noted_s
 
 __all__ = ["run_search"]
 
@@ -79,29 +81,36 @@ def run_search(config: SearchConfig, study: SearchStudy, *, told: Callable[[int]
             failure_config=any_tune.FailureConfig(max_failures=0),
         ),
     )
-    tuner.fit()
+    with removing_leftovers():
+        tuner.fit()
 
 
 def _trial(given: Mapping[str, Any], *, config: SearchConfig) -> None:
     """What Tune runs in a process of its own."""
     question = Question(given["number"], given["parameters"])
     found = answer(config, question, report=lambda found: tune.report(dict(found)))
-    last: dict[str, Any] = {"result": found.to_json()}
+    # As text: of a mapping Tune makes an entry for each of its keys.
+    last: dict[str, Any] = {"result": json.dumps(found.to_json())}
     if found.objectives is not None:
         last |= found.to_json()["objectives"]
     tune.report(last)
 
 
 def _scheduler(config: SearchConfig) -> Any:
-    """ASHA by the lift at validations, where it is asked for; else every trial comes to its end."""
+    """ASHA by the lift at validations, where it is asked for; else every trial comes to its end.
+
+    Trials are compared at the same steps, and not by how many reports they made: one that was
+    killed goes on from a checkpoint. None is stopped for having come far enough: its last report is
+    its result.
+    """
     if not config.asha:
         return None
-    train = config.train
-    assert train.evaluate_interval is not None and train.num_steps is not None
-    num_validations = max(1, train.num_steps // train.evaluate_interval)
+    interval = config.train.evaluate_interval
+    assert interval is not None, "see SearchConfig"
     return AsyncHyperBandScheduler(
-        metric="mean_lift", mode="max", max_t=num_validations + 1, grace_period=1,
-        reduction_factor=2,
+        time_attr="step", metric="mean_lift", mode="max",
+        grace_period=interval, max_t=config.train.num_steps,
+        reduction_factor=2, stop_last_trials=False,
     )  # fmt: skip
 
 
@@ -139,12 +148,12 @@ class _Questions(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tells the study; what a scheduler ended early has no result."""
+        """Tells the study; what was killed or ended early has no result, but took its time."""
         question = self._asked.pop(trial_id)
         number = question.number
         found = read_result(self._root, number)
         if found is None and result and "result" in result:
-            found = Result.from_json(result["result"])  # of a node without the folder
+            found = Result.from_json(json.loads(result["result"]))  # of one that failed
         if found is None and error:
             self._deaths[number] += 1
             if self._deaths[number] < _LIVES:
@@ -152,7 +161,8 @@ class _Questions(Searcher):
                 return
         pruned = found is None and not error
         if found is None:
-            found = Result(error=None if pruned else _DIED)
+            why = _behind(result or {}) if pruned else _DIED
+            found = Result(error=why, device_seconds=noted_s(self._root, number))
         self._study.tell(number, found, pruned=pruned)
         self._gauges["finished"].set(len(self._study.finished()))
         self._gauges["device_seconds"].set(self._study.spent_s())
@@ -167,3 +177,10 @@ class _Questions(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """See `save`."""
+
+
+def _behind(last: Mapping[str, Any]) -> str:
+    """Why ASHA ended a trial, by the last report of it."""
+    if "mean_lift" not in last:
+        return "ended early"
+    return f"lift {last['mean_lift']:.3f} at step {last['step']}: behind others, ended early"

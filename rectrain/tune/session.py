@@ -23,7 +23,7 @@ from rectrain.tune.pareto import hypervolume, minimised
 from rectrain.tune.plan import describe_search, num_concurrent, point_text
 from rectrain.tune.study import SearchStudy
 from rectrain.tune.tracking import TrialTracker
-from rectrain.tune.trials import DIRECTIONS, Trial
+from rectrain.tune.trials import DIRECTIONS, Trial, chips_of
 from rectrain.tune.workbench import Workbench
 
 __all__ = ["Session", "resolve_search"]
@@ -156,6 +156,7 @@ class Session:
             reference=list(self._reference()),
         )
         tracker = TrialTracker(self.config, say=self._say)
+        tracker.catch_up(self.study.trials(), volume=self.volume)
 
         def told(number: int) -> None:
             trials = self.study.trials()
@@ -166,6 +167,11 @@ class Session:
 
         if self.study.wants_more():
             run_search(self.config, self.study, told=told)
+        if len(chips := chips_of(self.study.trials())) > 1:
+            self._say(
+                f"warning: trials were timed on {', '.join(chips)}: cost and p99 of one don't "
+                "compare with those of another"
+            )
 
     def _say_standards(self) -> None:
         for task, one in self.bench.standards.items():

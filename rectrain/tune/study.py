@@ -46,7 +46,7 @@ class Result:
         constraints: name -> by what share it is exceeded.
         device_seconds: threads × seconds.
         facts: further, JSON-serialisable.
-        error: one line, of one that failed.
+        error: one line, of one that failed or was ended early.
     """
 
     objectives: Objectives | None = None

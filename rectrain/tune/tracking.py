@@ -1,13 +1,19 @@
-"""Where trials can be watched: TensorBoard and MLflow, each trial once."""
+"""Where trials can be watched: TensorBoard and MLflow, each trial once.
+
+OUTPUT/tracked.json      which trials each place has: a driver that was killed may have told the
+                         study of a trial, and nobody else
+"""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rectrain.errors import without_credentials
+from rectrain.train.storage import Store
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.trials import Trial
 
@@ -15,6 +21,8 @@ __all__ = ["TrialTracker", "mlflow_uri"]
 
 Say = Callable[[str], None]
 Sink = Callable[[Trial, float], None]
+
+_TRACKED = "tracked.json"
 
 
 class TrialTracker:
@@ -28,6 +36,11 @@ class TrialTracker:
     def __init__(self, config: SearchConfig, *, say: Say) -> None:
         self._say = say
         self._sinks: dict[str, Sink] = {}
+        self._places = {"tensorboard": "tensorboard", "mlflow": _mlflow_place(config)}
+        self._store = Store.open(config.output)
+        self._tracked: dict[str, list[int]] = {}  # place -> numbers of the trials that it has
+        if self._store.exists(_TRACKED):
+            self._tracked = json.loads(self._store.read(_TRACKED))
         if config.tracking.tensorboard:
             self._open("tensorboard", lambda: _tensorboard(Path(config.output) / "tensorboard"))
         if config.tracking.mlflow != "off":
@@ -39,14 +52,35 @@ class TrialTracker:
         except Exception as error:  # whatever a server or library fails with
             self._warn(name, error)
 
+    def catch_up(self, trials: Sequence[Trial], *, volume: Callable[[list[Trial]], float]) -> None:
+        """Takes those that it doesn't have of trials that have ended.
+
+        Args:
+            trials: all of the search.
+            volume: the hypervolume of some of them.
+        """
+        ended = [one for one in trials if one.finished is not None]
+        ended.sort(key=lambda one: (one.finished, one.number))
+        for place, trial in enumerate(ended, start=1):
+            if any(trial.number not in self._has(name) for name in self._sinks):
+                self.record(trial, hypervolume=volume(ended[:place]))
+
     def record(self, trial: Trial, *, hypervolume: float) -> None:
-        """Takes a trial that has ended."""
+        """Takes a trial that has ended, where it was not taken before."""
         for name, sink in list(self._sinks.items()):
+            if trial.number in self._has(name):
+                continue
             try:
                 sink(trial, hypervolume)
             except Exception as error:
                 del self._sinks[name]
                 self._warn(name, error)
+            else:
+                self._has(name).append(trial.number)
+                self._store.replace(_TRACKED, json.dumps(self._tracked, indent=1).encode())
+
+    def _has(self, name: str) -> list[int]:
+        return self._tracked.setdefault(self._places[name], [])
 
     def _warn(self, name: str, error: Exception) -> None:
         text = f"warning: {name} has no trials: {type(error).__name__}: {error}"
@@ -81,6 +115,11 @@ def mlflow_uri(config: SearchConfig) -> str:
     if config.tracking.mlflow != "auto":
         return config.tracking.mlflow
     return f"sqlite:///{Path(config.output).parent}/mlflow.db"
+
+
+def _mlflow_place(config: SearchConfig) -> str:
+    """The experiment and its server, without secrets."""
+    return f"{config.tracking.mlflow_experiment} at {without_credentials(mlflow_uri(config))}"
 
 
 def _mlflow(config: SearchConfig) -> Sink:

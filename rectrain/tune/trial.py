@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,11 @@ from rectrain.train.usage import read_usage, recorded
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.latency import busy
 from rectrain.tune.objective import lifts
-from rectrain.tune.plan import needed_cpus
 from rectrain.tune.runs import separate_run
 from rectrain.tune.study import Question, Result, read_result, write_result
 from rectrain.tune.workbench import Workbench
 
-__all__ = ["answer"]
+__all__ = ["answer", "noted_s"]
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -39,7 +39,8 @@ def answer(config: SearchConfig, question: Question, *, report: Report) -> Resul
     Args:
         config: of the search, with absolute paths.
         question: the point.
-        report: is given {"mean_lift": …} at validations on the way, of a separate trial.
+        report: is given {"mean_lift": …, "step": …} at validations on the way, of a separate trial
+            with ASHA. Not at the last one: what has trained to its end is judged.
 
     Returns:
         The result; that of an earlier life of this trial, if it had come so far.
@@ -47,14 +48,45 @@ def answer(config: SearchConfig, question: Question, *, report: Report) -> Resul
     root = Path(config.output)
     found = read_result(root, question.number)
     if found is None:
-        began = time.monotonic()
+        before_s = _own_s(root, question.number)  # of a life that was killed
         try:
             found = _tried(config, question, report=report)
         except Exception as error:
-            seconds = needed_cpus(config) * (time.monotonic() - began)
-            return Result(error=_line(error), device_seconds=seconds)
+            spent_s = noted_s(root, question.number)
+            return Result(error=_line(error), device_seconds=spent_s)
+        found = replace(found, device_seconds=found.device_seconds + before_s)
         write_result(root, question.number, found)
     return found
+
+
+def noted_s(root: Path, number: int) -> float:
+    """Device-seconds that all processes of a trial have noted so far; those of a killed life lack
+    its last two seconds at most.
+
+    Args:
+        root: the search's folder.
+        number: the trial's.
+    """
+    return _own_s(root, number) + _run_s(_folder(root, number) / "run")
+
+
+def _own_s(root: Path, number: int) -> float:
+    """Of a trial's own processes, without its training's workers."""
+    lives = read_usage(Store.open(str(root)))
+    return sum(life.device_seconds for life in lives if life.label == _label(number))
+
+
+def _run_s(run: Path) -> float:
+    return sum(life.device_seconds for life in read_usage(Store.open(str(run))))
+
+
+def _label(number: int) -> str:
+    return f"trial {number}"
+
+
+def _folder(root: Path, number: int) -> Path:
+    """Of a separate trial."""
+    return root / "trials" / f"{number:04d}"
 
 
 def _tried(config: SearchConfig, question: Question, *, report: Report) -> Result:
@@ -71,7 +103,7 @@ def _noted(config: SearchConfig, question: Question) -> AbstractContextManager[N
     return recorded(
         Store.open(config.output),
         work="tune",
-        label=f"trial {question.number}",
+        label=_label(question.number),
         num_threads=config.threads_per_trial,
         on_gpu=False,
     )
@@ -94,12 +126,14 @@ def _elastic(bench: Workbench, question: Question) -> Result:
 def _separate(bench: Workbench, question: Question, report: Report) -> Result:
     """Trains through Ray Train, whose workers note their own time while this process waits."""
     config, point = bench.config, question.parameters
-    folder = bench.root / "trials" / f"{question.number:04d}"
+    folder = _folder(bench.root, question.number)
 
     def listen(event: Mapping[str, Any]) -> None:
-        if event["kind"] == "validation" and set(event["validation"]) >= set(bench.standards):
+        if event["kind"] != "validation" or event["step"] == event["num_steps"]:
+            return
+        if _telling(bench) <= event["validation"].keys():
             shares = lifts(event["validation"], bench.standards)
-            report({"mean_lift": sum(shares.values()) / len(shares)})
+            report({"mean_lift": sum(shares.values()) / len(shares), "step": event["step"]})
 
     with busy():
         began = time.monotonic()
@@ -113,10 +147,14 @@ def _separate(bench: Workbench, question: Question, report: Report) -> Result:
         with _noted(config, question):
             values = bench.run_values(folder / "run")
         seconds = config.threads_per_trial * (seconds + time.monotonic() - began)
-    lives = read_usage(Store.open(str(folder / "run")))
-    seconds += sum(life.device_seconds for life in lives)
+    seconds += _run_s(folder / "run")
     with _noted(config, question):
         return bench.judged(point, values, device_seconds=seconds)
+
+
+def _telling(bench: Workbench) -> set[str]:
+    """The tasks that a lift is of."""
+    return {task for task, one in bench.standards.items() if one.tells}
 
 
 def _log(text: str) -> None:

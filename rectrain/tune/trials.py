@@ -25,6 +25,7 @@ __all__ = [
     "State",
     "StudyFacts",
     "Trial",
+    "chips_of",
     "open_study",
     "read_facts",
     "read_study",
@@ -76,7 +77,7 @@ class Trial:
         constraints: name -> what it is above its bound; all at most 0 where it is feasible.
         device_seconds: that it took: threads × seconds; 0.0 where unknown.
         started, finished: in UTC.
-        error: one line, of a failed one.
+        error: one line, of a failed or pruned one.
         facts: whatever else was measured (metric by task, bytes, requests a second, …).
     """
 
@@ -97,6 +98,11 @@ class Trial:
         return self.objectives is not None and all(
             excess <= 0 for excess in (self.constraints or {}).values()
         )
+
+
+def chips_of(trials: Iterable[Trial]) -> list[str]:
+    """The processors that trials were timed on; of more than one, cost and p99 don't compare."""
+    return sorted({one.facts["chip"] for one in trials if one.facts and "chip" in one.facts})
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ OUTPUT/supernet/         its run
 OUTPUT/trials/           what each trial found, and of separate ones their runs
 OUTPUT/vectors/          the teacher's, of all texts
 OUTPUT/latency/          what shapes were measured to take
-OUTPUT/chosen/           the chosen models, a folder each
+OUTPUT/chosen/           the chosen models, a folder each; see `chosen.folder_name`
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from rectrain.model.slicing import cut, measure_importance, ordered, reorder
 from rectrain.package import ModelParts
 from rectrain.train.build import load_model
 from rectrain.train.storage import Store
+from rectrain.train.usage import cpu_name
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.latency import Latency, LatencyTable
 from rectrain.tune.objective import Facts, Standard, cost_per_1000, excesses, objectives
@@ -156,7 +157,7 @@ class Workbench:
             constraints=excesses(facts, worth, limits=self.config.limits),
             device_seconds=device_seconds,
             facts={"values": dict(values), "num_bytes": num_bytes,
-                   "requests_per_s": 1 / latency.request_s},
+                   "requests_per_s": 1 / latency.request_s, "chip": cpu_name()},
         )  # fmt: skip
 
     def _model_config(self, point: Point) -> ModelConfig:

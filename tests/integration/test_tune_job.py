@@ -9,24 +9,30 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import psutil
 import pytest
 import ray
 import torch
-from test_train_ray import final_tensors, killing
+from test_train_ray import final_tensors, killing, newest_checkpoint
 
 import rectrain
 from jobs import tune
 from jobs.cli import exit_status
 from rectrain.model.slicing import cut, ordered
 from rectrain.train.build import load_model
+from rectrain.train.storage import Store
+from rectrain.train.usage import read_usage
 from rectrain.tune.trials import Trial, read_facts, read_study
 
 NUM_STEPS, NUM_TRIALS = 4, 3
+# An untrained teacher's encoder is better left alone: its heads learn on it.
+SEPARATE_STEPS, LEAVES, SPOILS = 60, 1e-9, 1e-3
 ROOT = Path(__file__).parents[2]
 
 
@@ -90,15 +96,20 @@ def test_the_front_and_its_package_lie_side_by_side(searched: Path) -> None:
 
 def test_trials_are_in_tensorboard_and_mlflow(searched: Path) -> None:
     from mlflow import MlflowClient
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(searched / "tensorboard"))
-    events.Reload()
-    assert len(events.Scalars("mean_lift")) == NUM_TRIALS
+    assert len(lifts_in_tensorboard(searched)) == NUM_TRIALS
     client = MlflowClient(tracking_uri=f"sqlite:///{searched.parent}/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "rectrain"]
     runs = [r for r in client.search_runs([experiment.experiment_id]) if "search" in r.data.tags]
     assert len(runs) == NUM_TRIALS and all("p99_ms" in one.data.metrics for one in runs)
+
+
+def lifts_in_tensorboard(output: Path) -> list[Any]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(output / "tensorboard"))
+    events.Reload()
+    return list(events.Scalars("mean_lift"))
 
 
 def test_a_finished_search_does_nothing_again(
@@ -147,24 +158,103 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert not output.exists()
 
 
-@pytest.mark.slow
-def test_a_failing_trial_is_recorded_and_separate_models_train_beside_it(
-    cluster: None, untrained_run: Path, tmp_path: Path
-) -> None:
-    """Of two points the first has a setting that no run takes."""
-    file = tmp_path / "tune.yaml"
-    file.write_text("space: {settings: {train.max_grad_norm: [-1.0, 1.0]}}")
-    more = ["--way=separate", "--sampler=grid", "--num_trials=2", "--space.layers=[1]",
-            "--space.heads=[1]", "--space.intermediate=[64]", "--train.num_steps=2",
-            "--finish.models=[]", "--tracking.mlflow=off", f"--config={file}"]  # fmt: skip
-    given = arguments(untrained_run, tmp_path / "out", *more)
+def separate(teacher: Path, output: Path, *more: str, rates: list[float]) -> list[str]:
+    """A search of models that are trained apart, one after the other, at these learning rates."""
+    file = output.parent / f"{output.name}.yaml"
+    file.write_text(f"space: {{settings: {{train.learning_rate: {rates}}}}}")
+    own = ["--way=separate", "--sampler=grid", f"--num_trials={len(rates)}", "--max_concurrent=1",
+           "--space.layers=[1]", "--space.heads=[1]", "--space.intermediate=[64]",
+           "--train.num_workers=1", f"--train.num_steps={SEPARATE_STEPS}", "--train.log_interval=1",
+           "--train.checkpoint_interval=10", "--finish.models=[]", "--tracking.mlflow=off",
+           f"--config={file}"]  # fmt: skip
+    return arguments(teacher, output, *own, *more)
+
+
+def run_of(output: Path, trial: Trial) -> Path:
+    return output / "trials" / f"{trial.number:04d}" / "run"
+
+
+@pytest.fixture(scope="module")
+def raced(cluster: None, untrained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """By ASHA: a trial that gets ahead, one whose setting no run takes, one that falls behind."""
+    output = tmp_path_factory.mktemp("raced") / "tune"
+    more = ["--objective=mean_lift", "--asha", "--train.evaluate_interval=10"]
+    given = separate(untrained_run, output, *more, rates=[LEAVES, -1.0, SPOILS])
     assert exit_status(tune.main, given) == 0
-    failed, complete = read_study(tmp_path / "out" / "study.db")
-    assert failed.state == "failed" and "max_grad_norm" in (failed.error or "")
-    assert complete.state == "complete" and complete.parameters["train.max_grad_norm"] == 1.0
-    assert complete.device_seconds > 0
-    run = tmp_path / "out" / "trials" / f"{complete.number:04d}" / "run"
-    assert load_model(str(run)).checkpoint.step == 2
+    return output
+
+
+@pytest.mark.slow
+def test_asha_ends_what_is_behind_and_what_comes_to_its_end_is_judged(raced: Path) -> None:
+    ahead, failed, behind = read_study(raced / "study.db")
+    assert ahead.state == "complete" and ahead.objectives is not None
+    assert load_model(str(run_of(raced, ahead))).checkpoint.step == SEPARATE_STEPS
+    assert failed.state == "failed" and "learning_rate" in (failed.error or "")
+    assert behind.state == "pruned" and "ended early" in (behind.error or "")
+    assert newest_checkpoint(run_of(raced, behind)) < SEPARATE_STEPS
+    lives = read_usage(Store.open(str(run_of(raced, ahead))))
+    assert ahead.device_seconds > sum(life.device_seconds for life in lives)
+    assert failed.device_seconds > 0 and behind.device_seconds > 0
+    front = json.loads((raced / "front.json").read_text())
+    assert [one["trial"] for one in front["front"]] == [ahead.number]
+    assert front["device_seconds"] == sum(o.device_seconds for o in (ahead, failed, behind))
+
+
+@pytest.mark.slow
+def test_a_separate_trial_s_killed_worker_and_its_killed_process_lose_no_trial(
+    cluster: None, raced: Path, untrained_run: Path, tmp_path: Path
+) -> None:
+    """The first trial's worker, then the second's process; both go on from a checkpoint."""
+    output = tmp_path / "tune"
+    given = separate(untrained_run, output, rates=[LEAVES, SPOILS])
+    runs = [output / "trials" / name / "run" for name in ("0000", "0001")]
+    (status, killed), processes = killing_trial(
+        runs[1], lambda: killing(runs[0], [10], lambda: exit_status(tune.main, given))
+    )
+    assert status == 0 and killed and processes
+    trials = read_study(output / "study.db")
+    assert [one.state for one in trials] == ["complete", "complete"]
+    for one, run in zip(trials, runs, strict=True):
+        lives = read_usage(Store.open(str(run)))
+        assert [life.finished for life in lives].count(True) == 1 and len(lives) > 1
+        assert one.device_seconds > sum(life.device_seconds for life in lives)
+    expected = final_tensors(run_of(raced, read_study(raced / "study.db")[0]), SEPARATE_STEPS)
+    found = final_tensors(runs[0], SEPARATE_STEPS)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def killing_trial(run: Path, action: Callable[[], Any]) -> tuple[Any, list[int]]:
+    """What an action returns while the process of a run's trial is killed beside it; and which."""
+    done, killed = threading.Event(), list[int]()
+
+    def kill() -> None:
+        while not done.wait(0.1) and not killed:
+            if newest_checkpoint(run) > 0:
+                killed.extend(trial_processes(os.getpid())[-1:])
+                for pid in killed:
+                    os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        return action(), killed
+    finally:
+        done.set()
+        killer.join()
+
+
+def trial_processes(parent: int) -> list[int]:
+    """Processes of trials below one, the newest last."""
+    found = []
+    for child in psutil.Process(parent).children(recursive=True):
+        try:
+            if "ImplicitFunc" in " ".join(child.cmdline()):
+                found.append((child.create_time(), child.pid))
+        except psutil.Error:
+            continue
+    return [pid for _, pid in sorted(found)]
 
 
 class Driver:
@@ -186,16 +276,6 @@ class Driver:
                 return
         raise AssertionError("".join(self.lines))
 
-    def trial_processes(self) -> list[int]:
-        found = []
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            try:
-                if "ImplicitFunc" in " ".join(child.cmdline()):
-                    found.append(child.pid)
-            except psutil.Error:
-                continue
-        return found
-
     def kill(self) -> None:
         """Ends the driver at once; what it started ends with it, or is ended."""
         below = psutil.Process(self.process.pid).children(recursive=True)
@@ -207,7 +287,7 @@ class Driver:
 
 
 def test_a_killed_trial_and_a_killed_driver_lose_nothing_that_has_ended(
-    searched: Path, untrained_run: Path, tmp_path: Path
+    cluster: None, searched: Path, untrained_run: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "tune"
     output.mkdir()
@@ -215,29 +295,28 @@ def test_a_killed_trial_and_a_killed_driver_lose_nothing_that_has_ended(
         shutil.copytree(searched / name, output / name)
     for name in ("tune.yaml", "spent.json", "standards.json"):
         shutil.copy(searched / name, output / name)
-    more = ["--num_trials=6", "--finish.models=[]", "--tracking.mlflow=off"]
+    more = ["--num_trials=4", "--finish.models=[]", "--tracking.mlflow=off"]
     given = arguments(untrained_run, output, *more)
     driver = Driver(given)
     try:
-        driver.wait_for(r"^trial 1/6")
-        victims = driver.trial_processes()
+        driver.wait_for(r"^trial 1/4")
+        victims = trial_processes(driver.process.pid)
         assert victims, "trials run in processes of their own"
         os.kill(victims[0], signal.SIGKILL)
-        driver.wait_for(r"^trial 2/6")
+        driver.wait_for(r"^trial 2/4")
     finally:
         driver.kill()
     before = {one.number: one for one in ended(output)}
-    assert 2 <= len(before) < 6
-    again = Driver(given)
-    try:
-        again.wait_for(r"^study ")
-    finally:
-        again.kill()
+    assert 2 <= len(before) < 4
+    shutil.rmtree(output / "tensorboard")
+    (output / "tracked.json").unlink()  # as of a driver that died before it had told anybody
+    assert exit_status(tune.main, given) == 0
     trials = {one.number: one for one in ended(output)}
-    assert len(trials) == 6 and len({str(one.parameters) for one in trials.values()}) == 6
+    assert len(trials) == 4 and len({str(one.parameters) for one in trials.values()}) == 4
     failed = [one for one in trials.values() if one.state != "complete"]
     assert not failed, failed  # the killed one was run again
     assert {number: trials[number] for number in before} == before
+    assert {one.step for one in lifts_in_tensorboard(output)} == set(trials)
     assert read_facts(output / "study.db").preparation_seconds > 0
 
 
@@ -260,9 +339,11 @@ def test_a_killed_worker_changes_nothing_of_the_super_network(
 def test_the_chosen_models_in_int8(
     cluster: None, searched: Path, untrained_run: Path, tmp_path: Path
 ) -> None:
+    """Of a search that has made them plain: those stay, for they may be in use."""
     output = tmp_path / "tune"
     shutil.copytree(searched, output)
-    shutil.rmtree(output / "chosen")
+    (plain,) = (output / "chosen").iterdir()
+    before = {path: path.stat().st_mtime_ns for path in plain.rglob("*")}
     more = ["--finish.package=int8", "--finish.num_steps=3", "--finish.max_drop=0.9",
             "--tracking.mlflow=off"]  # fmt: skip
     assert exit_status(tune.main, arguments(untrained_run, output, *more)) == 0
@@ -270,3 +351,5 @@ def test_the_chosen_models_in_int8(
     package = rectrain.load(knee["package"]).package
     assert any(name.endswith("-int8") for name in package.graphs)
     assert knee["facts"]["num_bytes"] < 20_000_000
+    assert Path(knee["package"]).is_relative_to(output / "chosen")
+    assert {path: path.stat().st_mtime_ns for path in plain.rglob("*")} == before

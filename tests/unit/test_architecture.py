@@ -46,6 +46,7 @@ MAY_IMPORT = {
         "rectrain.data.prepare",
         "rectrain.train.worker",
         "rectrain.train.launch",
+        "rectrain.tune.leftovers",
         "rectrain.tune.search",
         "jobs",
         "serve",

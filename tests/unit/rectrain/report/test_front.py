@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 
@@ -100,3 +101,14 @@ def test_it_loads_nothing():
 @pytest.mark.parametrize("trials", [[], TRIALS[4:5], TRIALS[3:4]], ids=["none", "failed", "beyond"])
 def test_a_search_without_a_front_says_so(trials):
     assert "No trial has a result that holds the constraints." in page(trials)
+
+
+def test_trials_of_several_processors_are_told_apart_in_words():
+    """Where a search went on on another machine, nothing else shows it."""
+
+    def page(*chips: str) -> str:
+        trials = [replace(TRIALS[n], facts={"chip": chip}) for n, chip in enumerate(chips)]
+        return render_front(trials, FACTS, importances={})
+
+    assert "Timed on" not in page("Xeon", "Xeon")
+    assert "Timed on EPYC and Xeon" in page("Xeon", "EPYC", "Xeon")

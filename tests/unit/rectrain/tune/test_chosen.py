@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
 import pytest
 
-from rectrain.tune.chosen import choose
+from rectrain.tune import chosen
+from rectrain.tune.chosen import choose, finish, folder_name
 from rectrain.tune.config import FinishConfig, SearchConfig
+from rectrain.tune.study import Result
 from rectrain.tune.tracking import TrialTracker
 from rectrain.tune.trials import Objectives, Trial
 
@@ -46,6 +51,39 @@ def test_nothing_is_chosen_where_nothing_keeps_the_limits():
     assert numbers(FinishConfig(), TRIALS[5:]) == {}
 
 
+def test_a_model_s_folder_is_named_by_the_settings_that_made_it():
+    one = TRIALS[3]
+    assert folder_name(one, FinishConfig()) == "trial-0003-int8-200-300-0.002"
+    assert folder_name(one, FinishConfig(package="plain")) == "trial-0003-plain-300"
+    only_choice = FinishConfig(package="plain", models=("best",), least_lift=0.5, num_steps=9)
+    assert folder_name(one, only_choice) == "trial-0003-plain-300"
+
+
+def test_other_settings_make_a_model_anew_and_the_same_ones_do_not(tmp_path, monkeypatch):
+    made: list[str] = []
+
+    def make(bench, trial, folder, *, say):
+        folder.mkdir(parents=True)
+        made.append(folder.name)
+        return SimpleNamespace(path=folder / "package", version=f"v{len(made)}")
+
+    monkeypatch.setattr(chosen, "_plain", make)
+    monkeypatch.setattr(chosen, "_int8", make)
+    measured = Result(TRIALS[3].objectives)
+    monkeypatch.setattr(chosen, "_measured", lambda bench, package: (measured, "torch"))
+
+    def finished(**settings) -> str:
+        config = SimpleNamespace(finish=FinishConfig(**settings))
+        bench = SimpleNamespace(root=tmp_path, config=config)
+        return finish(bench, TRIALS[3], say=pytest.fail)["version"]
+
+    assert [finished(package="plain", head_steps=3) for _ in range(2)] == ["v1", "v1"]
+    assert finished(package="plain", head_steps=4) == "v2"
+    assert finished(package="int8", head_steps=4) == "v3"
+    assert finished(package="plain", head_steps=3) == "v1"
+    assert made == ["trial-0003-plain-3", "trial-0003-plain-4", "trial-0003-int8-200-4-0.002"]
+
+
 @pytest.fixture
 def config(tmp_path) -> SearchConfig:
     return SearchConfig.model_validate({"teacher": "t", "output": str(tmp_path / "tune")})
@@ -69,6 +107,42 @@ def test_each_trial_is_a_run_of_mlflow_and_a_point_of_tensorboard(config, tmp_pa
     events = EventAccumulator(str(tmp_path / "tune" / "tensorboard"))
     events.Reload()
     assert [one.value for one in events.Scalars("hypervolume")] == [0.25, 0.25]
+
+
+def ended(number: int, minute: int) -> Trial:
+    return trial(number, 0.5, 1.0, finished=datetime(2026, 1, 1, 0, minute, tzinfo=UTC))
+
+
+def test_what_ended_while_nobody_tracked_is_tracked_once(config, tmp_path):
+    from mlflow import MlflowClient
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    TrialTracker(config, say=pytest.fail).record(ended(1, 1), hypervolume=0.1)
+    trials = [Trial(0, {}, "running"), ended(1, 1), ended(2, 7), ended(3, 3)]
+    for _ in range(2):
+        again = TrialTracker(config, say=pytest.fail)
+        again.catch_up(trials, volume=lambda some: sum(one.number for one in some))
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("rectrain")
+    names = [run.info.run_name for run in client.search_runs([experiment.experiment_id])]
+    assert sorted(names) == ["tune-0001", "tune-0002", "tune-0003"]
+    events = EventAccumulator(str(tmp_path / "tune" / "tensorboard"))
+    events.Reload()
+    found = {one.step: one.value for one in events.Scalars("hypervolume")}
+    assert found == {1: pytest.approx(0.1), 3: 1 + 3, 2: 1 + 3 + 2}
+
+
+def test_another_place_is_given_what_the_first_one_has(config, tmp_path):
+    def switched(**settings) -> SearchConfig:
+        return config.model_copy(update={"tracking": config.tracking.model_copy(update=settings)})
+
+    for place in (switched(mlflow="off"), switched(mlflow=f"sqlite:///{tmp_path}/other.db")):
+        TrialTracker(place, say=pytest.fail).catch_up([ended(1, 1)], volume=lambda some: 0.0)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/other.db")
+    experiment = client.get_experiment_by_name("rectrain")
+    assert len(client.search_runs([experiment.experiment_id])) == 1
 
 
 def test_a_tracker_that_fails_is_given_up_with_a_line(config, monkeypatch):

@@ -70,6 +70,9 @@ def test_a_shape_is_measured_once_and_another_way_of_measuring_anew(tmp_path, mo
     other = CONFIG.model_copy(update={"threads": 2})
     LatencyTable(tmp_path / "t", other, {}).of({"shape": "a"}, lambda: "c")
     assert calls == ["a", "b", "c"]
+    monkeypatch.setattr(latency, "cpu_name", lambda: "another processor")
+    again.of({"shape": "a"}, lambda: "d")
+    assert calls == ["a", "b", "c", "d"]
 
 
 @pytest.fixture

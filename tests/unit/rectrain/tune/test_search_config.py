@@ -29,6 +29,16 @@ def config(*more: str) -> SearchConfig:
             ("--asha", "--way=separate", "--objective=mean_lift"),
             r"give train\.evaluate_interval",
         ),
+        (
+            (
+                "--asha",
+                "--way=separate",
+                "--objective=mean_lift",
+                "--train.num_steps=9",
+                "--train.evaluate_interval=9",
+            ),
+            r"asha goes by validations on the way; .* less than train\.num_steps",
+        ),
         (("--sampler=annealing",), r"sampler"),
         (("--space.layers=[0]",), r"space\.layers"),
         (("--finish.models=[worst]",), r"finish\.models"),

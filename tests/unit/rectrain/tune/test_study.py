@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import pytest
+from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
+from ray.tune.utils.util import flatten_dict
 from transformers import BertConfig
 
 from rectrain.errors import ConfigError
+from rectrain.train.storage import Store
+from rectrain.train.usage import recorded
 from rectrain.tune.config import SearchConfig, SpaceConfig
-from rectrain.tune.search import _Questions
+from rectrain.tune.search import _Questions, _scheduler
 from rectrain.tune.space import Space
 from rectrain.tune.study import Result, SearchStudy, read_result, write_result
 from rectrain.tune.trials import Objectives, open_study, read_facts, read_study
@@ -113,6 +120,95 @@ def test_a_point_whose_process_died_is_tried_once_more(open_again, tmp_path):
     assert [one.state for one in study.trials()] == ["failed", "complete"]
     assert "2 times" in study.trials()[0].error
     assert questions.suggest("d") == Searcher.FINISHED
+
+
+def note_life(root, number) -> None:
+    """What a process of a trial leaves that was killed."""
+    with recorded(Store.open(str(root)), work="tune", label=f"trial {number}", num_threads=1000,
+                  on_gpu=False):  # fmt: skip
+        pass
+
+
+def test_a_trial_that_failed_says_why_and_what_it_took(open_again, tmp_path):
+    study = open_again()
+    questions = _Questions(study, tmp_path, told=[].append)
+    number = questions.suggest("a")["number"]
+    failed = Result(error="ValueError: no", device_seconds=3.0)
+    last = {"result": json.dumps(failed.to_json()), "config": {"number": number}}
+    questions.on_trial_complete("a", flatten_dict(last))  # as Tune hands it over
+    (trial,) = study.finished()
+    assert (trial.state, trial.error, trial.device_seconds) == ("failed", "ValueError: no", 3.0)
+
+
+def test_trials_that_died_or_ended_early_count_what_their_processes_noted(open_again, tmp_path):
+    study = open_again()
+    questions = _Questions(study, tmp_path, told=[].append)
+    pruned, died = (questions.suggest(name)["number"] for name in ("a", "b"))
+    for number in (pruned, died):
+        note_life(tmp_path, number)
+    questions.on_trial_complete("a", {"mean_lift": 0.1234, "step": 30})
+    questions.on_trial_complete("b", error=True)
+    assert questions.suggest("c")["number"] == died
+    questions.on_trial_complete("c", error=True)
+    first, second = study.finished()
+    assert (first.state, second.state) == ("pruned", "failed")
+    assert first.error == "lift 0.123 at step 30: behind others, ended early"
+    assert first.device_seconds > 0 and second.device_seconds > 0
+    assert study.spent_s() == first.device_seconds + second.device_seconds
+
+
+class Asha:
+    """The scheduler of a search, as Tune asks it."""
+
+    def __init__(self, *, num_steps: int, interval: int) -> None:
+        train = {"num_steps": num_steps, "evaluate_interval": interval}
+        self._scheduler = _scheduler(
+            SearchConfig.model_validate(
+                {"teacher": "t", "output": "o", "way": "separate", "objective": "mean_lift",
+                 "asha": True, "train": train}
+            )
+        )  # fmt: skip
+
+    def trial(self, name: str) -> SimpleNamespace:
+        trial = SimpleNamespace(trial_id=name)
+        self._scheduler.on_trial_add(None, trial)
+        return trial
+
+    def ends(self, trial: SimpleNamespace, **result) -> bool:
+        return self._scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP
+
+
+@pytest.mark.parametrize(("num_steps", "interval"), [(100, 30), (100, 50), (80, 10), (90, 30)])
+def test_asha_ends_no_trial_that_is_ahead_nor_any_for_having_come_far(num_steps, interval):
+    asha = Asha(num_steps=num_steps, interval=interval)
+    on_the_way = range(interval, num_steps, interval)
+    for lift in (0.1, 0.2, 0.3):
+        trial = asha.trial(f"{lift}")
+        for reports, step in enumerate(on_the_way, start=1):
+            assert not asha.ends(trial, mean_lift=lift, step=step, training_iteration=reports)
+        assert not asha.ends(trial, mean_lift=lift, training_iteration=reports + 1)  # its result
+
+
+def test_asha_compares_trials_at_the_same_steps():
+    asha = Asha(num_steps=80, interval=10)
+    first = asha.trial("first")
+    for step, lift in ((10, 0.1), (20, 0.2), (40, 0.4)):
+        assert not asha.ends(first, mean_lift=lift, step=step, training_iteration=step // 10)
+    restored = asha.trial("restored")  # its first report is that of a later step
+    assert asha.ends(restored, mean_lift=0.3, step=40, training_iteration=1)
+    behind = asha.trial("behind")
+    assert asha.ends(behind, mean_lift=0.05, step=10, training_iteration=1)
+
+
+def test_a_search_of_which_trials_end_early_goes_on(open_again):
+    study = open_again(way="separate", objective="mean_lift", num_trials=9, limits={"p99_ms": 20})
+    for place in range(9):
+        question = study.ask()
+        pruned = place % 3 == 2
+        found = Result() if pruned else result(0.1, constraints={"p99_ms": -0.5})
+        study.tell(question.number, found, pruned=pruned)
+    assert [one.state for one in study.trials()].count("pruned") == 3
+    assert study.ask() is None
 
 
 def test_a_result_is_told_once(open_again):
