@@ -66,9 +66,9 @@ def lift_of(metrics: Metrics, first: Metrics) -> dict[str, float]:
     found = {}
     for task, values in metrics.items():
         others = first.get(task, {})
-        judged = [name for name in values if name in others and metric(name).higher_is_better]
-        if judged:
-            name = judged[0]
+        # Found one by one: behind the metrics of rows a card has those of a whole catalogue.
+        judged = (one for one in values if one in others and metric(one).higher_is_better)
+        if (name := next(judged, None)) is not None:
             trivial = 0.5 if name in ("auc", "gauc", "pairwise_accuracy") else 0.0
             if (lift := _first(others[name]) - trivial) > 0:
                 found[task] = (_first(values[name]) - trivial) / lift

@@ -146,6 +146,11 @@ def test_the_first_metric_that_is_better_when_higher_judges_alone():
     assert lift_of(other, first) == pytest.approx({"risk": 0.5})  # no lift at all over 0.5
 
 
+def test_metrics_of_a_whole_catalogue_stand_in_no_lifts_way() -> None:
+    card = {"recommendation": {"ndcg@10": [0.2, 0.1, 0.3], "coverage@10": [0.5, 0.4, 0.6]}}
+    assert lift_of(card, card) == {"recommendation": 1.0}
+
+
 def test_a_methods_factor_is_measured_where_it_was():
     figures = [{"id": "adapters/lora/speed", "value": 1.25}]
     assert measured_factors(figures) == pytest.approx({"full": 1.0, "lora": 0.8, "adalora": 2 / 3})
