@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import lru_cache
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ from rectrain.inference.engine import steady_backend
 from rectrain.inference.packaged import PackagedModel, load
 from rectrain.package import Package
 
-__all__ = ["TASK", "Application", "Loaded", "Texts", "Timer", "texts_of"]
+__all__ = ["TASK", "Application", "Loaded", "Texts", "texts_of", "timer"]
 
 TASK = "search_ranking"
 _PATH = "/v1/rank"
@@ -149,43 +148,14 @@ def texts_of(package: Package, candidates: int) -> Texts:
 # --- models beside it ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Timer:
-    """The product's timing of a model, in a process of its own, which stays.
-
-    Attributes:
-        package: of the model.
-        pool: the process.
-    """
-
-    package: Package
-    pool: ProcessPoolExecutor
-
-    @classmethod
-    def of(cls, package: Package) -> Timer:
-        """Opens a package as the server does."""
-        backend = steady_backend(package, "auto", device="cpu")
-        pool = ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn"), initializer=_open,
-            initargs=(str(package.path), backend),
-        )  # fmt: skip
-        pool.submit(_ready).result()
-        return cls(package, pool)
-
-    def __enter__(self) -> Timer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.pool.shutdown()
-
-    def __call__(self, candidates: int, texts: Texts) -> Served:
-        """Times it now."""
-        return self.pool.submit(_time, candidates, texts).result()
+@contextmanager
+def timer(package: Package) -> Iterator[Callable[[int, Texts], Served]]:
+    """The product's timing of a model, opened as the server does, in a process of its own that
+    stays: of so many candidates with such texts."""
+    backend = steady_backend(package, "auto", device="cpu")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        pool.submit(_open, str(package.path), backend).result()
+        yield lambda candidates, texts: pool.submit(_time, candidates, texts).result()
 
 
 _opened: list[PackagedModel] = []  # of a timer's process
@@ -193,10 +163,6 @@ _opened: list[PackagedModel] = []  # of a timer's process
 
 def _open(path: str, backend: str) -> None:
     _opened.append(load(path, backend=backend, threads=1, cached_texts=0))
-
-
-def _ready() -> None:
-    """Ends once the model is open."""
 
 
 def _time(candidates: int, texts: Texts) -> Served:

@@ -16,7 +16,7 @@ round.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from statistics import median
 import numpy as np
 import psutil
 
-from benchmarks.cost_loads import TASK, Application, Loaded, Texts, Timer, texts_of
+from benchmarks.cost_loads import TASK, Application, Loaded, Texts, texts_of, timer
 from benchmarks.cost_training import device_second
 from benchmarks.load import Generator
 from benchmarks.table import Figure
@@ -98,9 +98,7 @@ def measure_serving(large: Path, small: Path, *, scale: Scale, log: Path) -> lis
     ]  # fmt: skip
     with ExitStack() as stack:
         generator = stack.enter_context(Generator())
-        timers = {
-            name: stack.enter_context(Timer.of(package)) for name, package in packages.items()
-        }
+        timers = {name: stack.enter_context(timer(package)) for name, package in packages.items()}
         others = frozenset(one.pid for one in psutil.Process().children(recursive=True))
         address = stack.enter_context(served(small=small, large=large, log=log, more=more))
         bench = _Bench(
@@ -118,7 +116,7 @@ class _Bench:
     def __init__(
         self,
         application: Application,
-        timers: Mapping[str, Timer],
+        timers: Mapping[str, Callable[[int, Texts], Served]],
         texts: Texts,
         scale: Scale,
     ) -> None:
@@ -134,7 +132,9 @@ class _Bench:
 
     def round(self, number: int) -> Round:
         """Everything once; every other round backwards."""
-        timed = {name: timer(_CANDIDATES, self._texts) for name, timer in self._timers.items()}
+        timed = {
+            name: time_now(_CANDIDATES, self._texts) for name, time_now in self._timers.items()
+        }
         calibration = self._timers["small"](_MANY, self._texts)
         idle = self._application.idle(self._scale.idle_s)
         seed = 1 + number

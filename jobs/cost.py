@@ -40,15 +40,17 @@ from rectrain.cost.models import compared, linear_models, model_figures, trained
 from rectrain.cost.points import load_linear
 from rectrain.cost.prices import Prices, load_prices
 from rectrain.cost.routes import Speed
-from rectrain.cost.serving import Served, measure_served, to_speed
+from rectrain.cost.serving import SPREAD, Served, measure_served, to_speed
 from rectrain.cost.shapes import stored_bytes
 from rectrain.cost.traffic import Traffic, load_traffic
 from rectrain.cost.trained import pasts_of, trainings
 from rectrain.errors import ConfigError
+from rectrain.inference.engine import steady_backend
 from rectrain.inference.packaged import load
 from rectrain.package import Package, open_package
 from rectrain.report.cost import cost_table, write_cost
 from rectrain.report.search import FRONT_PAGE, read_front
+from rectrain.train.usage import cpu_name
 
 __all__ = ["main"]
 
@@ -142,7 +144,7 @@ def _parser() -> JobParser:
         help="figures of benchmarks.adapters, where they are",
     )  # fmt: skip
     parser.add_argument(
-        "--backend", default="auto", help="what runs the encoders: as of rectrain.load"
+        "--backend", default="auto", help="what runs the encoders; auto: what a server takes"
     )
     parser.add_argument("--num-draws", type=count, default=1000, help="of the Monte Carlo")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
@@ -213,7 +215,8 @@ def _measured(
     """From OUTPUT/measured.json, or measured now and put there."""
     file = output / _MEASURED
     kept: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    key = f"{package.version} {_chip()} {backend} {candidates} {tokens}"
+    backend = steady_backend(package, backend, device="cpu")  # as a server takes it
+    key = f"{package.version} {cpu_name()} {backend} {candidates} {tokens}±{SPREAD:.0%}"
     if key in kept:
         print(f"cost: {role} was measured here before ({file})")
         return Served.from_json(kept[key])
@@ -234,13 +237,6 @@ def _measured(
 def _measure(path: str, backend: str, candidates: int, tokens: int) -> Served:
     model = load(path, backend=backend, threads=1, cached_texts=0)
     return measure_served(model, candidates=candidates, tokens=tokens)
-
-
-def _chip() -> str:
-    names = [
-        line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return names[0].partition(":")[2].strip() if names else "a CPU"
 
 
 def _factors(adapters: str) -> tuple[dict[Method, float], str]:

@@ -37,7 +37,7 @@ from rectrain.cost.routes import Speed, TaskSpeed
 from rectrain.inference.golden import made_up_rows
 from rectrain.inference.packaged import PackagedModel
 
-__all__ = ["Served", "latency_curve", "measure_served", "to_speed"]
+__all__ = ["SPREAD", "Served", "latency_curve", "measure_served", "to_speed"]
 
 Floats = NDArray[np.float64]
 
@@ -46,9 +46,9 @@ _CALLS, _SECONDS = 64, 2.5  # of each task and size: so many, or as many as go i
 _FEWEST = 5
 _WARM_UP = 2
 _K = 10  # items recommended
-# Standard deviation of texts' tokens over their mean: Online Retail's products 0.20, Upworthy's
-# headlines 0.22 (docs/data.md names both).
-_SPREAD = 0.2
+#: Standard deviation of texts' tokens over their mean: Online Retail's products 0.20, Upworthy's
+#: headlines 0.22 (docs/data.md names both).
+SPREAD = 0.2
 _MARKS = 2  # [CLS] and [SEP]
 _BATCH_S = 0.1  # as serve's batching.max_ms
 _ARRIVALS = 6000
@@ -88,7 +88,7 @@ def measure_served(
     *,
     candidates: int,
     tokens: int,
-    spread: float = _SPREAD,
+    spread: float = SPREAD,
     tasks: Sequence[str] = (),
     seed: int = 0,
     clock: Callable[[], float] = time.process_time,
