@@ -8,6 +8,7 @@ the search, and its next trials would wait for them.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 __all__ = ["remove_leftovers", "removing_leftovers"]
 
+_log = logging.getLogger(__name__)
 _INTERVAL_S = 2.0
 _Actor: Any = getattr(gcs_pb2, "ActorTableData")  # noqa: B009 - made at import, without a type
 
@@ -31,7 +33,10 @@ def removing_leftovers() -> Iterator[None]:
 
     def loop() -> None:
         while not ended.wait(_INTERVAL_S):
-            remove_leftovers()
+            try:
+                remove_leftovers()
+            except Exception as error:  # as while a head is away: the next turn may do
+                _log.warning("reservations of ended trials stay for now: %s", error)
 
     thread = threading.Thread(target=loop, name="rectrain-leftovers", daemon=True)
     thread.start()
@@ -48,8 +53,7 @@ def remove_leftovers() -> int:
     Returns:
         How many.
     """
-    job = ray.get_runtime_context().get_job_id()
-    actors = [one for one in _actors() if one.job_id.hex() == job]
+    actors = _actors()
     dead = _Actor.DEAD
     processes = {one.address.worker_id for one in actors if one.state != dead}
     gone = {one.address.worker_id for one in actors if one.state == dead} - processes - {b""}
@@ -64,9 +68,10 @@ def remove_leftovers() -> int:
 
 
 def _actors() -> list[Any]:
-    """All that the cluster knows of, dead ones among them."""
+    """This job's, dead ones among them."""
     accessor: Any = state._connect_and_get_accessor()
-    return [_Actor.FromString(one) for one in accessor.get_actor_table(None, None)]
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    return [_Actor.FromString(one) for one in accessor.get_actor_table(job, None)]
 
 
 def _is_there(group: bytes) -> bool:
