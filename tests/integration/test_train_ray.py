@@ -118,14 +118,20 @@ def kill_workers(run: Path, at: list[int], done: threading.Event) -> list[int]:
 
 def killing(run: Path, at: list[int], action: Callable[[], int]) -> tuple[int, list[int]]:
     """What an action returns while workers are killed beside it; and the steps of the kills."""
-    done, killed = threading.Event(), list[int]()
-    killer = threading.Thread(target=lambda: killed.extend(kill_workers(run, at, done)))
-    killer.start()
+    killed: list[int] = []
+    return beside(lambda done: killed.extend(kill_workers(run, at, done)), action), killed
+
+
+def beside(work: Callable[[threading.Event], None], action: Callable[[], Any]) -> Any:
+    """What an action returns while another thread works, until it is told that this is done."""
+    done = threading.Event()
+    thread = threading.Thread(target=work, args=(done,))
+    thread.start()
     try:
-        return action(), killed
+        return action()
     finally:
         done.set()
-        killer.join()
+        thread.join()
 
 
 def training_workers() -> list[int]:
@@ -142,19 +148,12 @@ def training_workers() -> list[int]:
 
 def watched(action: Callable[[], Any], observe: Callable[[], None]) -> Any:
     """Runs an action while another thread observes every half second."""
-    done = threading.Event()
 
-    def loop() -> None:
+    def loop(done: threading.Event) -> None:
         while not done.wait(0.5):
             observe()
 
-    thread = threading.Thread(target=loop)
-    thread.start()
-    try:
-        return action()
-    finally:
-        done.set()
-        thread.join()
+    return beside(loop, action)
 
 
 def scrape(seen: dict[str, set[float]]) -> None:

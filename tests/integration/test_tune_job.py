@@ -19,7 +19,7 @@ import psutil
 import pytest
 import ray
 import torch
-from test_train_ray import final_tensors, killing, newest_checkpoint
+from test_train_ray import beside, final_tensors, killing, newest_checkpoint
 
 import rectrain
 from jobs import tune
@@ -227,22 +227,16 @@ def test_a_separate_trial_s_killed_worker_and_its_killed_process_lose_no_trial(
 
 def killing_trial(run: Path, action: Callable[[], Any]) -> tuple[Any, list[int]]:
     """What an action returns while the process of a run's trial is killed beside it; and which."""
-    done, killed = threading.Event(), list[int]()
+    killed: list[int] = []
 
-    def kill() -> None:
+    def kill(done: threading.Event) -> None:
         while not done.wait(0.1) and not killed:
             if newest_checkpoint(run) > 0:
                 killed.extend(trial_processes(os.getpid())[-1:])
                 for pid in killed:
                     os.kill(pid, signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        return action(), killed
-    finally:
-        done.set()
-        killer.join()
+    return beside(kill, action), killed
 
 
 def trial_processes(parent: int) -> list[int]:

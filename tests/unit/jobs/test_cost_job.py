@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,21 +61,9 @@ def measured(monkeypatch: pytest.MonkeyPatch, packages: dict[str, Package]) -> l
             packages[name].version, "torch", tasks, (0.9, 1.0, 1.1), 500 << 20, candidates, tokens
         )
 
-    class Here:
-        """A pool whose one process is this one."""
-
-        def __init__(self, *_: object, **__: object) -> None: ...
-
-        def __enter__(self) -> Here:
-            return self
-
-        def __exit__(self, *_: object) -> None: ...
-
-        def submit(self, call: Any, *args: Any) -> Any:
-            return SimpleNamespace(result=lambda: call(*args))
-
     monkeypatch.setattr(cost, "_measure", measure)
-    monkeypatch.setattr(cost, "ProcessPoolExecutor", Here)
+    # A thread: another process would not have `measure`.
+    monkeypatch.setattr(cost, "ProcessPoolExecutor", lambda num, **_: ThreadPoolExecutor(num))
     monkeypatch.setattr(
         cost, "stored_bytes", lambda package: {"large": 2, "small": 1}[package.path.name]
     )
