@@ -1,6 +1,6 @@
 """C1/training: device-seconds of short runs of several sizes, and what follows for a longer one.
 
-The product's own model (`rectrain.cost.training`) is fitted to what the runs recorded of
+The product's own model (`rectrain.cost.run_time`) is fitted to what the runs recorded of
 themselves, and predicts runs of other sizes, which are then compared with their records. Money is
 device-seconds at the price of one vCPU of the prices' first CPU instance, so both are off by the
 same share.
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from benchmarks.one_process import in_processes, train_run
 from benchmarks.table import Figure
 from benchmarks.train import simulated
 from rectrain.cost.prices import load_prices
-from rectrain.cost.training import RecordedRun, fit_time, recorded_run
+from rectrain.cost.run_time import RecordedRun, fit_time, recorded_run
 from rectrain.train.config import RunConfig
 
 __all__ = ["FULL", "QUICK", "Size", "Sizes", "device_second", "measure_training"]
@@ -82,7 +83,7 @@ def device_second() -> tuple[float, str]:
 def _figures(size: Size, ratios: list[float], seconds: list[float]) -> list[Figure]:
     name = f"{size.encoder}, {size.tokens} tokens, {size.steps} steps"
     money, currency = device_second()
-    measured = sorted(seconds)[len(seconds) // 2]
+    measured = median(seconds)
     return [
         Figure.of_rounds(
             f"C1/training/{size.encoder}", ratios, unit=f"x device-seconds of {name}",

@@ -35,9 +35,9 @@ from rectrain.cost.assemble import (
 from rectrain.cost.case import Method
 from rectrain.cost.findings import Findings, find
 from rectrain.cost.ledger import Ledger
+from rectrain.cost.linear_costs import load_linear
 from rectrain.cost.measure import Past, training_ledger
-from rectrain.cost.models import compared, linear_models, model_figures, trained_runs
-from rectrain.cost.points import load_linear
+from rectrain.cost.per_model import compared, linear_models, model_figures, trained_runs
 from rectrain.cost.prices import Prices, load_prices
 from rectrain.cost.routes import Speed
 from rectrain.cost.serving import SPREAD, Served, measure_served, to_speed

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -53,7 +54,12 @@ class Line:
 
 def prices_by_month(now: float, change: float, months: int) -> Floats:
     """float64 [months] of what costs so much now and moves by `change` a year."""
-    return np.asarray(now * (1 + change) ** (np.arange(months) / 12))
+    return np.asarray(now * _moved(change, months))
+
+
+@lru_cache(maxsize=64)  # the same in all draws of a forecast
+def _moved(change: float, months: int) -> Floats:
+    return np.asarray((1 + change) ** (np.arange(months) / 12))
 
 
 def _device_hour(case: Case, strategy: Strategy, owned: Owned | None) -> tuple[Floats, str]:
@@ -63,10 +69,10 @@ def _device_hour(case: Case, strategy: Strategy, owned: Owned | None) -> tuple[F
         own = owned.rented(case.kwh)
         hour = (own.hourly + own.load_hourly) / (own.threads * own.speed)
         return np.full(case.traffic.horizon_months, hour), own.name
-    return _rented(case.servers, case, strategy)
+    return _rented_hour(case.servers, case, strategy)
 
 
-def _rented(servers: Sequence[Server], case: Case, strategy: Strategy) -> tuple[Floats, str]:
+def _rented_hour(servers: Sequence[Server], case: Case, strategy: Strategy) -> tuple[Floats, str]:
     """The same on the cheapest of these as the strategy buys; where none is sold so, of all."""
     traffic = case.traffic
     wanted = "spot" if strategy.purchase == "spot" else "on demand"  # no term for a few hours
@@ -116,7 +122,7 @@ def training_lines(case: Case, strategy: Strategy, owned: Owned | None) -> Itera
         for share, kind in ((1 - on_gpu, ""), (on_gpu, " on GPUs")):
             if share:
                 if kind:
-                    price, where = _rented(training.gpu_servers, case, strategy)
+                    price, where = _rented_hour(training.gpu_servers, case, strategy)
                 else:
                     price, where = _device_hour(case, strategy, owned)
                 yield Line(

@@ -31,7 +31,6 @@ __all__ = [
     "Machine",
     "Price",
     "Prices",
-    "Purchase",
     "Spot",
     "Unit",
     "charge",
@@ -40,7 +39,6 @@ __all__ = [
 
 HOURS_PER_MONTH = 730  # 365 × 24 / 12: what cloud providers bill a whole month as
 Unit = Literal["once", "hour", "month", "gib", "gib month", "kwh"]
-Purchase = Literal["on_demand", "reserved", "spot"]
 
 _SHIPPED = Path(__file__).with_name("prices.yaml")
 _CURRENCY = r"^[A-Z]{3}$"
@@ -159,20 +157,6 @@ class Instance(_Hardware):
     reserved: Hourly | None = Field(default=None, description="by the hour, bound for a term")
     reserved_months: PositiveInt = Field(default=12, description="that term")
     spot: Spot | None = Field(default=None, description="by the hour, may be taken back")
-
-    def hourly(self, purchase: Purchase) -> Price:
-        """The price of an hour.
-
-        Raises:
-            ConfigError: the prices file has none of this kind.
-        """
-        price: Price | None = getattr(self, purchase)
-        if price is None:
-            raise ConfigError(
-                what=f"{purchase} price of {self.provider} {self.chip}", got="none",
-                rule="must stand in the prices file", fix="add it, or buy on_demand",
-            )  # fmt: skip
-        return price
 
 
 class Machine(_Hardware):

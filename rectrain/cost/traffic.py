@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -114,6 +115,21 @@ class Spread(Section):
     prices: Share = Field(default=0.1, description="of hardware and energy")
     effort: Share = Field(default=0.25, description="of people's hours")
     worth: Share = Field(default=0.3, description="of the events gained")
+
+
+@lru_cache(maxsize=64)  # the same in all draws of a forecast
+def _wave(mean: float) -> Floats:
+    """See `Traffic.day`, by its mean over its peak."""
+    wave = (1 + np.cos(2 * np.pi * np.arange(_HOURS) / _HOURS)) / 2
+    wave = np.maximum(wave, 1e-12)  # 0 to the power of almost 0 is 0: no day would be flat
+    # A peak of one hour alone has 1/24 of its rate as the mean: no day has less.
+    wanted = max(mean, (1 + _ROUNDING) / _HOURS)
+    low, high = 0.0, 1e6
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (wave**middle).mean() > wanted else (low, middle)
+    shape: Floats = wave**high
+    return shape / float(shape.mean())
 
 
 class Traffic(Section):
@@ -251,17 +267,7 @@ class Traffic(Section):
         """
         if self.hourly_rates:
             return np.array(self.hourly_rates) / self.mean
-        wanted = self.mean / self.peak
-        wave = (1 + np.cos(2 * np.pi * np.arange(_HOURS) / _HOURS)) / 2
-        wave = np.maximum(wave, 1e-12)  # 0 to the power of almost 0 is 0: no day would be flat
-        # A peak of one hour alone has 1/24 of its rate as the mean: no day has less.
-        wanted = max(wanted, (1 + _ROUNDING) / _HOURS)
-        low, high = 0.0, 1e6
-        for _ in range(200):
-            middle = (low + high) / 2
-            low, high = (middle, high) if (wave**middle).mean() > wanted else (low, middle)
-        shape: Floats = wave**high
-        return shape / float(shape.mean())
+        return _wave(self.mean / self.peak).copy()
 
     def months(self) -> Floats:
         """float64 [horizon_months], each month's rate over the first one's without its season:

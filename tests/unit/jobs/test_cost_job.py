@@ -137,7 +137,7 @@ def test_prices_of_answers_add_up_to_those_of_the_routes(
     found = json.loads((tmp_path / "cost.json").read_text())
     name, purchase = found["plan"]["machine"], found["plan"]["purchase"].replace(" ", "_")
     machine = load_prices().instance(name)
-    core_s = float(machine.hourly(purchase).value) / 3600 / machine.num_devices
+    core_s = float(getattr(machine, purchase).value) / 3600 / machine.num_devices
     versions = {role: packages[role].version for role in ("small", "large")}
 
     def mean(small: str, large: str | None = None, **deferred: int) -> float:

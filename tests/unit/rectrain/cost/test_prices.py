@@ -56,7 +56,7 @@ def test_shipped_prices_hold_every_way_to_buy():
     prices = load_prices()
     assert {one.device for one in prices.instances.values()} == {"cpu", "gpu"}
     for one in prices.instances.values():
-        hourly = [one.hourly(way).amount for way in ("on_demand", "reserved", "spot")]
+        hourly = [way.amount for way in (one.on_demand, one.reserved, one.spot)]
         assert hourly == sorted(hourly, reverse=True)
         assert 0 < one.spot.interrupted_share < 1
     assert prices.machines and prices.licences
@@ -139,12 +139,6 @@ def test_null_takes_away_what_was_shipped(own):
     assert before.instances.keys() - prices.instances.keys() == {"aws-c7i-large"}
     assert before.machines and not prices.machines
     assert before.exchange.keys() - prices.exchange.keys() == {"JPY"}
-
-
-def test_a_way_to_buy_that_is_not_there_is_refused(own):
-    prices = own("instances: {aws-g5-xlarge: {spot: null}}")
-    with pytest.raises(ConfigError, match="spot price of aws"):
-        prices.instance("aws-g5-xlarge").hourly("spot")
 
 
 def test_interruptions_an_hour_make_the_share_of_a_month():

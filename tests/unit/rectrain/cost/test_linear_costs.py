@@ -12,8 +12,8 @@ from transformers import BertConfig
 from rectrain.cost.flops import complexity, encoder_parameters
 from rectrain.cost.ledger import Rates
 from rectrain.cost.linear import Candidate, Run
+from rectrain.cost.linear_costs import Given, LinearSettings, linear, load_linear, training_runs
 from rectrain.cost.measure import Past, history
-from rectrain.cost.points import Given, LinearSettings, linear, load_linear, training_runs
 from rectrain.cost.prices import load_prices
 from rectrain.errors import ConfigError
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rectrain.cost import training
+from rectrain.cost import run_time
 from rectrain.cost.linear import relative_nnls
-from rectrain.cost.training import RecordedRun, RunSize, fit_time, recorded_run
+from rectrain.cost.run_time import RecordedRun, RunSize, fit_time, recorded_run
 from rectrain.errors import DataError
 from rectrain.train.usage import Usage
 
@@ -101,7 +101,7 @@ def write(folder: Path, lives: list[Usage]) -> str:
 
 
 def test_a_recorded_run_is_all_its_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(training, "run_size", lambda config: SHORT[0])
+    monkeypatch.setattr(run_time, "run_size", lambda config: SHORT[0])
     folder = write(tmp_path, [life(seconds=10.0, finished=False), life()])
     assert recorded_run(folder) == RecordedRun(SHORT[0], 70.0, MACHINE)
 

@@ -10,8 +10,8 @@ from typing import Any
 from rectrain.cost.assemble import lift_of, request_cost
 from rectrain.cost.findings import Findings
 from rectrain.cost.linear import Candidate, Run
+from rectrain.cost.linear_costs import Linear, LinearSettings, linear, training_runs
 from rectrain.cost.measure import Past, history, maker
-from rectrain.cost.points import Linear, LinearSettings, linear, training_runs
 from rectrain.cost.prices import Prices
 from rectrain.cost.routes import Speed, lone
 from rectrain.cost.serving import Served
