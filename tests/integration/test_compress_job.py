@@ -158,7 +158,7 @@ def test_what_was_made_of_a_step_that_is_gone_is_to_do(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--preset=tiny"], "preset must be one of small, medium"),
+        (["--preset=tiny"], "preset must be one of mini, small, medium"),
         (["--train.freeze=encoder"], "train.freeze is decided by the steps"),
         (["--train.distill_weight=2"], "train.distill_weight"),
         (["--max_drop=1.5"], "max_drop"),
