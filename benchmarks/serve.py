@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         "--small", default="runs/demo-small/package", help="the small model's package"
     )
     parser.add_argument("--data", nargs="+", default=[], help="prepared (default: the run's)")
-    parser.add_argument("--budget", type=float, default=0.02, help="S1: share that may be deferred")
+    parser.add_argument("--budget", type=float, default=0.01, help="S1: share that may be deferred")
     parser.add_argument("--single", nargs="+", default=[], help="S1: packages of other models")
     parser.add_argument("--port", type=int, default=8100, help="the first of four (default: 8100)")
     return parser

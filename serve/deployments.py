@@ -5,6 +5,7 @@ A request that a small model can answer stays in one process; a deferred one mak
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -49,6 +50,7 @@ class Large:
             device=settings.large.device,
         )
         self._health = Health(self._engine, settings.golden, deviation=metrics.deviation)
+        _spare_collector()
 
     async def check_health(self) -> None:
         """Called by Serve: raises where golden requests get other answers."""
@@ -124,13 +126,15 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Serve once the models are there: they decide what a request looks like."""
-        return build_api(
+        app = build_api(
             self._settings,
             self._answerers,
             recorder=self._metrics,
             is_sound=lambda: self._engine.is_sound,
             check=self._health.check,
         )
+        _spare_collector()
+        return app
 
     async def check_health(self) -> None:
         """Called by Serve: raises where golden requests get other answers."""
@@ -138,3 +142,10 @@ class Ingress:
             for task, budget in answerer.budgets.items():
                 self._metrics.drift(name, task, budget.drift, units=budget.known)
         await self._health.check()
+
+
+def _spare_collector() -> None:
+    """Tells the garbage collector to pass over what is there once a replica has started: models and
+    modules stay, and to walk through them time and again holds up requests."""
+    gc.collect()
+    gc.freeze()
