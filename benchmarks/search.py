@@ -3,9 +3,9 @@
     python -m benchmarks.search [--quick] [--teacher runs/demo] [--data data/demo] [--folder …]
 
 A grid of 27 shapes, each trained alone as `jobs.tune --way=separate` trains a trial; and one
-super-network, whose 27 sub-networks are judged as they are. Twice more with other seeds. Grid,
-random search and separate trials draw from the same models, and pay for each what it took.
-Interrupted and run again, it goes on: what is finished is kept.
+super-network, whose 27 sub-networks are judged as they are, and those that a search chooses with
+heads of their own. Twice more with other seeds. Grid, random search and separate trials draw from
+the same models, and pay for each what it took. Interrupted and run again, it goes on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from benchmarks.search_replay import Curve, Pool, mean_volume, replay
+from benchmarks.search_replay import Curve, Pool, Priced, chosen, mean_volume, replay
 from benchmarks.search_runs import SearchRuns, Shapes, Trained
 from benchmarks.table import Figure, print_table, write_figures
 from jobs import demo
 from rectrain.config import load_config
 from rectrain.train.build import load_model
-from rectrain.tune.config import SearchConfig
+from rectrain.tune.config import FinishConfig, SearchConfig
 from rectrain.tune.objective import Facts, objectives
 from rectrain.tune.space import Space
 from rectrain.tune.trials import Objectives
@@ -41,8 +41,9 @@ _OUTPUT = Path("runs/bench")
 #: Lift, and cost and p99 as multiples of the largest shape's: what bounds the hypervolume.
 _REFERENCE = (0.0, 1.1, 1.1)
 _SHARE = 0.25  # of the grid's device-seconds
+_TRIALS_SHARE = 0.8  # of these, after which an elastic search finishes what it has chosen
 _REPLAYS = 20  # of a search whose sampler draws
-_COLORS = {"elastic": "C0", "separate": "C1", "random": "C2", "grid": "0.4"}
+_COLORS = {"elastic": "C0", "elastic/judged": "C4", "separate": "C1", "random": "C2", "grid": "0.4"}
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,20 @@ class _Scale:
 
     Attributes:
         preset: of the demo, whose large model is the teacher.
-        settings: of the search.
+        settings: of both ways to search.
+        elastic: of the one with a super-network alone.
         seeds: of the trainings.
     """
 
     preset: str
     settings: tuple[str, ...]
+    elastic: tuple[str, ...]
     seeds: tuple[int, ...]
 
 
 _COMMON = (
     "--train.num_workers=1", "--train.zero_stage=0", "--train.checkpoint_interval=100000",
-    "--tracking.tensorboard=false",
+    "--tracking.tensorboard=false", "--finish.package=plain",
 )  # fmt: skip
 _FULL = _Scale(
     "demo",
@@ -71,6 +74,7 @@ _FULL = _Scale(
         "--train.num_steps=100", "--train.evaluate_rows=100", "--refit_texts=400",
         "--measure.rows=8",
     ),
+    ("--train.num_steps=50", "--finish.head_steps=50", "--finish.least_lift=0.8"),
     seeds=(0, 1, 2),
 )  # fmt: skip
 _QUICK = _Scale(
@@ -80,6 +84,7 @@ _QUICK = _Scale(
         "--train.num_steps=2", "--train.evaluate_rows=20", "--refit_texts=50",
         "--tokens_per_micro_batch=512", "--measure.requests=4", "--measure.rounds=1",
     ),
+    ("--finish.head_steps=2",),
     seeds=(0, 1),
 )  # fmt: skip
 
@@ -91,23 +96,27 @@ class _Seed:
     Attributes:
         grid: models trained alone.
         elastic: sub-networks.
+        finished: name of a point -> its sub-network with heads of its own.
     """
 
     grid: Pool
     elastic: Pool
+    finished: Mapping[str, Priced]
 
     @property
     def budget(self) -> float:
         """Device-seconds that all but the grid may spend."""
         return _SHARE * self.grid.total_s
 
-    def lifts(self) -> tuple[Floats, Floats]:
-        """Of each shape: the sub-network's, and that of the model trained alone."""
-        sub, alone = (
-            np.array([pool.found[name].mean_lift for name in self.grid.found])
-            for pool in (self.elastic, self.grid)
+    def lifts(self) -> tuple[Floats, Floats, Floats]:
+        """Of each shape: the sub-network's, the same with heads of its own, and that of the model
+        trained alone."""
+        finished = {name: one.objectives for name, one in self.finished.items()}
+        sub, own, alone = (
+            np.array([found[name].mean_lift for name in self.grid.found])
+            for found in (self.elastic.found, finished, self.grid.found)
         )
-        return sub, alone
+        return sub, own, alone
 
 
 def main(argv: Sequence[str]) -> int:
@@ -120,13 +129,13 @@ def main(argv: Sequence[str]) -> int:
     name = f"search{'-quick' if options.quick else ''}"
     scale = _QUICK if options.quick else _FULL
     folder = Path(options.folder or f"runs/{name}").absolute()
-    config = _config(scale, options)
-    runs = SearchRuns(folder, config, seeds=scale.seeds)
+    separate, elastic = _configs(scale, options)
+    runs = SearchRuns(folder, separate=separate, elastic=elastic, seeds=scale.seeds)
     runs.make()
     shapes = runs.shapes()
-    space = Space.of(config.space, load_model(config.teacher).model.encoder.config)
-    seeds = [_seed(runs, shapes, config, seed) for seed in scale.seeds]
-    curves = [_curves(one, space) for one in seeds]
+    space = Space.of(separate.space, load_model(separate.teacher).model.encoder.config)
+    seeds = [_seed(runs, shapes, separate, seed) for seed in scale.seeds]
+    curves = [_curves(one, space, elastic.finish) for one in seeds]
     figures = _figures(seeds, curves)
     print_table(figures)
     path = _OUTPUT / f"{name}.json"
@@ -147,7 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _config(scale: _Scale, options: argparse.Namespace) -> SearchConfig:
+def _configs(scale: _Scale, options: argparse.Namespace) -> tuple[SearchConfig, SearchConfig]:
+    """Of separate trials, and of the elastic search."""
     if not options.teacher:
         demo.main([f"--preset={scale.preset}"])  # nothing, when it is done
     teacher = Path(options.teacher or f"runs/{scale.preset}").absolute()
@@ -155,7 +165,8 @@ def _config(scale: _Scale, options: argparse.Namespace) -> SearchConfig:
     if options.data:
         settings.append(f"--data=[{Path(options.data).absolute()}]")
     overrides = [*settings, *_COMMON, *scale.settings]
-    return load_config(SearchConfig, file=None, overrides=overrides)
+    separate = load_config(SearchConfig, file=None, overrides=overrides)
+    return separate, load_config(SearchConfig, file=None, overrides=[*overrides, *scale.elastic])
 
 
 # ── what was found ───────────────────────────────────────────────────────────────────────────────
@@ -173,7 +184,12 @@ def _seed(runs: SearchRuns, shapes: Shapes, config: SearchConfig, seed: int) -> 
         _REFERENCE[0], _REFERENCE[1] * largest.cost_per_1000, _REFERENCE[2] * largest.p99_ms,
     )  # fmt: skip
     trained_s = shapes.teacher_s + runs.supernet_s(seed)
-    return _Seed(pool(alone, shapes.teacher_s), pool(runs.sub_networks(seed), trained_s))
+    finished = pool(runs.finished(seed), trained_s)
+    return _Seed(
+        pool(alone, shapes.teacher_s),
+        pool(runs.sub_networks(seed), trained_s),
+        {name: Priced(one, finished.seconds[name]) for name, one in finished.found.items()},
+    )
 
 
 def _worth(model: Trained, shapes: Shapes, name: str, *, config: SearchConfig) -> Objectives:
@@ -188,19 +204,24 @@ def _worth(model: Trained, shapes: Shapes, name: str, *, config: SearchConfig) -
     return objectives(facts, standards=shapes.standards, price=config.price)
 
 
-def _curves(one: _Seed, space: Space) -> dict[str, list[Curve]]:
+def _curves(one: _Seed, space: Space, finish: FinishConfig) -> dict[str, list[Curve]]:
     """System -> searches that differ in their sampler's seed alone."""
 
-    def searches(pool: Pool, sampler: Literal["tpe", "random"]) -> list[Curve]:
-        return [
-            replay(pool, space, sampler=sampler, seed=seed, budget=one.budget)
-            for seed in range(_REPLAYS)
-        ]
+    def orders(
+        pool: Pool, sampler: Literal["tpe", "random"], share: float = 1.0
+    ) -> Iterator[list[str]]:
+        for seed in range(_REPLAYS):
+            yield replay(pool, space, sampler=sampler, seed=seed, budget=share * one.budget)
+
+    def finished(order: Sequence[str]) -> Curve:
+        then = [one.finished[name] for name in chosen(one.elastic, order, finish)]
+        return one.elastic.curve(order, then=then)
 
     return {
-        "elastic": searches(one.elastic, "tpe"),
-        "separate": searches(one.grid, "tpe"),
-        "random": searches(one.grid, "random"),
+        "elastic": [finished(order) for order in orders(one.elastic, "tpe", _TRIALS_SHARE)],
+        "elastic/judged": [one.elastic.curve(order) for order in orders(one.elastic, "tpe")],
+        "separate": [one.grid.curve(order) for order in orders(one.grid, "tpe")],
+        "random": [one.grid.curve(order) for order in orders(one.grid, "random")],
         "grid": [one.grid.curve(list(one.grid.found))],
     }
 
@@ -218,7 +239,7 @@ def _figures(
             float(mean_volume(found[system], one.budget)) / one.grid.whole
             for one, found in zip(seeds, curves, strict=True)
         ]
-        for system in ("elastic", "separate", "random", "grid")
+        for system in curves[0]
     }
     unit = f"share of hypervolume for {_SHARE:.0%} of the device-seconds"
     figures = [_figure(f"C2/{system}", values, unit, of_grid) for system, values in reached.items()]
@@ -240,17 +261,21 @@ def _figures(
 def _agreement(seeds: Sequence[_Seed]) -> list[Figure]:
     """Sub-networks beside the same shapes trained alone, and these beside one another."""
     pairs = [one.lifts() for one in seeds]
-    gaps = [float(np.mean(sub - alone)) for sub, alone in pairs]
-    ranks = [_rank(sub, alone) for sub, alone in pairs]
+    alone = [one for _, _, one in pairs]
     others = [
-        _rank(pairs[a][1], pairs[b][1]) for a in range(len(pairs)) for b in range(a + 1, len(pairs))
+        _rank(alone[a], alone[b]) for a in range(len(alone)) for b in range(a + 1, len(alone))
     ]
+    rank, gap = "Spearman's correlation of mean lifts", "mean difference of mean lifts"
     same = "the same shapes trained alone"
-    return [
-        _figure("C2/sub/rank", ranks, "Spearman's correlation of mean lifts", same),
-        _figure("C2/alone/rank", others, "the same of two seeds trained alone", "each other"),
-        _figure("C2/sub/gap", gaps, "mean difference of mean lifts", same),
+    figures = [
+        _figure("C2/alone/rank", others, "the same of two seeds trained alone", "each other")
     ]
+    for place, kind in enumerate(("sub", "finished")):
+        figures += [
+            _figure(f"C2/{kind}/rank", [_rank(one[place], one[-1]) for one in pairs], rank, same),
+            _figure(f"C2/{kind}/gap", [np.mean(one[place] - one[-1]) for one in pairs], gap, same),
+        ]
+    return figures
 
 
 def _rank(first: Floats, second: Floats) -> float:
@@ -291,8 +316,10 @@ def _draw(
     left.set_ylabel("share of the grid's hypervolume")
     left.legend()
     for number, one in enumerate(seeds):
-        sub, alone = one.lifts()
-        right.plot(alone, sub, "o", markersize=4, color=f"C{number}", label=f"seed {number}")
+        sub, own, alone = one.lifts()
+        color = f"C{number}"
+        right.plot(alone, sub, "o", markersize=4, color=color, label=f"seed {number}")
+        right.plot(alone, own, "^", markersize=4, color=color, mfc="none", label="heads of its own")
     ends = [
         min(right.get_xlim()[0], right.get_ylim()[0]),
         max(right.get_xlim()[1], right.get_ylim()[1]),

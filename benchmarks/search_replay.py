@@ -12,23 +12,32 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import optuna
 from numpy.typing import NDArray
 
 from benchmarks.search_runs import point_name
+from rectrain.tune.chosen import choose
+from rectrain.tune.config import FinishConfig
 from rectrain.tune.pareto import hypervolume_curve, minimised
 from rectrain.tune.space import Space
-from rectrain.tune.trials import DIRECTIONS, Objectives
+from rectrain.tune.trials import DIRECTIONS, Objectives, Trial
 
-__all__ = ["Curve", "Pool", "mean_volume", "replay"]
+__all__ = ["Curve", "Pool", "Priced", "chosen", "mean_volume", "replay"]
 
 Floats = NDArray[np.float64]
 
 _MAXIMISE = [one == "maximize" for one in DIRECTIONS]
 _TRIES = 10  # draws of points that are known, before any is taken
+
+
+class Priced(NamedTuple):
+    """A model, and the device-seconds to know it."""
+
+    objectives: Objectives
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -52,11 +61,13 @@ class Pool:
         """Device-seconds to know all."""
         return self.before_s + sum(self.seconds.values())
 
-    def curve(self, order: Sequence[str]) -> Curve:
-        """What is known after each of some points."""
-        points = minimised([self.found[name].values() for name in order], maximise=_MAXIMISE)
+    def curve(self, order: Sequence[str], *, then: Sequence[Priced] = ()) -> Curve:
+        """What is known after each of some points, and then of some further models."""
+        seen = [Priced(self.found[name], self.seconds[name]) for name in order]
+        models = [*seen, *then]
+        points = minimised([one.objectives.values() for one in models], maximise=_MAXIMISE)
         limit = minimised([self.reference], maximise=_MAXIMISE)[0]
-        spent = self.before_s + np.cumsum([self.seconds[name] for name in order])
+        spent = self.before_s + np.cumsum([one.seconds for one in models])
         return Curve(spent, hypervolume_curve(points, reference=limit))
 
     @property
@@ -77,16 +88,11 @@ class Curve:
         known = np.searchsorted(self.spent, budget, side="right")
         return np.concatenate([[0.0], self.volumes])[known]
 
-    def until(self, budget: float) -> Curve:
-        """The trials that begin before a budget is spent."""
-        begun = np.searchsorted(self.spent, budget, side="left") + 1
-        return Curve(self.spent[:begun], self.volumes[:begun])
-
 
 def replay(
     pool: Pool, space: Space, *, sampler: Literal["tpe", "random"], seed: int, budget: float
-) -> Curve:
-    """A search until its budget is spent, which tries no point twice.
+) -> list[str]:
+    """The points of a search until its budget is spent, in their order; it tries none twice.
 
     By TPE it draws as `rectrain.tune.study` does (a test compares them), in memory and not in a
     file, which is much faster.
@@ -102,7 +108,9 @@ def replay(
     names = [point_name(point) for point in space.points()]
     if sampler == "random":
         shuffled = np.random.default_rng(seed).permutation(len(names)).tolist()
-        return pool.curve([names[place] for place in shuffled]).until(budget)
+        drawn = [names[place] for place in shuffled]
+        ends = pool.before_s + np.cumsum([pool.seconds[name] for name in drawn])
+        return drawn[: np.searchsorted(ends, budget, side="left") + 1]
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     startup = max(4, min(10, len(names) // 4))
     study = optuna.create_study(
@@ -116,7 +124,16 @@ def replay(
         study.tell(trial, pool.found[name].values())
         order.append(name)
         spent += pool.seconds[name]
-    return pool.curve(order)
+    return order
+
+
+def chosen(pool: Pool, order: Sequence[str], config: FinishConfig) -> list[str]:
+    """The points that a search which has seen some would finish, each once."""
+    trials = [
+        Trial(number, {}, "complete", objectives=pool.found[name])
+        for number, name in enumerate(order)
+    ]
+    return list(dict.fromkeys(order[one.number] for one in choose(trials, config).values()))
 
 
 def _unknown(

@@ -7,6 +7,7 @@ FOLDER/seed-S/alone/*.json      of each shape trained alone: metrics, seconds
 FOLDER/seed-S/supernet/         one super-network
 FOLDER/seed-S/supernet.json     its seconds
 FOLDER/seed-S/sub/*.json        of each of its sub-networks: metrics, seconds to judge it
+FOLDER/seed-S/finished/*.json   of each with heads of its own: metrics, seconds to train and judge
 
 Seconds are those of a process of one thread that it spent on a core: device-seconds that don't
 depend on what else the machine does. All runs share the teacher's vectors, as those of one search
@@ -27,6 +28,7 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.one_process import in_processes, train_run
+from rectrain.compress.cutting import write_encoder
 from rectrain.config import dump_config, parse_yaml
 from rectrain.train.build import new_model, open_data
 from rectrain.train.config import RunConfig
@@ -35,7 +37,7 @@ from rectrain.train.storage import Store
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.latency import Latency
 from rectrain.tune.objective import Standard
-from rectrain.tune.runs import VECTORS, separate_run, supernet_run
+from rectrain.tune.runs import VECTORS, heads_run, separate_run, supernet_run
 from rectrain.tune.space import Point
 from rectrain.tune.workbench import Workbench
 
@@ -81,7 +83,8 @@ class _Work:
     """What one process does.
 
     Attributes:
-        kind: measure all shapes; train a super-network and judge its parts; train shapes alone.
+        kind: measure all shapes; train a super-network, judge its parts and train their heads on;
+            train shapes alone.
         config: of the search, as YAML.
         points: names of shapes.
     """
@@ -101,19 +104,31 @@ class SearchRuns:
 
     Args:
         folder: of all that is made.
-        config: of the search, with absolute paths; its output and seed are set here.
+        separate: the search whose trials train alone, with absolute paths; its output and seed are
+            set here.
+        elastic: the one with a super-network, of the same teacher and space.
         seeds: of the trainings.
     """
 
-    def __init__(self, folder: Path, config: SearchConfig, *, seeds: Sequence[int]) -> None:
-        self._folder, self._config, self._seeds = folder, config, seeds
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        separate: SearchConfig,
+        elastic: SearchConfig,
+        seeds: Sequence[int],
+    ) -> None:
+        self._folder, self._seeds = folder, seeds
+        self._separate, self._elastic = separate, elastic
 
     def make(self) -> None:
         """Measures shapes alone on the machine, then trains two runs at a time."""
-        in_processes(_do, [_Work("shapes", self._yaml(None))], processes=1)
-        supernets = [_Work("supernet", self._yaml(seed)) for seed in self._seeds]
+        in_processes(_do, [_Work("shapes", self._yaml(self._separate))], processes=1)
+        supernets = [_Work("supernet", self._yaml(self._elastic, seed)) for seed in self._seeds]
         alone = [
-            _Work("alone", self._yaml(seed), part) for seed in self._seeds for part in self._parts()
+            _Work("alone", self._yaml(self._separate, seed), part)
+            for seed in self._seeds
+            for part in self._parts()
         ]
         in_processes(_do, [*supernets, *alone], processes=_NUM_PROCESSES)
 
@@ -138,6 +153,10 @@ class SearchRuns:
         """Name of a point -> the sub-network of its shape, as it is."""
         return self._trained(seed, "sub")
 
+    def finished(self, seed: int) -> dict[str, Trained]:
+        """Name of a point -> its sub-network with heads of its own, as a search finishes it."""
+        return self._trained(seed, "finished")
+
     def supernet_s(self, seed: int) -> float:
         """Seconds of the super-network's training."""
         path = _root(self._folder, seed) / f"{_SUPERNET}.json"
@@ -150,15 +169,15 @@ class SearchRuns:
             name: Trained(**json.loads((folder / f"{name}.json").read_bytes())) for name in names
         }
 
-    def _yaml(self, seed: int | None) -> str:
+    def _yaml(self, config: SearchConfig, seed: int | None = None) -> str:
         changes: dict[str, Any] = {"output": str(self._folder)}
         if seed is not None:
             changes = {"output": str(_root(self._folder, seed)), "seed": seed}
-        return dump_config(self._config.model_copy(update=changes))
+        return dump_config(config.model_copy(update=changes))
 
     def _parts(self) -> list[tuple[str, ...]]:
         """Names of shapes, those of a depth for each process, the deepest first."""
-        space = self._config.space
+        space = self._separate.space
         points = itertools.product(space.layers, space.heads, space.intermediate)
         names = ["x".join(map(str, point)) for point in points]
         size = len(names) // len(space.layers)
@@ -231,6 +250,30 @@ def _train_supernet(config: SearchConfig, work: _Work) -> None:
             values, seconds = _timed(lambda point=point: bench.sub_values(point))
             _write(path, asdict(Trained(values, seconds)))
     print(f"judged: sub-networks of {root.name}", flush=True)
+    for point in bench.space.points():
+        _finish(bench, point)
+
+
+def _finish(bench: Workbench, point: Point) -> None:
+    """What a search does with a sub-network that it chooses, once: heads of its own."""
+    name = point_name(point)
+    parent = bench.root / "finished"
+    if (parent / f"{name}.json").exists():
+        return
+
+    def finished() -> dict[str, float]:
+        (parent / name / "cut").mkdir(parents=True)
+        tokenizer = Path(bench.teacher.tokenizer_path)
+        write_encoder(bench.sub_network(point), parent / name / "cut", tokenizer=tokenizer)
+        run = heads_run(bench.config, bench.teacher, bench.data, root=parent / name)
+        _train(run, bench.root)
+        return bench.run_values(parent / name / "heads")
+
+    _discard(parent, name)
+    values, seconds = _timed(finished)
+    _write(parent / f"{name}.json", asdict(Trained(values, seconds)))
+    _discard(parent, name)
+    print(f"{bench.root.name}/finished/{name}: {seconds:.0f} s", flush=True)
 
 
 def _train_alone(config: SearchConfig, work: _Work) -> None:

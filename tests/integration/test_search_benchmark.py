@@ -24,9 +24,9 @@ def test_it_runs_and_trains_nothing_twice(
     assert {one["n"] for name, one in found.items() if name != "C2/alone/rank"} == {2}
     assert found["C2/elastic/training/budget"]["value"] > 0
     assert found["C2/elastic/training/budget"]["value"] < found["C2/elastic/all/budget"]["value"]
-    for kind in ("alone", "sub"):
+    for kind in ("alone", "sub", "finished"):
         assert len(list((tmp_path / "made" / "seed-1" / kind).glob("*.json"))) == SHAPES
-    assert not list((tmp_path / "made" / "seed-1" / "alone").glob("*x*/"))  # runs are let go
+        assert not list((tmp_path / "made" / "seed-1" / kind).glob("*x*/"))  # runs are let go
 
     made = _written(tmp_path / "made")
     assert search.main(command) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from transformers import BertConfig
 
 from benchmarks import search
-from benchmarks.search_replay import Curve, Pool, mean_volume, replay
+from benchmarks.search_replay import Curve, Pool, Priced, chosen, mean_volume, replay
 from benchmarks.search_runs import SearchRuns, Shape, Shapes, Trained, point_name
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.latency import Latency
@@ -51,7 +52,7 @@ def test_a_curve_counts_what_was_known_by_then():
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_every_model_is_seen_once_and_costs_its_seconds(sampler):
     everything = pool(before_s=50.0)
-    curve = replay(everything, SPACE, sampler=sampler, seed=0, budget=1e9)
+    curve = everything.curve(replay(everything, SPACE, sampler=sampler, seed=0, budget=1e9))
     assert len(curve.spent) == len(NAMES) == 27
     assert curve.spent[0] == 60.0 and curve.spent[-1] == everything.total_s == 320.0
     assert curve.volumes[-1] == pytest.approx(everything.whole)
@@ -61,7 +62,8 @@ def test_every_model_is_seen_once_and_costs_its_seconds(sampler):
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 def test_a_budget_ends_a_search_and_seeds_draw_others(sampler):
     first, second = (
-        replay(pool(), SPACE, sampler=sampler, seed=seed, budget=55.0) for seed in (0, 1)
+        pool().curve(replay(pool(), SPACE, sampler=sampler, seed=seed, budget=55.0))
+        for seed in (0, 1)
     )
     assert len(first.spent) == 6  # the last begins at 50 and ends at 60
     assert float(first.at(55.0)) == first.volumes[4]
@@ -78,15 +80,27 @@ def test_a_search_draws_as_the_products_study_does(tmp_path):
         order.append(point_name({key: question.parameters[key] for key in SPACE.values}))
         result = Result(objectives=models.found[order[-1]], device_seconds=10.0)
         study.tell(question.number, result)
-    curve = replay(models, SPACE, sampler="tpe", seed=3, budget=175.0)
     assert len(order) == 13
-    assert curve.volumes.tolist() == models.curve(order).volumes.tolist()
+    assert order == replay(models, SPACE, sampler="tpe", seed=3, budget=175.0)
+
+
+def test_what_is_finished_is_what_the_search_chooses_each_once():
+    models, order = pool(before_s=50.0), ["1x4x96", "2x6x192", "3x8x384"]
+    finish = CONFIG.finish.model_copy(update={"least_lift": 0.1})
+    assert chosen(models, order, finish) == ["2x6x192", "1x4x96", "3x8x384"]  # knee, cheapest, best
+    assert chosen(models, order[2:], finish) == ["3x8x384"]
+    better = Priced(replace(models.found["1x4x96"], mean_lift=0.9), 7.0)
+    curve = models.curve(order, then=[better])
+    assert curve.spent.tolist() == [60.0, 70.0, 80.0, 87.0]
+    assert curve.volumes[3] > curve.volumes[2] == models.curve(order).volumes[2]
 
 
 class StubRuns:
     """Models whose lift grows with their size; sub-networks a little worse, and much cheaper."""
 
-    def __init__(self, folder: Path, config: SearchConfig, *, seeds: object) -> None:
+    def __init__(
+        self, folder: Path, *, separate: SearchConfig, elastic: SearchConfig, seeds: object
+    ) -> None:
         self.folder = folder
 
     def make(self) -> None:
@@ -102,6 +116,9 @@ class StubRuns:
 
     def sub_networks(self, seed: int) -> dict[str, Trained]:
         return self._models(seed, seconds=3.0, less=0.003)
+
+    def finished(self, seed: int) -> dict[str, Trained]:
+        return self._models(seed, seconds=9.0, less=0.001)
 
     def supernet_s(self, seed: int) -> float:
         return 250.0
@@ -132,16 +149,18 @@ def test_what_was_trained_becomes_figures_and_a_picture(tmp_path, monkeypatch):
     assert found["C2/elastic/training/budget"]["value"] == pytest.approx(270 / total)
     assert found["C2/elastic/all/budget"]["value"] == pytest.approx((270 + 27 * 4) / total)
     assert found["C2/sub/gap"]["value"] == pytest.approx(-0.01)  # of a lift of 0.3
+    assert found["C2/finished/gap"]["value"] == pytest.approx(-0.001 / 0.3)
     assert found["C2/sub/rank"]["value"] == pytest.approx(1.0)
     assert 0.9 < found["C2/alone/rank"]["low"] < 1.0
     assert found["C2/elastic"]["n"] == 3
     assert found["C2/elastic-random"]["low"] > 0  # six draws of a grid are no front
     assert found["C2/random"]["value"] < found["C2/elastic"]["value"] < 1.0
+    assert found["C2/elastic/judged"]["value"] < 1.0
     assert (tmp_path / "search.png").stat().st_size > 10_000
 
 
 def test_a_name_is_that_of_the_file_and_parts_are_all_of_the_grid():
-    runs = SearchRuns(Path("folder"), CONFIG, seeds=(0,))
+    runs = SearchRuns(Path("folder"), separate=CONFIG, elastic=CONFIG, seeds=(0,))
     parts = runs._parts()
     assert sorted(name for part in parts for name in part) == sorted(NAMES)
     assert [part[0] for part in parts] == ["3x4x96", "2x4x96", "1x4x96"]
