@@ -128,6 +128,7 @@ def _setting(draw: random.Random) -> tuple[list[Server], list[Route], Bounds]:
         between = routes[0].worth_per_1000 + share * (worth - routes[0].worth_per_1000)
         p99_ms = draw.uniform(30, 250)
         routes.append(Route(f"{share:.0%}", (small, large), share, p99_ms, between, making))
+    routes = [replace(route, busy=draw.uniform(0.05, 0.9)) for route in routes]
     mean = 10 ** draw.uniform(-1, 3)
     bounds = Bounds(
         mean, mean * draw.uniform(1, 5), latency_ms=draw.choice([50.0, 100.0, 300.0]),

@@ -31,9 +31,8 @@ from benchmarks.load import Generator
 from benchmarks.table import Figure
 from jobs.ask import served
 from rectrain.cascade import Policy, read_policy
-from rectrain.cost.machines import Route
 from rectrain.cost.overhead import Overhead
-from rectrain.cost.routes import Speed, cascade, lone
+from rectrain.cost.routes import cascade, lone
 from rectrain.cost.serving import Served, to_speed
 from rectrain.cost.traffic import Traffic
 from rectrain.package import open_package
@@ -199,19 +198,10 @@ def _per_request(one: Round, policy: Policy, overhead: Overhead) -> dict[str, fl
         for name, timed in one.timed.items()
     }
     return {
-        "small": _core_s(lone(speeds["small"], _TRAFFIC), speeds["small"]),
-        "large": _core_s(lone(speeds["large"], _TRAFFIC), speeds["large"]),
-        "shop": _core_s(
-            cascade(speeds["small"], speeds["large"], policy, _TRAFFIC), speeds["small"]
-        ),
+        "small": lone(speeds["small"], _TRAFFIC).busy_s,
+        "large": lone(speeds["large"], _TRAFFIC).busy_s,
+        "shop": cascade(speeds["small"], speeds["large"], policy, _TRAFFIC).busy_s,
     }
-
-
-def _core_s(route: Route, first: Speed) -> float:
-    """Seconds that a request keeps cores busy. A stage's rate is the share of the time that it may
-    be busy, over its seconds; `route.core_s` is all seconds over that share."""
-    busy = route.stages[0].rate * first.tasks[TASK].seconds(_CANDIDATES)
-    return route.core_s * busy
 
 
 def figures(rounds: Sequence[Round], policy: Policy, *, cores: int = _CORES) -> list[Figure]:

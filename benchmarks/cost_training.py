@@ -75,9 +75,9 @@ def measure_training(folder: Path, sizes: Sizes) -> list[Figure]:
 
 def device_second() -> tuple[float, str]:
     """What a device-second costs, on a vCPU of the prices' first CPU instance; the currency."""
-    instance = next(one for one in load_prices().instances.values() if one.device == "cpu")
-    price = instance.on_demand
-    return float(price.value) / instance.num_devices / 3600, price.currency
+    prices = load_prices()
+    instance = next(one for one in prices.instances.values() if one.device == "cpu")
+    return prices.device_second(instance, prices.currency), prices.currency
 
 
 def _figures(size: Size, ratios: list[float], seconds: list[float]) -> list[Figure]:

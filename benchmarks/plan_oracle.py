@@ -89,7 +89,7 @@ def _needed(
 def _costs(
     server: dict[str, Any], route: dict[str, Any], needed: list[list[int]], bounds: dict[str, Any]
 ) -> list[float]:
-    """Of the machines in each month: those that are held, and what they draw by their load."""
+    """Of the machines in each month: those that are held, and what they draw by their work."""
     held: list[int] = []  # the month in which each one goes
     costs = []
     for month, (hours, part) in enumerate(zip(needed, bounds["months"], strict=True)):
@@ -97,11 +97,13 @@ def _costs(
         while len(held) < max(hours):
             held.append(month + server["term_months"])
         machines = sum(hours) / len(hours) if server["term_months"] == 1 else len(held)
-        load = sum(
-            bounds["mean_rate"] * part * stage["share"] / (stage["rate"] * server["speed"])
+        # A process that answers `rate` requests a second works for the share `busy` of it.
+        at_work = sum(
+            bounds["mean_rate"] * part * stage["share"]
+            * (route["busy"] / (stage["rate"] * server["speed"]))
             for stage in route["stages"]
-        )
-        fully_busy = load / server["threads"]  # so many machines, if the work stood on few
+        )  # fmt: skip
+        fully_busy = at_work / server["threads"]  # so many machines, if the work stood on few
         costs.append(
             machines * server["hourly"] * _HOURS + fully_busy * server["load_hourly"] * _HOURS
         )

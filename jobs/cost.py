@@ -17,6 +17,7 @@ import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def main(argv: list[str]) -> int:
     case, currency = make_case(models, traffic, prices, training, device="cpu")
     print("cost: looking ahead", flush=True)
     found = find(
-        case, options=options_of(models, traffic), currency=currency, seed=options.seed,
+        case, options=partial(options_of, models), currency=currency, seed=options.seed,
         num_draws=options.num_draws,
     )  # fmt: skip
     notes = [*told, *more, f"Prices: version {prices.version}."]

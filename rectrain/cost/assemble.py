@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from rectrain.cascade.policy import Policy
 from rectrain.cost.case import METHODS, Case, Licence, Method, Owned, Training
-from rectrain.cost.machines import Route, Server
-from rectrain.cost.prices import Price, Prices
+from rectrain.cost.machines import Route, Server, num_slots
+from rectrain.cost.prices import Hourly, Instance, Machine, Prices
 from rectrain.cost.routes import DEFERRED, Speed, cascade, lone, worths
 from rectrain.cost.traffic import Traffic
 from rectrain.errors import ConfigError
@@ -47,8 +47,8 @@ class Models:
     policy: Policy | None = None
     lift: Mapping[str, Mapping[str, float]] | None = None
 
-    def worth(self, name: str, traffic: Traffic) -> float:
-        """What 1,000 answers of a model are worth."""
+    def worth(self, name: str, traffic: Traffic) -> dict[str, float]:
+        """Task -> what a model's answers among 1,000 are worth."""
         lift = (self.lift or {}).get(name, {})
         return worths(traffic, lift, tasks=tuple(self.large.tasks))
 
@@ -125,22 +125,14 @@ def make_case(
         ConfigError: no machine is left.
     """
     currency = traffic.currency or prices.currency
-
-    def amount(price: Price) -> float:
-        return float(price.value * prices.rates.factor(price.currency, currency))
-
-    servers = tuple(_servers(prices, amount, device))
+    servers = tuple(
+        server
+        for name, one in prices.instances.items()
+        if one.device == device
+        for server in _rented(name, one, prices, currency)
+    )
     owned = tuple(
-        Owned(
-            Server(name, one.num_devices, 0.0, one.speed, one.memory_gib * _GIB),
-            monthly=float(
-                one.monthly_write_off * prices.rates.factor(one.purchase.currency, currency)
-            )
-            + (amount(one.hosting) if one.hosting else 0.0),
-            watts=one.watts * one.power_usage_effectiveness,
-            idle_watts=one.idle_watts * one.power_usage_effectiveness,
-            life_months=one.life_months,
-        )
+        _owned(name, one, prices, currency)
         for name, one in prices.machines.items()
         if one.device == device
     )
@@ -150,43 +142,59 @@ def make_case(
             rule=f"the models were measured on a {device}",
             fix=f"add an instance or a machine with device: {device} to your prices file",
         )  # fmt: skip
+    single = {
+        "engineer": prices.people.engineer, "operator": prices.people.operator,
+        "kwh": prices.energy, "gib": prices.traffic.internet, "gib month": prices.storage.object,
+    }  # fmt: skip
+    amounts = {name: prices.amount(price, currency) for name, price in single.items()}
     case = Case(
         traffic=traffic,
         routes=routes_of(models, traffic),
         training=training,
         servers=servers,
         owned=owned,
-        engineer_h=amount(prices.people.engineer),
-        operator_h=amount(prices.people.operator),
-        kwh=amount(prices.energy),
-        egress_gib=amount(prices.traffic.internet),
-        gib_month=amount(prices.storage.object),
-        sources=_sources(prices),
+        engineer_h=amounts["engineer"],
+        operator_h=amounts["operator"],
+        kwh=amounts["kwh"],
+        egress_gib=amounts["gib"],
+        gib_month=amounts["gib month"],
+        sources={name: prices.cited(price, currency) for name, price in single.items()},
         licences={
-            name: Licence(amount(price), price.unit) for name, price in prices.licences.items()
+            name: Licence(prices.amount(one, currency), one.unit, prices.cited(one, currency))
+            for name, one in prices.licences.items()
         },
     )
     return case, currency
 
 
-def _servers(prices: Prices, amount: Any, device: str) -> list[Server]:
-    found = []
-    for name, one in prices.instances.items():
-        if one.device != device:
-            continue
-        plain = Server(
-            name, one.num_devices, amount(one.on_demand), one.speed, one.memory_gib * _GIB
-        )
-        found.append(plain)
-        if one.reserved is not None:
-            hourly, term = amount(one.reserved), one.reserved_months
-            found.append(replace(plain, hourly=hourly, purchase="reserved", term_months=term))
-        if one.spot is not None:
-            hourly, rate = amount(one.spot), one.spot.interruptions_per_hour
-            found.append(
-                replace(plain, hourly=hourly, purchase="spot", interruptions_per_hour=rate)
-            )
-    return found
+def _rented(name: str, one: Instance, prices: Prices, currency: str) -> Iterator[Server]:
+    """An instance in the ways that it may be bought."""
+
+    def server(price: Hourly, **bought: Any) -> Server:
+        return Server(
+            name, one.num_devices, prices.amount(price, currency), one.speed,
+            one.memory_gib * _GIB, source=prices.cited(price, currency), **bought,
+        )  # fmt: skip
+
+    yield server(one.on_demand)
+    if one.reserved is not None:
+        yield server(one.reserved, purchase="reserved", term_months=one.reserved_months)
+    if one.spot is not None:
+        rate = one.spot.interruptions_per_hour
+        yield server(one.spot, purchase="spot", interruptions_per_hour=rate)
+
+
+def _owned(name: str, one: Machine, prices: Prices, currency: str) -> Owned:
+    paid = [one.purchase, *([one.hosting] if one.hosting else [])]
+    amounts = [prices.amount(price, currency) for price in paid]
+    return Owned(
+        Server(name, one.num_devices, 0.0, one.speed, one.memory_gib * _GIB),
+        monthly=amounts[0] * float(one.monthly_share) + sum(amounts[1:]),
+        watts=one.watts * one.power_usage_effectiveness,
+        idle_watts=one.idle_watts * one.power_usage_effectiveness,
+        life_months=one.life_months,
+        source="; ".join(prices.cited(price, currency) for price in paid),
+    )
 
 
 def gpu_servers(prices: Prices, currency: str, *, chips: Collection[str]) -> tuple[Server, ...]:
@@ -195,43 +203,26 @@ def gpu_servers(prices: Prices, currency: str, *, chips: Collection[str]) -> tup
     Args:
         prices: of them.
         currency: of the case.
-        chips: that trainings were measured on; where the prices have one, only such machines.
+        chips: that the trainings were measured on.
     """
-
-    def amount(price: Price) -> float:
-        return float(price.value * prices.rates.factor(price.currency, currency))
-
-    every = _servers(prices, amount, "gpu")
-    return tuple(s for s in every if prices.instances[s.name].chip in chips) or tuple(every)
-
-
-def _sources(prices: Prices) -> dict[str, str]:
-    hours = sorted(
-        {
-            price.cited
-            for one in prices.instances.values()
-            for price in (one.on_demand, one.reserved, one.spot)
-            if price is not None
-        }
+    names = {name for chip in chips for name in prices.of_chip("gpu", chip)}
+    return tuple(
+        server
+        for name, one in prices.instances.items()
+        if name in names
+        for server in _rented(name, one, prices, currency)
     )
-    people = sorted({prices.people.engineer.cited, prices.people.operator.cited})
-    return {
-        "hour": "; ".join(hours), "people": "; ".join(people), "kwh": prices.energy.cited,
-        "gib": prices.traffic.internet.cited, "gib month": prices.storage.object.cited,
-        "licence": "; ".join(sorted({one.cited for one in prices.licences.values()})),
-        "exchange": prices.rates.source,
-    }  # fmt: skip
 
 
 def routes_of(models: Models, traffic: Traffic) -> dict[str, Route]:
     """Large alone, small alone, and the cascade as its policy says; as far as they are there."""
     worth = {name: models.worth(name, traffic) for name in ("large", "small")}
-    found = {"large": lone(models.large, traffic, worth_per_1000=worth["large"])}
+    found = {"large": lone(models.large, traffic, worth=worth["large"])}
     if models.small is not None:
-        found["small"] = lone(models.small, traffic, worth_per_1000=worth["small"])
+        found["small"] = lone(models.small, traffic, worth=worth["small"])
         if models.policy is not None:
             found["cascade"] = cascade(
-                models.small, models.large, models.policy, traffic, worth_per_1000=worth
+                models.small, models.large, models.policy, traffic, worth=worth
             )
     return found
 
@@ -244,7 +235,7 @@ def options_of(models: Models, traffic: Traffic) -> tuple[Route, ...]:
         found += [
             cascade(
                 models.small, models.large, models.policy, traffic, deferred=share,
-                worth_per_1000=worth, name=f"cascade of {share:.0%}",
+                worth=worth, name=f"cascade of {share:.0%}",
             )
             for share in DEFERRED
         ]  # fmt: skip
@@ -259,9 +250,9 @@ def answer_costs(
         1,000 answers of n candidates, of which the large model scores m
             = small fixed + n · small candidate + (m > 0) · (large fixed + m · large candidate)
 
-    Ways are "large" and "small" alone, and the "pair" of them. Seconds of a core are divided by the
-    share of the time in which a process is busy at the load that keeps the latency limit: of a pair
-    with a policy the cascade's, whose two latencies share the limit.
+    Ways are "large" and "small" alone, and the "pair" of them; one whose processes don't fit into
+    the machine is left out. Of a pair with a policy the load is the cascade's, whose two latencies
+    share the limit.
 
     Args:
         models: what answers.
@@ -271,46 +262,38 @@ def answer_costs(
     routes, speeds = routes_of(models, traffic), {"large": models.large}
     if models.small is not None:
         speeds["small"] = models.small
-    busy = {name: _busy(routes[name], speed, traffic) for name, speed in speeds.items()}
-    ways = {name: {name: share} for name, share in busy.items()}
+    ways = {name: {name: routes[name]} for name in speeds}
     if models.small is not None:
-        if "cascade" in routes:
-            busy = dict.fromkeys(busy, _busy(routes["cascade"], models.small, traffic))
-        ways["pair"] = busy
+        ways["pair"] = {name: routes.get("cascade", routes[name]) for name in speeds}
     return {
-        way: {
-            name: {
-                task: (
-                    1000 * one.fixed_s / share * _second(server),
-                    1000 * one.candidate_s / share * _second(server),
-                )
-                for task, one in speeds[name].tasks.items()
-            }
-            for name, share in shares.items()
-        }
-        for way, shares in ways.items()
+        way: {name: _task_costs(speeds[name], route, server) for name, route in parts.items()}
+        for way, parts in ways.items()
+        if all(num_slots(server, route) for route in parts.values())
     }
 
 
-def _busy(route: Route, first: Speed, traffic: Traffic) -> float:
-    """Share of the time in which a process of a route's first model is busy at the route's load."""
-    mix = traffic.shares(tuple(first.tasks))
-    seconds = sum(
-        share * first.tasks[task].seconds(traffic.candidates) for task, share in mix.items()
-    )
-    return route.stages[0].rate * seconds
+def _task_costs(speed: Speed, route: Route, server: Server) -> dict[str, tuple[float, float]]:
+    """Task -> what 1,000 requests cost of a model as a part of a route: fixed, and a candidate."""
+    second = _busy_second(route, server)
+    return {
+        task: (1000 * one.fixed_s * second, 1000 * one.candidate_s * second)
+        for task, one in speed.tasks.items()
+    }
 
 
-def request_cost(route: Route, server: Server) -> float:
-    """What 1,000 requests cost on a machine, at its plan's load.
+def request_cost(route: Route, server: Server) -> float | None:
+    """What 1,000 requests cost on a machine, at its plan's load; None: no process fits into it.
 
     Args:
         route: that answers them.
         server: what it runs on.
     """
-    return 1000 * route.core_s * _second(server)
+    fits = num_slots(server, route) > 0
+    return 1000 * route.busy_s * _busy_second(route, server) if fits else None
 
 
-def _second(server: Server) -> float:
-    """Money for a second of the measured core."""
-    return (server.hourly + server.load_hourly) / 3600 / (server.threads * server.speed)
+def _busy_second(route: Route, server: Server) -> float:
+    """Money for a second of a route's work: the part of a machine that its process holds, also
+    while it waits, and energy."""
+    held = server.hourly / num_slots(server, route) / route.busy
+    return (held + server.load_hourly / server.threads) / 3600 / server.speed

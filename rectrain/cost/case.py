@@ -60,6 +60,7 @@ class Owned:
         monthly: writing it off, and its place.
         watts, idle_watts: drawn, the building's share included.
         life_months: for which one is kept.
+        source: of what a month costs, and the dates.
     """
 
     server: Server
@@ -67,6 +68,7 @@ class Owned:
     watts: float = 0.0
     idle_watts: float = 0.0
     life_months: int = 48
+    source: str = ""
 
     def rented(self, kwh: float) -> Server:
         """As a machine by the hour, with its energy at this price."""
@@ -76,14 +78,16 @@ class Owned:
             load_hourly=(self.watts - self.idle_watts) * kwh / 1000,
             purchase="own",
             term_months=self.life_months,
+            source=self.source,
         )
 
 
 class Licence(NamedTuple):
-    """Of software: an amount, and whether it is paid once or each month."""
+    """Of software: an amount, whether it is paid once or each month, and where that is said."""
 
     amount: float
     unit: Literal["once", "month"]
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Training:
         before: "large", "small" -> hours of what its first training started from, paid once.
         gpu: "large", "small", "before large", "before small" -> share of its hours that a GPU
             computed; 0 where it is missing.
-        gpu_servers: of clouds, for these.
+        gpu_servers: the same -> machines of clouds, for these.
     """
 
     large: float
@@ -107,11 +111,14 @@ class Training:
     source: str
     before: Mapping[str, float] = field(default_factory=dict)
     gpu: Mapping[str, float] = field(default_factory=dict)
-    gpu_servers: tuple[Server, ...] = ()
+    gpu_servers: Mapping[str, tuple[Server, ...]] = field(default_factory=dict)
 
     def times(self, hours: float, *, prices: float) -> Training:
         """The same with a multiple of the hours, and of what an hour of a GPU costs."""
-        servers = tuple(replace(one, hourly=one.hourly * prices) for one in self.gpu_servers)
+        servers = {
+            model: tuple(replace(one, hourly=one.hourly * prices) for one in found)
+            for model, found in self.gpu_servers.items()
+        }
         before = {model: hours * value for model, value in self.before.items()}
         return replace(
             self, large=self.large * hours, small=self.small * hours, before=before,
@@ -133,7 +140,7 @@ class Case:
         kwh: energy.
         egress_gib: traffic out of the cloud.
         gib_month: of what is kept.
-        sources: of the prices, by the unit: "hour", "people", "kwh", "gib", "gib month", "licence".
+        sources: of the other prices: "engineer", "operator", "kwh", "gib", "gib month".
         licences: name -> what it costs.
     """
 

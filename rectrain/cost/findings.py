@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from rectrain.cost.case import Case, Hosting, Strategy, strategies
+from rectrain.cost.fleet import Fleet, fleet
 from rectrain.cost.forecast import Forecast, break_even, forecast, payback
 from rectrain.cost.machines import Purchase, Route, Server
 from rectrain.cost.plan import Bounds, Choice, Plan, choose
 from rectrain.cost.ranges import Effect, Range, draw, sensitivity, spread_of
 from rectrain.cost.rivals import Change, rivals, ties
+from rectrain.cost.traffic import Traffic
 
 __all__ = ["Crossing", "Findings", "Step", "bounds_of", "find", "where_of"]
 
@@ -33,7 +36,7 @@ class Crossing(NamedTuple):
 
 class Step(NamedTuple):
     """At this multiple of the traffic: the mean rate at first, requests of a month, the best plan,
-    and what the cheapest machines of each route cost a month."""
+    without the budget, and what the cheapest machines of each route cost a month."""
 
     rate: float
     requests: float
@@ -128,7 +131,7 @@ def where_of(plan: Plan) -> tuple[Hosting, Purchase]:
 def find(
     case: Case,
     *,
-    options: tuple[Route, ...],
+    options: Callable[[Traffic], tuple[Route, ...]],
     currency: str,
     num_draws: int = 1000,
     seed: int = 0,
@@ -137,15 +140,16 @@ def find(
 
     Args:
         case: what is known; its routes are those that are forecast.
-        options: routes that a plan may choose among: the same, and further thresholds of the
-            cascade.
+        options: traffic -> routes that a plan may choose among, as fast as its latency limit lets
+            them be: the case's, and further thresholds of the cascade.
         currency: of the case's money.
         num_draws, seed: of the Monte Carlo.
     """
     bounds, servers = bounds_of(case), case.every_server
-    every = {one: forecast(case, one) for one in strategies(case)}
-    options = _with_besides(options, every)
-    choice = choose(servers, options, bounds)
+    every = dict(_forecasts(case))
+    routes_of = partial(_with_besides, options, every)
+    offered = routes_of(case.traffic)
+    choice = choose(servers, offered, bounds)
     chosen = {name: _bought_as(choice.best, name, every) for name in case.routes}
     routes = {name: every[one] for name, one in chosen.items()}
     costs, wins = _drawn(case, list(chosen.values()), num_draws=num_draws, seed=seed)
@@ -156,14 +160,14 @@ def find(
         currency=currency,
         bounds=bounds,
         choice=choice,
-        rivals=_rivals(choice, servers, options, bounds),
-        relaxed=_relaxed(servers, options, bounds),
+        rivals=_rivals(choice, servers, offered, bounds),
+        relaxed=_relaxed(servers, case.traffic, routes_of, bounds),
         routes=routes,
         ranges=dict(zip(chosen, costs, strict=True)),
         wins=dict(zip(chosen, wins, strict=True)),
         all=tuple(every.values()),
         crossings=tuple(_crossings(case, chosen, routes)),
-        steps=tuple(_steps(servers, options, case.routes, bounds)),
+        steps=tuple(_steps(servers, offered, case.routes, bounds)),
         effects=sensitivity(case, _monthly(chosen[ranked[0]])),
         leads=sensitivity(case, _lead(chosen[ranked[0]], chosen[second])) if second else (),
         next_route=second,
@@ -171,8 +175,20 @@ def find(
     )
 
 
+def _forecasts(case: Case) -> Iterator[tuple[Strategy, Forecast]]:
+    """Of each strategy; how the large model learns again moves no machine that answers."""
+    served: dict[Strategy, Fleet] = {}
+    for one in strategies(case):
+        place = one._replace(method="full")
+        if place not in served:
+            served[place] = fleet(case, case.routes[one.route], place)
+        yield one, forecast(case, one, served=served[place])
+
+
 def _with_besides(
-    options: tuple[Route, ...], every: Mapping[Strategy, Forecast]
+    options: Callable[[Traffic], tuple[Route, ...]],
+    every: Mapping[Strategy, Forecast],
+    traffic: Traffic,
 ) -> tuple[Route, ...]:
     """Routes with what they cost besides machines: as of the first strategy of each, in a cloud on
     demand where there is one. Cascades of other thresholds cost what the cascade does."""
@@ -181,7 +197,7 @@ def _with_besides(
         besides.setdefault(strategy.route, one.besides)
     return tuple(
         replace(one, monthly=besides[one.name if one.name in besides else "cascade"])
-        for one in options
+        for one in options(traffic)
     )
 
 
@@ -220,10 +236,15 @@ def _rivals(
 
 
 def _relaxed(
-    servers: tuple[Server, ...], options: tuple[Route, ...], bounds: Bounds
+    servers: tuple[Server, ...],
+    traffic: Traffic,
+    routes_of: Callable[[Traffic], tuple[Route, ...]],
+    bounds: Bounds,
 ) -> Plan | None:
+    # Without a limit a process may be as busy as can be, so fewer machines do.
+    routes = routes_of(traffic.model_copy(update={"latency_ms": float("inf")}))
     free = replace(bounds, budget=float("inf"), latency_ms=float("inf"))
-    return choose(servers, options, free).best
+    return choose(servers, routes, free).best
 
 
 def _crossings(

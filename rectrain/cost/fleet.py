@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from rectrain.cost.case import Case, Owned, Strategy
-from rectrain.cost.lines import Line, prices_by_month
+from rectrain.cost.lines import Line, cited, prices_by_month
 from rectrain.cost.machines import (
     Purchase,
     Route,
     Server,
+    capacity,
     contracts,
     held,
     num_servers,
-    num_slots,
     running,
 )
 from rectrain.cost.prices import HOURS_PER_MONTH
@@ -100,10 +100,10 @@ def _both(
     """So many machines of one's own, all of the time, and the cloud beside them."""
     day = case.traffic.rates(hourly=True)
     for count in counts:
-        capacity = count * num_slots(owned.server, route) * owned.server.speed / route.core_s
-        served = np.minimum(day, capacity).mean(axis=1)
+        most = capacity(owned.server, route, count)
+        served = np.minimum(day, most).mean(axis=1)
         own = _on_own(case, route, owned, np.full(len(rates), float(count)), served)
-        more = _cheapest(_rented(case, route, purchase, np.maximum(rates - capacity, 0.0)))
+        more = _cheapest(_rented(case, route, purchase, np.maximum(rates - most, 0.0)))
         name = f"{count} {own.machine} and {more.machine}"
         yield Fleet(own.lines + more.lines, own.machines + more.machines, name, owned)
 
@@ -124,7 +124,7 @@ def _rented(case: Case, route: Route, purchase: Purchase, rates: Floats) -> list
         name = f"{server.name} {purchase}"
         line = Line(
             "deployment", "hardware", "hardware", "marginal", "machines that answer (cloud)",
-            "hour", f"{name}; {case.sources.get('hour', '')}", machines * HOURS_PER_MONTH, price,
+            "hour", cited(name, server.source), machines * HOURS_PER_MONTH, price,
         )  # fmt: skip
         found.append(Fleet((line,), machines, name))
     return found
@@ -133,17 +133,17 @@ def _rented(case: Case, route: Route, purchase: Purchase, rates: Floats) -> list
 def _on_own(case: Case, route: Route, owned: Owned, machines: Floats, served: Floats) -> Fleet:
     """Machines of one's own; both float64 [H]: how many, and requests a second that they take."""
     server, months = owned.server, case.traffic.horizon_months
-    busy = served * route.core_s / (server.threads * server.speed)
+    busy = served * route.busy_s / (server.threads * server.speed)
     watts = machines * owned.idle_watts + busy * (owned.watts - owned.idle_watts)
     lines = (
         Line(
             "deployment", "hardware", "hardware", "fixed", "machines that answer (own)",
-            "machine month", f"{server.name}: written off, and its place", machines,
-            np.full(months, owned.monthly),
+            "machine month", cited(f"{server.name}: written off, and its place", owned.source),
+            machines, np.full(months, owned.monthly),
         ),
         Line(
             "deployment", "hardware", "hardware", "marginal", "energy", "kwh",
-            f"{server.name}, by its load; {case.sources.get('kwh', '')}",
+            cited(f"{server.name}, by its load", case.sources.get("kwh", "")),
             watts * HOURS_PER_MONTH / 1000, np.full(months, case.kwh),
         ),
     )  # fmt: skip

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from rectrain.cost.case import Case, Strategy
-from rectrain.cost.fleet import fleet
+from rectrain.cost.fleet import Fleet, fleet
 from rectrain.cost.ledger import Entry, Ledger, exact
 from rectrain.cost.lines import Line, labour_lines, software_lines, training_lines
 from rectrain.cost.traffic import SECONDS_PER_MONTH, Floats
@@ -126,16 +126,17 @@ def _serves(line: Line) -> bool:
     return (line.stage, line.kind) == ("deployment", "hardware")
 
 
-def forecast(case: Case, strategy: Strategy) -> Forecast:
+def forecast(case: Case, strategy: Strategy, *, served: Fleet | None = None) -> Forecast:
     """What a strategy costs and brings in each month of the horizon.
 
     Args:
         case: what is known.
         strategy: one of `strategies(case)`.
+        served: its machines, where they are known.
     """
     route = case.routes[strategy.route]
     requests = case.traffic.mean * SECONDS_PER_MONTH * case.traffic.months()
-    served = fleet(case, route, strategy)
+    served = served or fleet(case, route, strategy)
     lines = (
         *served.lines, *training_lines(case, strategy, served.owned),
         *labour_lines(case, strategy), *software_lines(case, requests),

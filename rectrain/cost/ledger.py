@@ -189,6 +189,11 @@ class Rates:
                 )
         return self.worth[old] / self.worth[new]
 
+    def cited(self, source: str, old: str, new: str) -> str:
+        """A source of an amount in the old currency, and these rates where the new one differs."""
+        note = "" if old == new else f"{old} → {new}: {self.source}"
+        return "; ".join(filter(None, (source, note)))
+
 
 @dataclass(frozen=True)
 class Ledger:
@@ -262,13 +267,11 @@ class Ledger:
         def converted(entry: Entry) -> Entry:
             if entry.currency == currency:
                 return entry
-            factor = rates.factor(entry.currency, currency)
-            note = f"{entry.currency} → {currency}: {rates.source}"
             return replace(
                 entry,
-                unit_price=entry.unit_price * factor,
+                unit_price=entry.unit_price * rates.factor(entry.currency, currency),
                 currency=currency,
-                source=f"{entry.source}; {note}" if entry.source else note,
+                source=rates.cited(entry.source, entry.currency, currency),
             )
 
         return Ledger(tuple(map(converted, self)))

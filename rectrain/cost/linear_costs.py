@@ -223,10 +223,7 @@ def training_runs(
         return []
     (place, _), *_ = Counter((one.device, one.chip) for one in found).most_common(1)
     _, instance = instance_for(prices, *place, folder=found[0].name)
-    hour = instance.on_demand
-    second = float(hour.value * prices.rates.factor(hour.currency, currency)) / (
-        3600 * instance.num_devices * instance.speed
-    )
+    second = prices.device_second(instance, currency)
     return [
         Run(
             one.name,

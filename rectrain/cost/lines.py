@@ -22,7 +22,7 @@ from rectrain.cost.ledger import Behaviour, Kind, Stage
 from rectrain.cost.machines import Server
 from rectrain.cost.traffic import Floats
 
-__all__ = ["Line", "labour_lines", "prices_by_month", "software_lines", "training_lines"]
+__all__ = ["Line", "cited", "labour_lines", "prices_by_month", "software_lines", "training_lines"]
 
 _KIB = 2**10
 
@@ -52,6 +52,11 @@ class Line:
         return self.quantity * self.price
 
 
+def cited(*sources: str) -> str:
+    """Sources in one text, as far as there are any."""
+    return "; ".join(filter(None, sources))
+
+
 def prices_by_month(now: float, change: float, months: int) -> Floats:
     """float64 [months] of what costs so much now and moves by `change` a year."""
     return np.asarray(now * _moved(change, months))
@@ -63,12 +68,12 @@ def _moved(change: float, months: int) -> Floats:
 
 
 def _device_hour(case: Case, strategy: Strategy, owned: Owned | None) -> tuple[Floats, str]:
-    """What an hour of the measured device costs in training in each month, and where: on one's own
-    machine, where the strategy has one."""
+    """What an hour of the measured device costs in training in each month, and where that is known
+    from: on one's own machine, where the strategy has one."""
     if owned is not None:  # what it was bought for stays
         own = owned.rented(case.kwh)
-        hour = (own.hourly + own.load_hourly) / (own.threads * own.speed)
-        return np.full(case.traffic.horizon_months, hour), own.name
+        source = cited(own.name, own.source, case.sources.get("kwh", ""))
+        return np.full(case.traffic.horizon_months, own.device_hour), source
     return _rented_hour(case.servers, case, strategy)
 
 
@@ -78,15 +83,16 @@ def _rented_hour(servers: Sequence[Server], case: Case, strategy: Strategy) -> t
     wanted = "spot" if strategy.purchase == "spot" else "on demand"  # no term for a few hours
     best = min(
         [server for server in servers if server.purchase == wanted] or servers,
-        key=lambda server: server.hourly / (server.threads * server.speed),
+        key=lambda server: server.device_hour,
     )
     again = 1.0
     if best.purchase == "spot":
         lost_h = (traffic.checkpoint_minutes / 2 + traffic.restart_minutes) / 60
         again += best.interruptions_per_hour * lost_h
-    hour = again * best.hourly / (best.threads * best.speed)
-    price = prices_by_month(hour, traffic.hardware_price_change, traffic.horizon_months)
-    return price, f"{best.name} {best.purchase}"
+    price = prices_by_month(
+        again * best.device_hour, traffic.hardware_price_change, traffic.horizon_months
+    )
+    return price, cited(f"{best.name} {best.purchase}", best.source)
 
 
 def training_lines(case: Case, strategy: Strategy, owned: Owned | None) -> Iterator[Line]:
@@ -122,12 +128,12 @@ def training_lines(case: Case, strategy: Strategy, owned: Owned | None) -> Itera
         for share, kind in ((1 - on_gpu, ""), (on_gpu, " on GPUs")):
             if share:
                 if kind:
-                    price, where = _rented_hour(training.gpu_servers, case, strategy)
+                    price, source = _rented_hour(training.gpu_servers[model], case, strategy)
                 else:
-                    price, where = _device_hour(case, strategy, owned)
+                    price, source = _device_hour(case, strategy, owned)
                 yield Line(
                     stage, part, "hardware", "fixed", f"{label}{kind}", "device hour",
-                    f"{training.source}; {where}", hours * share, price,
+                    cited(training.source, source), hours * share, price,
                 )  # fmt: skip
 
 
@@ -136,20 +142,20 @@ def labour_lines(case: Case, strategy: Strategy) -> Iterator[Line]:
     traffic, effort = case.traffic, case.traffic.effort
     first, again = traffic.trainings()
     tuning = effort.tuning + (effort.shrinking if strategy.route != "large" else 0.0)
-    rows: tuple[tuple[Stage, str, str, Floats, float], ...] = (
-        ("pretraining", "data", "data", first * effort.data, case.engineer_h),
-        ("pretraining", "labelling", "labelling", first * effort.labelling, case.engineer_h),
-        ("tuning", "time", "choosing and shrinking", first * tuning, case.engineer_h),
+    hourly = {"engineer": case.engineer_h, "operator": case.operator_h}
+    rows: tuple[tuple[Stage, str, str, Floats, str], ...] = (
+        ("pretraining", "data", "data", first * effort.data, "engineer"),
+        ("pretraining", "labelling", "labelling", first * effort.labelling, "engineer"),
+        ("tuning", "time", "choosing and shrinking", first * tuning, "engineer"),
         ("deployment", "software", "bringing into operation", first * effort.deployment,
-         case.engineer_h),
+         "engineer"),
         ("maintenance", "time", "watching and mending",
-         np.full(len(first), effort.maintenance), case.operator_h),
-        ("maintenance", "time", "checking new versions",
-         again * effort.retraining, case.engineer_h),
+         np.full(len(first), effort.maintenance), "operator"),
+        ("maintenance", "time", "checking new versions", again * effort.retraining, "engineer"),
     )  # fmt: skip
-    for stage, part, label, hours, hourly in rows:
-        price = prices_by_month(hourly, traffic.labour_price_change, len(first))
-        source = f"effort in the traffic file; {case.sources.get('people', '')}"
+    for stage, part, label, hours, who in rows:
+        price = prices_by_month(hourly[who], traffic.labour_price_change, len(first))
+        source = cited("effort in the traffic file", case.sources.get(who, ""))
         yield Line(stage, part, "labour", "fixed", label, "hour", source, hours, price)
 
 
@@ -158,10 +164,10 @@ def software_lines(case: Case, requests: Floats) -> Iterator[Line]:
     [H]."""
     months = np.ones(len(requests))
     first, _ = case.traffic.trainings()
-    for name, (amount, unit) in case.licences.items():
+    for name, (amount, unit, source) in case.licences.items():
         yield Line(
             "deployment", "software", "software", "fixed", f"licence {name}", unit,
-            case.sources.get("licence", ""), months if unit == "month" else first, months * amount,
+            source, months if unit == "month" else first, months * amount,
         )  # fmt: skip
     yield Line(
         "maintenance", "resources", "hardware", "fixed", "storage", "gib month",

@@ -14,6 +14,9 @@ P(Binomial(machines, q) > spares) ≤ 1 - availability, interruptions being inde
 
 Machines on demand and spot ones come and go; others are held for a term. Where fewer run in a month
 than it needs at most, the missing ones are taken, each for its term from then on.
+
+At its rate a process works for the share `busy` of the time. It holds its thread all of the time,
+and draws energy for its work.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ __all__ = [
     "Route",
     "Server",
     "Stage",
+    "capacity",
     "contracts",
     "held",
     "num_servers",
@@ -74,6 +78,8 @@ class Route:
         name: for people.
         stages: the models that it asks.
         deferred: the share of requests that the large model sees.
+        most_deferred: of the task of which it sees most; 0: of all tasks alike.
+        busy: share of its time for which a process works, at the stages' rates.
         p99_ms: 99 of 100 answers come within this, at the stages' rates.
         worth_per_1000: what 1,000 answers are worth.
         monthly: what it costs a month, whatever answers: trainings and people.
@@ -85,11 +91,18 @@ class Route:
     p99_ms: float = 0.0
     worth_per_1000: float = 0.0
     monthly: float = 0.0
+    busy: float = 1.0
+    most_deferred: float = 0.0
 
     @property
     def core_s(self) -> float:
-        """Seconds of a core for a request, at the stages' rates."""
+        """Seconds for which a request holds a core, those in which it waits for others included."""
         return sum(stage.share / stage.rate for stage in self.stages)
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds for which a request keeps a core at work."""
+        return self.core_s * self.busy
 
 
 @dataclass(frozen=True)
@@ -106,6 +119,7 @@ class Server:
         interruptions_per_hour: how often it is.
         term_months: for which one is held; 1: it goes when it isn't needed.
         load_hourly: what an hour under full load costs more: energy.
+        source: of its price, and the date.
     """
 
     name: str
@@ -117,6 +131,12 @@ class Server:
     interruptions_per_hour: float = 0.0
     term_months: int = 1
     load_hourly: float = 0.0
+    source: str = ""
+
+    @property
+    def device_hour(self) -> float:
+        """What an hour of the measured device costs, under full load."""
+        return (self.hourly + self.load_hourly) / (self.threads * self.speed)
 
 
 def _ceil(values: Floats) -> Floats:
@@ -151,6 +171,28 @@ def num_slots(server: Server, route: Route) -> int:
     """Processes that a machine holds: one a thread, as far as the largest fits that often."""
     largest = max((stage.memory_bytes for stage in route.stages if stage.share), default=0.0)
     return int(min(server.threads, server.memory_bytes // largest if largest else math.inf))
+
+
+def capacity(server: Server, route: Route, count: int) -> float:
+    """The most requests a second that so many machines carry: whole processes of each stage.
+
+    Args:
+        server, route: what runs where.
+        count: of machines, without spares.
+    """
+    slots = count * num_slots(server, route)
+    full = [stage.rate * server.speed / stage.share for stage in route.stages if stage.share]
+    if slots < len(full):
+        return 0.0
+    # One stage's processes are full then. Were those of all, this would be the rate; each of the
+    # others holds back less than a process.
+    most = slots / sum(1 / one for one in full)
+    places = [(one, math.floor(most / one + _ROUNDING)) for one in full]
+    rates = np.array(
+        [one * k for one, last in places for k in range(max(1, last - len(full)), last + 1)]
+    )
+    fits = processes(route, rates, speed=server.speed).sum(axis=0) <= slots
+    return float(rates[fits].max())
 
 
 def num_servers(

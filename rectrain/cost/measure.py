@@ -296,8 +296,8 @@ def instance_for(prices: Prices, device: Device, chip: str, *, folder: str) -> t
     Raises:
         ConfigError: there is none of this kind.
     """
-    kind = [(name, one) for name, one in prices.instances.items() if one.device == device]
-    if not kind:
+    found = prices.of_chip(device, chip)
+    if not found:
         raise ConfigError(
             what="instances of the prices",
             got=f"none with a {device}",
@@ -305,4 +305,4 @@ def instance_for(prices: Prices, device: Device, chip: str, *, folder: str) -> t
             "other kind",
             fix=f"add a {device} instance to your prices file",
         )
-    return next(((name, one) for name, one in kind if one.chip == chip), kind[0])
+    return next(iter(found.items()))

@@ -42,9 +42,8 @@ def compared(
     """
     rows = []
     best, traffic = found.choice.best, found.case.traffic
-    mix = traffic.shares(packages["large"].tasks)
     for name, package in packages.items():
-        route, speed = lone(speeds[name], traffic), speeds[name]
+        route = lone(speeds[name], traffic)
         shape = json.loads((package.path / "encoder" / "config.json").read_text())
         rows.append(
             {
@@ -53,10 +52,7 @@ def compared(
                 "hidden": shape["hidden_size"],
                 "intermediate": shape["intermediate_size"],
                 "run_by": served[name].backend,
-                "core_s": sum(
-                    share * speed.tasks[task].seconds(traffic.candidates)
-                    for task, share in mix.items()
-                ),
+                "core_s": speeds[name].request_s(traffic),
                 "per_1000": None if best is None else request_cost(route, best.server),
                 "memory_bytes": served[name].memory_bytes,
                 "lift": lifts.get(name),
@@ -140,8 +136,9 @@ def linear_models(
         lifts = lift_of(package.manifest.get("metrics") or {}, first)
         quality = 1.0 if name == "large" else _mean(lifts, mix)
         candidates.append(Candidate(name, p, c, quality, route.p99_ms))
-        if best is not None:
-            served.append(Run(name, p, c, {"hardware": request_cost(route, best.server)}))
+        paid = None if best is None else request_cost(route, best.server)
+        if paid is not None:
+            served.append(Run(name, p, c, {"hardware": paid}))
     return [
         linear(
             of, points, given, candidates, least_lift=stated.least_lift,

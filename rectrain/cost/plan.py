@@ -155,7 +155,7 @@ def _sized(server: Server, route: Route, bounds: Bounds) -> Plan | None:
     if needed is None:
         return None
     paid = held(server, needed)
-    cores = bounds.mean_rate * np.array(bounds.months) * route.core_s / server.speed
+    cores = bounds.mean_rate * np.array(bounds.months) * route.busy_s / server.speed
     costs = HOURS_PER_MONTH * (
         paid * server.hourly + cores / server.threads * server.load_hourly
     )  # fmt: skip

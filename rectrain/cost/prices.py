@@ -27,6 +27,7 @@ from rectrain.errors import ConfigError
 __all__ = [
     "HOURS_PER_MONTH",
     "Exchange",
+    "Hourly",
     "Instance",
     "Machine",
     "Price",
@@ -119,12 +120,20 @@ class Spot(Hourly):
         """λ of an instance: 1 - exp(-λ · 730 h) is the share, if interruptions are independent."""
         return -math.log1p(-self.interrupted_share) / HOURS_PER_MONTH
 
+    @property
+    def cited(self) -> str:
+        """Of the price, and of its interruptions."""
+        return f"{super().cited}; interruptions: {self.interrupted_source}"
+
 
 class _Hardware(Section):
     """What a machine has."""
 
     device: Literal["cpu", "gpu"] = Field(description="what computes")
     chip: str = Field(description="its name, for people")
+    chips: tuple[str, ...] = Field(
+        default=(), description="its names in records: of /proc/cpuinfo, or of torch.cuda"
+    )
     num_devices: PositiveInt = Field(
         description="hardware threads (vCPUs) of a cpu machine, GPUs of a gpu machine"
     )
@@ -146,6 +155,10 @@ class _Hardware(Section):
                 fix="add it, or leave it out",
             )  # fmt: skip
         return self
+
+    def has(self, chip: str) -> bool:
+        """Whether it has a chip of this name."""
+        return chip in (self.chip, *self.chips)
 
 
 class Instance(_Hardware):
@@ -173,9 +186,9 @@ class Machine(_Hardware):
     hosting: Monthly | None = Field(default=None, description="a month: room, network, upkeep")
 
     @property
-    def monthly_write_off(self) -> Fraction:
-        """Straight-line amortisation: purchase × (1 - resale) / life, in purchase's currency."""
-        return self.purchase.value * (1 - exact(self.resale_share)) / self.life_months
+    def monthly_share(self) -> Fraction:
+        """Of the purchase, that a month writes off in a straight line: (1 - resale) / life."""
+        return (1 - exact(self.resale_share)) / self.life_months
 
 
 class Exchange(Section):
@@ -226,6 +239,30 @@ class Prices(Section):
         worth = {name: 1 / Fraction(rate.per_base) for name, rate in self.exchange.items()}
         sources = sorted({f"{r.source} ({r.date.isoformat()})" for r in self.exchange.values()})
         return Rates({**worth, self.base_currency: Fraction(1)}, "; ".join(sources))
+
+    def amount(self, price: Price, currency: str) -> float:
+        """A price in a currency.
+
+        Raises:
+            ConfigError: a currency without a rate.
+        """
+        return float(price.value * self.rates.factor(price.currency, currency))
+
+    def cited(self, price: Price, currency: str) -> str:
+        """Where a price in a currency comes from: its source, and the rate's where it needs one."""
+        return self.rates.cited(price.cited, price.currency, currency)
+
+    def device_second(self, instance: Instance, currency: str) -> float:
+        """What a second of the measured device costs on an instance, on demand."""
+        devices = instance.num_devices * instance.speed
+        return self.amount(instance.on_demand, currency) / 3600 / devices
+
+    def of_chip(self, device: Literal["cpu", "gpu"], chip: str) -> dict[str, Instance]:
+        """Name -> instance with this chip; where there is none, the first of its kind alone; none
+        of a kind that the prices lack."""
+        kind = {name: one for name, one in self.instances.items() if one.device == device}
+        found = {name: one for name, one in kind.items() if one.has(chip)}
+        return found or dict(list(kind.items())[:1])
 
     def instance(self, name: str) -> Instance:
         """An instance by name.

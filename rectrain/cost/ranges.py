@@ -76,8 +76,7 @@ def vary(case: Case, z: Mapping[str, float]) -> Case:
         update={"growth_per_month": growth, "effort": traffic.effort.model_copy(update=hours)}
     )
     prices = factor("prices")
-    worths = {name: route.worth_per_1000 for name, route in case.routes.items()}
-    gain = worths["large"] - worths["small"] if {"large", "small"} <= set(worths) else 0.0
+    small = case.routes.get("small")
     return replace(
         case,
         traffic=traffic,
@@ -85,7 +84,7 @@ def vary(case: Case, z: Mapping[str, float]) -> Case:
             name: _route(
                 route,
                 throughput=factor("throughput"), deferred=factor("deferred"),
-                worth=factor("worth"), gain=gain,
+                worth=factor("worth"), small=small,
             )
             for name, route in case.routes.items()
         },
@@ -96,21 +95,23 @@ def vary(case: Case, z: Mapping[str, float]) -> Case:
     )  # fmt: skip
 
 
-def _route(route: Route, *, throughput: float, deferred: float, worth: float, gain: float) -> Route:
+def _route(
+    route: Route, *, throughput: float, deferred: float, worth: float, small: Route | None
+) -> Route:
     """A route whose figures are multiplied by these.
 
     The last of several stages is the large model. Where more units are deferred, its work grows,
     which its rate takes: most requests may ask it already, with more of their units from then on.
-
-    Args:
-        gain: what 1,000 answers are worth more if the large model gives all of them.
+    So does what it makes answers worth over those of the small model alone. No task's units are
+    deferred twice.
     """
     stages = [replace(stage, rate=stage.rate * throughput) for stage in route.stages]
     answers = route.worth_per_1000
     if len(stages) > 1 and route.deferred:
-        deferred = min(deferred, 1 / route.deferred)
+        deferred = min(deferred, 1 / max(route.deferred, route.most_deferred))
         stages[-1] = replace(stages[-1], rate=stages[-1].rate / deferred)
-        answers += route.deferred * (deferred - 1) * gain
+        if small is not None:
+            answers += (deferred - 1) * (answers - small.worth_per_1000)
     else:
         deferred = 1.0
     return replace(

@@ -18,8 +18,9 @@ bound of a batch is one, and is passed over here). That is a bound for the defer
 which one in fifty may be later, and so for all answers where few are deferred.
 
 What an answer is worth goes with the share of the first model's lift over a trivial one that a
-route has, (metric - trivial) / (first - trivial); that of a cascade lies between its models, in
-proportion to d: the doubtful units gain most from the large model, so it is rather more.
+route has, (metric - trivial) / (first - trivial); that of a cascade lies between its models, for
+each task in proportion to its d: the doubtful units gain most from the large model, so it is rather
+more.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ Curve: TypeAlias = tuple[tuple[float, float], ...]
 """(Share of the time that a process is busy, p99 in ms), rising."""
 Lift = Mapping[str, float]
 """Task -> share of the first model's lift over a trivial one."""
+Worths = Mapping[str, float]
+"""Task -> what its answers among 1,000 are worth; 0 where one is missing."""
 
 #: Shares of units that plans may defer.
 DEFERRED = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -73,6 +76,13 @@ class Speed:
     curve: Curve
     memory_bytes: float = 0.0
 
+    def request_s(self, traffic: Traffic) -> float:
+        """Seconds of a core for a request, over the traffic's mix."""
+        mix = traffic.shares(tuple(self.tasks))
+        return sum(
+            share * self.tasks[task].seconds(traffic.candidates) for task, share in mix.items()
+        )
+
 
 def _most_busy(curves: Sequence[Curve], limit_ms: float) -> float:
     """The largest share of the time at which the sum of the p99 keeps the limit.
@@ -100,24 +110,19 @@ def _p99(curve: Curve, busy: float) -> float:
     return float(np.interp(busy, shares, p99))
 
 
-def lone(speed: Speed, traffic: Traffic, *, worth_per_1000: float = 0.0) -> Route:
+def lone(speed: Speed, traffic: Traffic, *, worth: Worths | None = None) -> Route:
     """One model that answers everything.
 
     Args:
         speed: of the model.
         traffic: whose mix, candidates and limit.
-        worth_per_1000: of its answers.
+        worth: of its answers.
     """
-    mix = traffic.shares(tuple(speed.tasks))
-    seconds = sum(
-        share * speed.tasks[task].seconds(traffic.candidates) for task, share in mix.items()
-    )
     busy = _most_busy([speed.curve], traffic.latency_ms)
-    p99_ms = _p99(speed.curve, busy)
-    stage = Stage(speed.model, 1.0, busy / seconds, speed.memory_bytes)
+    stage = Stage(speed.model, 1.0, busy / speed.request_s(traffic), speed.memory_bytes)
     return Route(
-        speed.model, (stage,), deferred=1.0 if speed.model == "large" else 0.0, p99_ms=p99_ms,
-        worth_per_1000=worth_per_1000,
+        speed.model, (stage,), deferred=1.0 if speed.model == "large" else 0.0,
+        p99_ms=_p99(speed.curve, busy), worth_per_1000=sum((worth or {}).values()), busy=busy,
     )  # fmt: skip
 
 
@@ -128,7 +133,7 @@ def cascade(
     traffic: Traffic,
     *,
     deferred: float | None = None,
-    worth_per_1000: Mapping[str, float] | None = None,
+    worth: Mapping[str, Worths] | None = None,
     name: str = "cascade",
 ) -> Route:
     """The small model, which asks the large one in doubt.
@@ -138,33 +143,35 @@ def cascade(
         policy: whose units and heads; and rates, where `deferred` is None.
         traffic: whose mix, candidates and limit.
         deferred: share of the units of each task that go to the large model.
-        worth_per_1000: "small" and "large" -> of their answers.
+        worth: "small" and "large" -> of their answers.
         name: of the route.
     """
     mix = traffic.shares(tuple(small.tasks))
-    asked = work = units = 0.0
-    for task, weight in mix.items():
-        one = policy.tasks.get(task)
-        if one is None:  # without a policy nothing is deferred
-            continue
-        rate = one.rate if deferred is None else deferred
-        share, seconds = _deferral(one, large.tasks[task], traffic.candidates, rate)
-        asked, work, units = asked + weight * share, work + weight * seconds, units + weight * rate
-    alone = lone(small, traffic)
+    rates = {  # without a policy nothing is deferred
+        task: policy.tasks[task].rate if deferred is None else deferred
+        for task in mix
+        if task in policy.tasks
+    }
+    parts = [
+        (mix[task], *_deferral(policy.tasks[task], large.tasks[task], traffic.candidates, rate))
+        for task, rate in rates.items()
+    ]
+    asked = sum(share * asks for share, asks, _ in parts)
+    work = sum(share * seconds for share, _, seconds in parts)
     curves = [small.curve]
     if asked:
-        whole = sum(w * large.tasks[task].seconds(traffic.candidates) for task, w in mix.items())
-        curves.append(_scaled(large.curve, work / asked / whole))
+        curves.append(_scaled(large.curve, work / asked / large.request_s(traffic)))
     busy = _most_busy(curves, traffic.latency_ms)
-    p99_ms = sum(_p99(curve, busy) for curve in curves)
-    seconds = sum(w * small.tasks[task].seconds(traffic.candidates) for task, w in mix.items())
-    stages = [Stage(small.model, 1.0, busy / seconds, small.memory_bytes)]
+    stages = [Stage(small.model, 1.0, busy / small.request_s(traffic), small.memory_bytes)]
     if asked:
         stages.append(Stage(large.model, asked, busy * asked / work, large.memory_bytes))
-    worth = dict(worth_per_1000 or {"small": 0.0, "large": 0.0})
+    of_small, of_large = ((worth or {}).get(one, {}) for one in ("small", "large"))
+    gains = (rate * (of_large.get(t, 0.0) - of_small.get(t, 0.0)) for t, rate in rates.items())
     return Route(
-        name, tuple(stages), deferred=units, p99_ms=p99_ms if asked else alone.p99_ms,
-        worth_per_1000=worth["small"] + units * (worth["large"] - worth["small"]),
+        name, tuple(stages), deferred=sum(mix[task] * rate for task, rate in rates.items()),
+        p99_ms=sum(_p99(curve, busy) for curve in curves),
+        worth_per_1000=sum(of_small.values()) + sum(gains),
+        busy=busy, most_deferred=max(rates.values(), default=0.0),
     )  # fmt: skip
 
 
@@ -179,15 +186,15 @@ def _deferral(
     return rate, rate * large.seconds(head)
 
 
-def worths(traffic: Traffic, lift: Lift, *, tasks: Sequence[str]) -> float:
-    """What 1,000 answers are worth: Σ share · lift · events · worth of an event.
+def worths(traffic: Traffic, lift: Lift, *, tasks: Sequence[str]) -> dict[str, float]:
+    """Task -> what its answers among 1,000 are worth: share · lift · events · worth of an event.
 
     Args:
         traffic: whose mix and worth.
         lift: of the model, over the first one's; 1 where a task is missing.
         tasks: that the models have.
     """
-    return sum(
-        share * lift.get(task, 1.0) * traffic.worth.per_1000(task)
+    return {
+        task: share * lift.get(task, 1.0) * traffic.worth.per_1000(task)
         for task, share in traffic.shares(tasks).items()
-    )
+    }

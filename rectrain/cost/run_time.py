@@ -5,7 +5,8 @@
 starting and ending; the products of the closed form (`flops.run_flops`); what a token takes
 besides: rows, norms, activations; what a step does; the optimizer. No coefficient is below 0. It
 holds for the chip, the threads, the number of workers and the settings of the runs that it is
-fitted to: two encoders and three sizes of each tell the terms apart. Not in it: validation and
+fitted to: two encoders and three sizes of each tell the terms apart. Runs that tell fewer of them
+apart predict what is a sum of their own sizes, and no other run. Not in it: validation and
 checkpoints more often than in those runs.
 
     time = fit_time([recorded_run("runs/short"), recorded_run("runs/shorter"), ...])
@@ -35,6 +36,9 @@ __all__ = ["RecordedRun", "RunSize", "TrainingTime", "fit_time", "recorded_run",
 
 _CONFIG = "config.yaml"
 _FEWEST = 3
+# Runs of one encoder and one budget are not quite proportional, for texts differ: what varies by
+# less than the first of these tells nothing, and sizes may be off by the second.
+_NOISE, _TOLERANCE = 0.01, 0.1
 
 
 class RunSize(NamedTuple):
@@ -76,12 +80,35 @@ class RecordedRun:
 
 @dataclass(frozen=True)
 class TrainingTime:
-    """The fitted model: a coefficient for each of `RunSize.terms`, at least 0."""
+    """The fitted model.
+
+    Attributes:
+        coefficients: of each of `RunSize.terms`, at least 0.
+        known: sizes that they were fitted to.
+    """
 
     coefficients: tuple[float, ...]
+    known: tuple[RunSize, ...]
 
     def seconds(self, size: RunSize) -> float:
-        """Device-seconds of a run."""
+        """Device-seconds of a run.
+
+        Raises:
+            DataError: the known runs don't tell its terms apart: it is no sum of their sizes.
+        """
+        terms = np.array([one.terms for one in self.known])
+        scale = terms.max(axis=0)
+        rows, wanted = terms / scale, np.array(size.terms) / scale
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        weights = np.linalg.lstsq(rows.T, wanted, rcond=_NOISE)[0]
+        missing = np.linalg.norm(rows.T @ weights - wanted) / np.linalg.norm(wanted)
+        if missing > _TOLERANCE:
+            raise DataError(
+                what="a run to predict", got=f"{size}",
+                rule=f"must be a sum of the known runs' sizes; {missing:.0%} of it is not, so "
+                "nothing tells what that takes",
+                fix="record short runs of another encoder, of other tokens and of other steps",
+            )  # fmt: skip
         return float(np.dot(self.coefficients, size.terms))
 
 
@@ -109,18 +136,20 @@ def recorded_run(folder: str) -> RecordedRun:
         folder: of the run.
 
     Raises:
-        DataError: it has not ended, its lives had different machines, or none was recorded.
+        DataError: it has not ended, or one of its lives was killed, whose lost work would count as
+            the run's; its lives had different machines, or none was recorded.
         ConfigError: settings that are not of `jobs.train`.
     """
     store = Store.open(folder)
     lives = read_usage(store)
     machines = {(life.chip, life.num_devices, life.world_size) for life in lives}
-    if len(machines) != 1 or not any(life.finished for life in lives):
+    if len(machines) != 1 or not all(life.finished for life in lives):
         raise DataError(
             what=f"run {folder}",
             got=f"{len(lives)} recorded lives on {len(machines)} kinds of machines",
-            rule="must have ended, on one kind of chip with one number of threads and workers",
-            fix="let jobs.train end it, or leave it out",
+            rule="must have ended, no life of it killed, on one kind of chip with one number of "
+            "threads and workers",
+            fix="let jobs.train end one, or leave it out",
         )
     config = parse_yaml(RunConfig, store.read(_CONFIG), name=f"{folder}/{_CONFIG}")
     seconds = sum(life.device_seconds for life in lives)
@@ -147,4 +176,4 @@ def fit_time(runs: Sequence[RecordedRun]) -> TrainingTime:
         )
     known = np.array([run.size.terms for run in runs])
     found = relative_nnls(known, np.array([run.device_seconds for run in runs]))
-    return TrainingTime(tuple(found.tolist()))
+    return TrainingTime(tuple(found.tolist()), tuple(run.size for run in runs))

@@ -216,6 +216,11 @@ def latency_curve(
 
 def _p99(arrivals: Floats, work: Floats) -> float:
     """In ms, of requests that arrive so and take so long."""
+    return float(1000 * np.quantile(_latencies(arrivals, work), 0.99))
+
+
+def _latencies(arrivals: Floats, work: Floats) -> Floats:
+    """In seconds, of each of them."""
     latency = np.empty(len(work))
     free, first = 0.0, 0
     times, seconds = arrivals.tolist(), work.tolist()
@@ -229,7 +234,7 @@ def _p99(arrivals: Floats, work: Floats) -> float:
             end, last = end + seconds[last], last + 1
         latency[first:last] = end - arrivals[first:last]
         free, first = end, last
-    return float(1000 * np.quantile(latency, 0.99))
+    return latency
 
 
 def to_speed(

@@ -67,14 +67,16 @@ class Worth(Section):
         one = self.money.get(task, getattr(self, event) if event else 0.0)
         return self.events[task] * float(one)
 
-    def check(self, tasks: Sequence[str]) -> None:
-        """That what is said of tasks counts for some.
+    def check(self, tasks: Sequence[str], *, asked: Sequence[str]) -> None:
+        """That what is said counts for something.
 
         Args:
             tasks: that the models have.
+            asked: those of them that get requests.
 
         Raises:
-            ConfigError: a task that the models lack, or events that nothing says the worth of.
+            ConfigError: a task that the models lack or nobody asks, events that nothing says the
+                worth of, or the worth of an event without any.
         """
         for name, given in (("events", self.events), ("money", self.money)):
             if unknown := sorted(set(given) - set(tasks)):
@@ -84,11 +86,27 @@ class Worth(Section):
                 )  # fmt: skip
         for task in self.events:
             event = _EVENTS.get(task)
+            if task not in asked:
+                raise _wrong(
+                    f"worth.events.{task}", self.events[task],
+                    f"counts for nothing: the mix asks {', '.join(asked)} alone",
+                    f"give {task} a share of the mix, or leave it out",
+                )  # fmt: skip
             if task not in self.money and not (event and event in self.model_fields_set):
                 raise _wrong(
                     f"worth.events.{task}", self.events[task],
                     "counts for nothing until one event has a worth",
                     f"set worth.{event or f'money.{task}'}, or leave it out",
+                )  # fmt: skip
+        paid = {task: _EVENTS.get(task) for task in self.events if task not in self.money}
+        named = {event: getattr(self, event) for event in ("click", "order", "fraud")}
+        idle = {event: one for event, one in named.items() if event not in paid.values()}
+        idle |= {f"money.{task}": self.money[task] for task in self.money.keys() - self.events}
+        for name, one in sorted(idle.items()):
+            if one:
+                raise _wrong(
+                    f"worth.{name}", one, "counts for nothing until requests bring such events",
+                    "set worth.events of a task, or leave it out",
                 )  # fmt: skip
 
 
@@ -296,9 +314,8 @@ class Traffic(Section):
             tasks: that the models have.
 
         Raises:
-            ConfigError: the mix or what answers are worth names another one.
+            ConfigError: the mix names another one, or something said of worth counts for nothing.
         """
-        self.worth.check(tasks)
         given = self.mix or dict.fromkeys(tasks, 1.0)
         if unknown := sorted(set(given) - set(tasks)):
             raise _wrong(
@@ -306,7 +323,9 @@ class Traffic(Section):
                 "leave it out, or give packages that have it",
             )  # fmt: skip
         whole = sum(given.values())
-        return {task: share / whole for task, share in given.items() if share}
+        shares = {task: share / whole for task, share in given.items() if share}
+        self.worth.check(tasks, asked=tuple(shares))
+        return shares
 
 
 def load_traffic(file: str | None, *, overrides: Sequence[str] = ()) -> Traffic:

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 
 from rectrain.cost.assemble import gpu_servers
 from rectrain.cost.case import Method, Training
-from rectrain.cost.measure import Past, apart, device_hours, history, maker
+from rectrain.cost.machines import Server
+from rectrain.cost.measure import Past, apart, device_hours, history, instance_for, maker
 from rectrain.cost.prices import Prices
 from rectrain.cost.traffic import Traffic
 
@@ -62,12 +63,15 @@ def trainings(
     """
     told: list[str] = []
     hours = {"large": 0.0, "small": 0.0}
-    before, gpu = dict(hours), dict.fromkeys(hours, 0.0)
+    gpu: dict[str, float] = {}
+    servers: dict[str, tuple[Server, ...]] = {}
     said = {str(role): hours for role, hours in traffic.training_hours.items()}
     for role, found in pasts.items():
-        made = apart(found)
-        hours[role], gpu[role] = _whole(made.last)
-        before[role], gpu[f"before {role}"] = _whole(made.before)
+        made, before = apart(found), f"before {role}"
+        for part, works in ((role, made.last), (before, made.before)):
+            hours[part], gpu[part] = _whole(works)
+            chips = {life.chip for past in works for life in past.lives if life.device == "gpu"}
+            servers[part] = gpu_servers(prices, traffic.currency or prices.currency, chips=chips)
         how = f"recorded in {', '.join(map(_named, made.last))}"
         if role in said:
             hours[role], how = said[role], "as you said"
@@ -77,23 +81,43 @@ def trainings(
                 f" (--training_hours='{{{role}: HOURS}}' says what it takes)"
             )
         told.append(f"Training of {role}: {_said(hours[role], gpu[role])}, {how}.")
-        if before[role]:
+        if hours[before]:
             runs = ", ".join(_named(past) for past in made.before if past.lives)
-            amount = _said(before[role], gpu[f"before {role}"])
+            amount = _said(hours[before], gpu[before])
             told.append(f"What it started from, paid once: {amount}, recorded in {runs}.")
         if search := sum(device_hours(made.search).values()):
             told.append(f"The search for its shape: {search:.3g} device hours, not to be repeated.")
-    chips = {life.chip for found in pasts.values() for past in found for life in past.lives}
+    told += _unknown_chips(pasts, prices)
     training = Training(
         large=hours["large"],
         small=hours["small"],
         factors=factors,
         source=source,
-        before=before,
+        before={role: hours[f"before {role}"] for role in pasts},
         gpu=gpu,
-        gpu_servers=gpu_servers(prices, traffic.currency or prices.currency, chips=chips),
+        gpu_servers=servers,
     )
     return training, told
+
+
+def _unknown_chips(pasts: Mapping[str, Sequence[Past]], prices: Prices) -> list[str]:
+    """What chips are taken for that no instance of the prices has."""
+    seen = {
+        (life.device, life.chip): past.folder
+        for found in pasts.values()
+        for past in found
+        for life in past.lives
+    }
+    told = []
+    for (device, chip), folder in seen.items():
+        name, instance = instance_for(prices, device, chip, folder=folder)
+        if not instance.has(chip):
+            told.append(
+                f"No instance of the prices has {chip}: what it computed is priced on {name}, as if"
+                f" each of its devices were {instance.speed:g} of that chip's. Say yours in"
+                " `instances` of a prices file."
+            )
+    return told
 
 
 def _whole(pasts: Sequence[Past]) -> tuple[float, float]:

@@ -121,6 +121,7 @@ def _forecast(found: Findings, name: str, one: Forecast) -> dict[str, Any]:
         "roi": one.roi,
         "machine": one.machine,
         "core_s": route.core_s,
+        "busy": route.busy,
         "deferred": route.deferred,
         "p99_ms": route.p99_ms,
         "months": {"cost": one.costs.tolist(), "requests": one.requests.tolist(),

@@ -304,13 +304,17 @@ def _known(found: Findings, facts: Mapping[str, Any]) -> list[str]:
             money(one.hourly, found.currency),
             money(one.load_hourly, found.currency) if one.load_hourly else "-",
             str(one.term_months) if one.term_months > 1 else "-",
+            one.source,
         ]
         for one in found.case.every_server
     ]  # fmt: skip
-    head = ["machine", "threads", "speed", "an hour", "more under load", "held for months"]
+    head = [
+        "machine", "threads", "speed", "an hour", "more under load", "held for months", "source"
+    ]  # fmt: skip
+    licences = {f"licence {name}": one.source for name, one in found.case.licences.items()}
     sources = [
         paragraph(f"{what}: {source}", kind="soft")
-        for what, source in found.case.sources.items()
+        for what, source in {**found.case.sources, **licences}.items()
         if source
     ]
     return [
@@ -321,7 +325,7 @@ def _known(found: Findings, facts: Mapping[str, Any]) -> list[str]:
             "What you said, or the defaults where you said nothing",
             [table(["traffic", ""], said, text=(1,))],
         ),
-        details("Prices", [table(head, machines), *sources]),
+        details("Prices", [table(head, machines, text=(6,)), *sources]),
     ]
 
 

@@ -33,10 +33,11 @@ def what_to_run(found: Findings) -> list[str]:
             _plan_text(name.capitalize(), plan, _wins_if(plan, change, best, found), found)
             for name, (plan, change) in found.rivals.items()
         ]
-        if relaxed is not None and relaxed.key != best.key:
+        if relaxed is not None and str(relaxed) != str(best):
             parts.append(paragraph(f"If there were neither budget nor latency limit: {free}"))
         parts += _forecast_best(found, best)
-    parts += [paragraph("The best plan, by traffic:"), _by_traffic(found)]
+    budget = ", whatever the budget" if found.case.traffic.budget_per_month else ""
+    parts += [paragraph(f"The best plan, by traffic{budget}:"), _by_traffic(found)]
     parts += [paragraph("Strategies side by side, over the whole horizon:"), _side_by_side(found)]
     return parts
 

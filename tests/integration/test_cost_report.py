@@ -81,7 +81,8 @@ def found(**traffic: Any) -> Findings:
     case = Case(
         Traffic.model_validate(traffic), routes, training, tuple(servers), (owned,), 91.0, 66.0, 0.2
     )
-    return find(case, options=tuple(routes.values()), currency="EUR", num_draws=50)
+    options = tuple(routes.values())
+    return find(case, options=lambda _: options, currency="EUR", num_draws=50)
 
 
 @pytest.fixture(scope="module")

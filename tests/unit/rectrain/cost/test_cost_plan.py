@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -18,8 +19,11 @@ from rectrain.cost.machines import (
     Route,
     Server,
     Stage,
+    capacity,
     contracts,
     held,
+    num_slots,
+    processes,
     running,
     spares,
 )
@@ -36,6 +40,7 @@ CASCADE = Route(
     deferred=0.1,
     p99_ms=80.0,
     worth_per_1000=0.019,
+    busy=0.5,
 )
 ROUTES = (SMALL, LARGE, CASCADE)
 TWO = Server("two", 2, 0.1)
@@ -180,9 +185,10 @@ def test_machines_on_demand_may_follow_the_hours_and_reserved_ones_do_not():
 
 
 def test_own_machines_draw_by_their_load():
-    (plan,) = plans([OWN], [CHEAP], replace(BOUNDS, mean_rate=2.0, peak_rate=6.0))
-    # Two machines; 2 requests a second of 4 keep half a thread busy.
-    assert plan.cost == pytest.approx(730 * (2 * 0.05 + 0.5 * 0.02))
+    some = replace(CHEAP, busy=0.6)
+    (plan,) = plans([OWN], [some], replace(BOUNDS, mean_rate=2.0, peak_rate=6.0))
+    # Two machines; 2 requests a second of 4 take half a process, which works for 0.6 of its time.
+    assert plan.cost == pytest.approx(730 * (2 * 0.05 + 0.3 * 0.02))
     assert str(plan) == "2 × one own, large"
 
 
@@ -228,6 +234,11 @@ def some_case(**traffic: object) -> Case:
     )  # fmt: skip
 
 
+def offered(case: Case) -> Callable[[Traffic], tuple[Route, ...]]:
+    """The case's own routes, whatever the limit."""
+    return lambda _: tuple(case.routes.values())
+
+
 @settings(deadline=None)
 @given(
     mean=st.floats(0.1, 60), growth=st.floats(-0.2, 0.3), months=st.integers(1, 18),
@@ -254,7 +265,7 @@ def test_the_plan_is_the_forecasts_winner_with_trainings_and_people():
         case = some_case(mean_rate=mean, horizon_months=12)
         routes = {name: replace(one, worth_per_1000=0.0) for name, one in case.routes.items()}
         case = replace(case, routes=routes)
-        found = find(case, options=tuple(routes.values()), currency="EUR", num_draws=2)
+        found = find(case, options=offered(case), currency="EUR", num_draws=2)
         best = found.choice.best
         assert best is not None and best.route.name == winner
         assert found.best_route == winner
@@ -264,7 +275,7 @@ def test_the_plan_is_the_forecasts_winner_with_trainings_and_people():
 
 def test_a_month_without_requests_may_come_first():
     case = some_case(seasons=[0.0] + [1.0] * 11, horizon_months=3)
-    found = find(case, options=tuple(case.routes.values()), currency="EUR", num_draws=2)
+    found = find(case, options=offered(case), currency="EUR", num_draws=2)
     best = found.choice.best
     assert best is not None and best.fewest == 0 < best.num_servers
     assert all(step.requests > 0 for step in found.steps)
@@ -285,7 +296,7 @@ route = st.builds(
         st.tuples(st.builds(Stage, model=st.just("s"), share=st.just(1.0), rate=speeds), stage),
     ),
     deferred=st.sampled_from([0.0, 0.1, 1.0]), worth_per_1000=st.sampled_from([0.0, 0.01, 0.1]),
-    monthly=st.sampled_from([0.0, 50.0, 400.0]),
+    monthly=st.sampled_from([0.0, 50.0, 400.0]), busy=st.sampled_from([0.2, 0.7, 1.0]),
 )  # fmt: skip
 server = st.builds(
     Server, name=st.sampled_from("wxyz"), threads=st.integers(1, 16),
@@ -317,6 +328,24 @@ def test_the_choice_is_the_oracles(servers, routes, bounds):
     assert known(best) == (expected and expected[:4])
     if best is not None and expected is not None:
         assert best.net == pytest.approx(expected.net)
+
+
+def test_one_machine_carries_what_whole_processes_of_each_stage_do():
+    pair = (Stage("small", 1.0, 100.0), Stage("large", 0.1, 1.5))
+    both = Route("cascade", pair)
+    # One process of each: 15 a second of 1.5 deferred; two of large ones, 30.
+    assert capacity(Server("mine", 2, 0.0), both, 1) == pytest.approx(15.0)
+    assert capacity(Server("mine", 3, 0.0), both, 1) == pytest.approx(30.0)
+    assert capacity(Server("mine", 1, 0.0), both, 1) == 0.0
+    assert capacity(Server("mine", 4, 0.0), SMALL, 3) == pytest.approx(480.0)
+
+
+@given(machine=server, one=route, count=st.integers(1, 40))
+def test_at_their_capacity_machines_are_full_and_a_little_more_is_too_much(machine, one, count):
+    slots = count * num_slots(machine, one)
+    most = capacity(machine, one, count)
+    needed = processes(one, np.array([most, 1.001 * most + 1e-6]), speed=machine.speed).sum(axis=0)
+    assert needed[0] <= slots < needed[1]
 
 
 @given(routes=st.lists(route, min_size=1, max_size=3, unique_by=lambda r: r.name), bounds=bound)

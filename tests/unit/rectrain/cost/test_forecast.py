@@ -92,9 +92,11 @@ def test_spares_of_a_month_are_those_of_its_own_need():
 
 
 def test_own_machines_cost_what_they_are_and_what_they_draw():
-    found = forecast(case(retrain_every_months=0), Strategy("small", hosting="own"))
-    # One machine; half a process of four is busy: 112.5 W.
-    kwh = (200 * 0.125 + 100 * 0.875) * 730 / 1000
+    some = case(retrain_every_months=0)
+    some = replace(some, routes={**some.routes, "small": replace(SMALL, busy=0.4)})
+    found = forecast(some, Strategy("small", hosting="own"))
+    # One machine; half a process of four is needed, which works for 0.4 of its time: 105 W.
+    kwh = (200 * 0.05 + 100 * 0.95) * 730 / 1000
     assert found.costs[1] == pytest.approx(100 + kwh * 0.2)
 
 
@@ -265,7 +267,10 @@ def test_the_input_that_moves_the_result_most_comes_first():
 @given(units=st.floats(0.01, 0.9), asked=st.floats(0.1, 1.0), z=st.floats(-3, 3))
 def test_more_units_deferred_are_more_work_and_more_worth_whoever_asks(units, asked, z):
     stage = Stage("large", asked, 2.0)
-    route = replace(CASCADE, stages=(SMALL.stages[0], stage), deferred=units)
+    worth = SMALL.worth_per_1000 + units * (LARGE.worth_per_1000 - SMALL.worth_per_1000)
+    route = replace(
+        CASCADE, stages=(SMALL.stages[0], stage), deferred=units, worth_per_1000=worth
+    )
     some = replace(case(), routes={"large": LARGE, "small": SMALL, "cascade": route})
     moved = vary(some, {"deferred": z}).routes["cascade"]
     factor = min(1.2**z, 1 / units)  # all of them is the most
@@ -274,6 +279,23 @@ def test_more_units_deferred_are_more_work_and_more_worth_whoever_asks(units, as
     assert work[1] == pytest.approx(work[0] * factor)
     gain = units * (factor - 1) * (LARGE.worth_per_1000 - SMALL.worth_per_1000)
     assert moved.worth_per_1000 == pytest.approx(route.worth_per_1000 + gain)
+
+
+def test_a_cascade_that_gains_nothing_gains_nothing_by_deferring_more():
+    # What it defers is of a task whose answers are worth nothing.
+    route = replace(CASCADE, worth_per_1000=SMALL.worth_per_1000)
+    some = replace(case(), routes={"large": LARGE, "small": SMALL, "cascade": route})
+    for z in (-2, 2):
+        moved = vary(some, {"deferred": z}).routes["cascade"]
+        assert moved.worth_per_1000 == pytest.approx(SMALL.worth_per_1000)
+
+
+def test_no_task_defers_more_than_all_of_its_units():
+    # Half of the requests, all of them of one task that is deferred as a whole.
+    route = replace(CASCADE, deferred=0.5, most_deferred=1.0)
+    some = replace(case(), routes={"large": LARGE, "small": SMALL, "cascade": route})
+    assert vary(some, {"deferred": 2}).routes["cascade"].deferred == 0.5
+    assert vary(some, {"deferred": -2}).routes["cascade"].deferred == pytest.approx(0.5 / 1.2**2)
 
 
 # --- the traffic file ----------------------------------------------------------------------------

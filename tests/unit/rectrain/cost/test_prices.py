@@ -148,10 +148,22 @@ def test_interruptions_an_hour_make_the_share_of_a_month():
 
 
 def test_own_hardware_is_written_off_evenly():
-    machine = load_prices().machines["server-32-threads"]  # 5000 over 48 months
-    assert machine.monthly_write_off == Fraction(5000, 48)
+    machine = load_prices().machines["server-32-threads"]  # over 48 months
+    assert machine.monthly_share == Fraction(1, 48)
     sold = machine.model_copy(update={"resale_share": 0.25})
-    assert sold.monthly_write_off == Fraction(5000 * 3, 48 * 4)
+    assert sold.monthly_share == Fraction(3, 48 * 4)
+
+
+def test_a_price_in_another_currency_names_the_rate():
+    prices = load_prices()
+    energy, instance = prices.energy, prices.instance("aws-c7i-2xlarge")
+    assert prices.amount(energy, "EUR") == 0.20 and prices.cited(energy, "EUR") == energy.cited
+    assert prices.amount(energy, "USD") == pytest.approx(0.20 * 1.0889)
+    cited = prices.cited(energy, "USD")
+    assert cited == f"{energy.cited}; EUR → USD: ECB euro reference rate (2025-03-14)"
+    faster = instance.model_copy(update={"speed": 2.0})
+    for one, devices in ((instance, 8), (faster, 16)):
+        assert prices.device_second(one, "USD") == pytest.approx(0.357 / 3600 / devices)
 
 
 def test_a_charge_is_price_times_quantity_with_its_source():

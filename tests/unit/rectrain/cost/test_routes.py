@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,7 +13,7 @@ from rectrain.cascade import Calibration, Calibrations, ListDoubt, Policy, RowDo
 from rectrain.cost.assemble import lift_of, measured_factors
 from rectrain.cost.overhead import Overhead
 from rectrain.cost.routes import Speed, TaskSpeed, cascade, lone, worths
-from rectrain.cost.serving import Served, _p99, latency_curve, to_speed
+from rectrain.cost.serving import Served, _latencies, _p99, latency_curve, to_speed
 from rectrain.cost.traffic import Traffic
 from rectrain.errors import ConfigError
 
@@ -37,6 +39,8 @@ def test_a_lone_model_serves_up_to_where_its_p99_keeps_the_limit():
     # 0.1 + 10 · 0.01 = 0.2 s a request, busy for half of the time at 20 ms.
     assert route.stages[0].rate == pytest.approx(0.5 / 0.2, rel=2e-3)
     assert route.p99_ms == pytest.approx(20.0, rel=1e-2)
+    # It holds its core for 0.4 s a request, and works for 0.2 of them.
+    assert route.core_s == pytest.approx(0.4, rel=2e-3) and route.busy_s == pytest.approx(0.2)
 
 
 def test_a_model_that_never_keeps_the_limit_says_so():
@@ -54,6 +58,7 @@ def test_of_lists_a_share_of_requests_asks_for_the_head():
     assert [stage.share for stage in route.stages] == pytest.approx([1.0, 0.1])
     assert route.stages[0].rate == pytest.approx(busy / 0.02, rel=3e-3)
     assert route.stages[1].rate == pytest.approx(busy / (0.1 + 4 * 0.01), rel=3e-3)
+    assert route.busy_s == pytest.approx(0.02 + 0.1 * 0.14)
     assert route.p99_ms == pytest.approx(34.0, rel=1e-2)
 
 
@@ -87,7 +92,7 @@ def test_deferring_more_costs_more_and_is_worth_what_lies_between(one, other):
     routes = [
         cascade(
             small, large, Policy("s", "l", {"risk": ROWS}), Traffic(), deferred=share,
-            worth_per_1000={"small": 1.0, "large": 2.0},
+            worth={"small": {"risk": 1.0}, "large": {"risk": 2.0}},
         )
         for share in (less, more)
     ]  # fmt: skip
@@ -103,8 +108,27 @@ def test_worth_goes_with_events_and_lift():
          "worth": {"fraud": 20.0, "click": 0.1, "events": {"risk": 0.5, "ad_ctr": 8.0}}}
     )  # fmt: skip
     tasks = ("risk", "ad_ctr")
-    assert worths(traffic, {}, tasks=tasks) == pytest.approx(0.75 * 10 + 0.25 * 0.8)
-    assert worths(traffic, {"risk": 0.5}, tasks=tasks) == pytest.approx(0.75 * 5 + 0.25 * 0.8)
+    assert worths(traffic, {}, tasks=tasks) == pytest.approx({"risk": 7.5, "ad_ctr": 0.2})
+    half = worths(traffic, {"risk": 0.5}, tasks=tasks)
+    assert half == pytest.approx({"risk": 3.75, "ad_ctr": 0.2})
+
+
+@pytest.mark.parametrize(("lists", "rows", "worth"), [(0.0, 0.4, 45), (0.4, 0.0, 47), (1, 1, 50)])
+def test_what_one_task_defers_is_worth_what_that_task_gains(lists, rows, worth):
+    small, large = (
+        Speed(name, dict.fromkeys(("risk", "search_ranking"), TaskSpeed(0.01, 0.001)), CURVE)
+        for name in ("small", "large")
+    )
+    policy = Policy("s", "l", {"risk": replace(ROWS, rate=rows),
+                               "search_ranking": replace(LISTS, rate=lists)})  # fmt: skip
+    # Of 1,000 answers, half of them lists that are worth 90 and 100 a thousand.
+    found = cascade(small, large, policy, Traffic(), worth={
+        "small": {"search_ranking": 45.0, "risk": 0.0},
+        "large": {"search_ranking": 50.0, "risk": 0.0},
+    })  # fmt: skip
+    assert found.worth_per_1000 == pytest.approx(worth)
+    assert found.deferred == pytest.approx((lists + rows) / 2)
+    assert found.most_deferred == max(lists, rows)
 
 
 def test_the_money_of_an_event_can_be_said_of_any_task():
@@ -113,7 +137,10 @@ def test_the_money_of_an_event_can_be_said_of_any_task():
                    "events": {"refund": 0.5, "search_ranking": 0.1, "recommendation": 0.1}}}
     )  # fmt: skip
     tasks = ("refund", "search_ranking", "recommendation", "risk")
-    assert worths(traffic, {}, tasks=tasks) == pytest.approx((1.5 + 0.5 + 0.2) / 4)
+    found = worths(traffic, {}, tasks=tasks)
+    assert {task: 4 * worth for task, worth in found.items()} == pytest.approx(
+        {"refund": 1.5, "search_ranking": 0.5, "recommendation": 0.2, "risk": 0.0}
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,12 +153,17 @@ def test_the_money_of_an_event_can_be_said_of_any_task():
         ({"money": {"ad_ctr": 0.1}}, "worth.money of the traffic.*got ad_ctr.*models have"),
         ({"click": 1, "events": {"refund": 1}}, "worth.events.refund.*set worth.money.refund"),
         ({"events": {"search_ranking": 1}}, "worth.events.search_ranking.*set worth.order"),
+        ({"order": 1.5}, "worth.order of the traffic: got 1.5, .*set worth.events"),
+        ({"order": 1, "events": {"refund": 1}, "money": {"refund": 2}}, "worth.order.*until"),
+        ({"money": {"refund": 2}}, "worth.money.refund of the traffic: got 2.0, .*worth.events"),
+        ({"fraud": 5, "events": {"risk": 1}}, "worth.events.risk.*the mix asks search_ranking, re"),
     ],
 )
 def test_worth_that_would_count_for_nothing_is_refused(worth, said):
-    traffic = Traffic.model_validate({"worth": worth})
+    mix = {"search_ranking": 3, "refund": 1, "risk": 0}
+    traffic = Traffic.model_validate({"mix": mix, "worth": worth})
     with pytest.raises(ConfigError, match=said):
-        traffic.shares(["search_ranking", "refund"])
+        traffic.shares(["search_ranking", "refund", "risk"])
 
 
 def test_lift_is_over_a_trivial_model():
@@ -181,12 +213,13 @@ def test_latency_rises_with_load_from_about_a_lone_requests():
     assert 1000 * 0.005 <= p99[0] < 3 * 1000 * 0.005 * 1.2 < p99[-1]
 
 
-def test_an_m_d_1_queue_has_its_mean_wait():
-    # One request at a time would wait rho / (2 (1 - rho)) services (Pollaczek 1930); whole batches
-    # wait no less, and the p99 lies above the mean.
-    steady = Served("v", "torch", {"risk": (0.010, 0.0)}, (1.0,), 0, 50, 12)
-    p99 = dict(latency_curve(steady, {"risk": 1.0}, candidates=1))
-    assert p99[0.9] > 10 * (1 + 0.9 / (2 * 0.1))
+@pytest.mark.parametrize("busy", [0.3, 0.6, 0.8])
+def test_an_m_d_1_queue_has_its_mean_wait(busy):
+    # Requests that are longer than a batch may be go one at a time: they wait rho / (2 (1 - rho))
+    # services on average (Pollaczek 1930).
+    gaps, service = np.random.default_rng(0).exponential(1.0, 60_000), 0.2
+    latency = _latencies(np.cumsum(gaps) * service / busy, np.full(len(gaps), service))
+    assert latency.mean() / service - 1 == pytest.approx(busy / (2 * (1 - busy)), rel=0.1)
 
 
 def test_a_models_seconds_are_the_mean_of_its_calls_not_the_middle():

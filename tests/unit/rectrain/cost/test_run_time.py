@@ -53,6 +53,22 @@ def test_noise_of_some_per_cent_stays_some_per_cent():
     assert float(np.sqrt(np.mean(np.square(errors)))) < 0.1
 
 
+def test_runs_of_one_encoder_and_budget_predict_no_other():
+    # Their FLOPs, tokens and steps are proportional, but for what texts differ by.
+    random = np.random.default_rng(2)
+    alike = []
+    for steps in (10, 30, 80):
+        one = size(128, 1024, steps)
+        noisy = one._replace(tokens=one.tokens * random.normal(1, 0.01))
+        alike.append(run(noisy._replace(flops=noisy.flops * random.normal(1, 0.01))))
+    time = fit_time(alike)
+    longer = size(128, 1024, 1000)
+    assert time.seconds(longer) == pytest.approx(run(longer).device_seconds, rel=0.05)
+    for other in (size(1280, 1024, 80), size(256, 1024, 80), size(128, 4096, 80)):
+        with pytest.raises(DataError, match="runs of another encoder"):
+            time.seconds(other)
+
+
 def test_nothing_is_ever_gained_by_a_larger_run():
     # The longer run of the two took less: an unbounded fit would say that steps save time.
     odd = [run(SHORT[0], 5.0), run(SHORT[1], 4.0), run(SHORT[2], 6.0)]
@@ -102,14 +118,14 @@ def write(folder: Path, lives: list[Usage]) -> str:
 
 def test_a_recorded_run_is_all_its_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run_time, "run_size", lambda config: SHORT[0])
-    folder = write(tmp_path, [life(seconds=10.0, finished=False), life()])
+    folder = write(tmp_path, [life(seconds=10.0), life()])
     assert recorded_run(folder) == RecordedRun(SHORT[0], 70.0, MACHINE)
 
 
 @pytest.mark.parametrize(
     "lives",
-    [[], [life(finished=False)], [life(), life(chip="EPYC")]],
-    ids=["none", "not ended", "two chips"],
+    [[], [life(finished=False)], [life(finished=False), life()], [life(), life(chip="EPYC")]],
+    ids=["none", "not ended", "killed once", "two chips"],
 )
 def test_a_run_that_can_not_be_compared_is_refused(tmp_path: Path, lives: list[Usage]):
     with pytest.raises(DataError, match="must have ended"):

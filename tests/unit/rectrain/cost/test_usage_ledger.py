@@ -188,6 +188,21 @@ def test_each_kind_of_device_is_paid_on_a_machine_of_its_kind(tmp_path):
         training_ledger(pasts, of(i=CPU))
 
 
+@pytest.mark.parametrize(
+    ("device", "recorded", "instance"),
+    [("cpu", "Intel(R) Xeon(R) Platinum 8488C", "aws-c7i-large"),
+     ("gpu", "Tesla T4", "aws-g4dn-xlarge"), ("gpu", "NVIDIA A10G", "aws-g5-xlarge")],
+)  # fmt: skip
+def test_a_chip_is_known_by_the_name_that_it_gives_itself(tmp_path, device, recorded, instance):
+    lives = [life(3600, num_devices=1, device=device, chip=recorded)]
+    pasts = history(str(write(tmp_path / "run", *lives)))
+    others = {"cpu": CPU, "gpu": PRICES.instance("aws-g6-xlarge")}
+    first = others[device].model_copy(update={"chip": "another", "chips": ()})
+    entry, _ = training_ledger(pasts, of(first=first, **PRICES.instances))
+    assert f"; on {instance}, on demand" in entry.source
+    assert PRICES.instance(instance).on_demand.cited in entry.source
+
+
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match="folder of a model"):
         history(str(tmp_path / "nothing"))

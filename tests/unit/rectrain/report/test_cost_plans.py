@@ -31,7 +31,7 @@ def found(*owned: Owned, held: tuple[Server, ...] = (), **traffic: Any) -> Findi
         servers=(Server("cloudy", 1, 0.1), *held),
         owned=owned,
     )
-    return find(case, options=(LARGE,), currency="EUR", num_draws=2)
+    return find(case, options=lambda _: (LARGE,), currency="EUR", num_draws=2)
 
 
 def test_a_mixture_that_is_cheaper_than_any_plan_is_named():
@@ -47,6 +47,7 @@ def test_a_mixture_that_is_cheaper_than_any_plan_is_named():
 def test_where_the_plan_is_the_best_strategy_nothing_more_is_said():
     text = " ".join(what_to_run(found()))
     assert "Best: 2 to 20 × cloudy on demand, large." in text and "It isn" not in text
+    assert "The best plan, by traffic:" in text and "If there were neither" not in text
 
 
 def test_a_budget_is_named_as_the_reason():
@@ -56,3 +57,4 @@ def test_a_budget_is_named_as_the_reason():
     text = " ".join(what_to_run(found(held=(held,), budget_per_month=300.0, **year)))
     assert "Best: 5 × cloudy reserved, large." in text and "EUR 219 a month" in text
     assert "large, full, cloud on demand" in text and "cost up to EUR 365 a month, above" in text
+    assert "The best plan, by traffic, whatever the budget:" in text
