@@ -143,7 +143,7 @@ def test_1000_requests_cost_what_many_of_a_plan_do(memory_gib):
     size = {"memory_bytes": memory_gib * 2.0**30}
     models = replace(BOTH, large=replace(BOTH.large, **size), small=replace(BOTH.small, **size))
     traffic = Traffic(latency_ms=60.0)
-    bounds = Bounds(mean_rate=1e5, peak_rate=1e5, latency_ms=1e9)
+    bounds = Bounds(mean_rate=1e7, peak_rate=1e7, latency_ms=1e9)
     for route in routes_of(models, traffic).values():
         (plan,) = plans([server], [route], bounds)
         assert request_cost(route, server) == pytest.approx(
@@ -169,7 +169,7 @@ def test_where_a_process_does_not_fit_nothing_is_priced():
 
 
 def test_without_a_latency_limit_processes_may_be_busier(made):
-    limited = Traffic(mean_rate=300.0, latency_ms=20.0)  # busy for 0.2 of the time, of 0.9
+    limited = Traffic(mean_rate=3000.0, latency_ms=20.0)  # busy for 0.2 of the time, of 0.9
     case = replace(made(), traffic=limited, routes=routes_of(MODELS, limited))
     options = partial(options_of, MODELS)
     found = find(case, options=options, currency="USD", num_draws=2)
