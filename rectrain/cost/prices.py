@@ -307,7 +307,7 @@ def load_prices(file: str | None = None) -> Prices:
 
 
 def _parsed(content: Mapping[str, Any], *, name: str) -> Prices:
-    return parse_yaml(Prices, yaml.safe_dump(dict(content)).encode(), name=name)
+    return parse_yaml(Prices, yaml.safe_dump(dict(content), sort_keys=False).encode(), name=name)
 
 
 def _over(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

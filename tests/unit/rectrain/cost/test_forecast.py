@@ -268,9 +268,7 @@ def test_the_input_that_moves_the_result_most_comes_first():
 def test_more_units_deferred_are_more_work_and_more_worth_whoever_asks(units, asked, z):
     stage = Stage("large", asked, 2.0)
     worth = SMALL.worth_per_1000 + units * (LARGE.worth_per_1000 - SMALL.worth_per_1000)
-    route = replace(
-        CASCADE, stages=(SMALL.stages[0], stage), deferred=units, worth_per_1000=worth
-    )
+    route = replace(CASCADE, stages=(SMALL.stages[0], stage), deferred=units, worth_per_1000=worth)
     some = replace(case(), routes={"large": LARGE, "small": SMALL, "cascade": route})
     moved = vary(some, {"deferred": z}).routes["cascade"]
     factor = min(1.2**z, 1 / units)  # all of them is the most

@@ -141,6 +141,15 @@ def test_null_takes_away_what_was_shipped(own):
     assert before.exchange.keys() - prices.exchange.keys() == {"JPY"}
 
 
+def test_of_a_chip_that_no_instance_has_the_files_first_of_its_kind_stands_in(own):
+    more = ("{provider: a, region: b, device: cpu, chip: c, num_devices: 1, memory_gib: 1, "
+            f"on_demand: {PRICE}}}")  # fmt: skip
+    prices = own(f"instances: {{a-machine: {more}}}")
+    assert list(prices.of_chip("cpu", "unheard of")) == ["aws-c7i-large"]
+    assert list(prices.of_chip("cpu", "c")) == ["a-machine"]
+    assert own("instances: null").of_chip("gpu", "NVIDIA L4") == {}
+
+
 def test_interruptions_an_hour_make_the_share_of_a_month():
     spot = load_prices().instance("aws-g5-xlarge").spot
     survived = math.exp(-spot.interruptions_per_hour * HOURS_PER_MONTH)

@@ -153,9 +153,9 @@ def test_the_money_of_an_event_can_be_said_of_any_task():
         ({"money": {"ad_ctr": 0.1}}, "worth.money of the traffic.*got ad_ctr.*models have"),
         ({"click": 1, "events": {"refund": 1}}, "worth.events.refund.*set worth.money.refund"),
         ({"events": {"search_ranking": 1}}, "worth.events.search_ranking.*set worth.order"),
-        ({"order": 1.5}, "worth.order of the traffic: got 1.5, .*set worth.events"),
+        ({"order": 1.5}, "worth.order of the traffic: got 1.5; .*set worth.events"),
         ({"order": 1, "events": {"refund": 1}, "money": {"refund": 2}}, "worth.order.*until"),
-        ({"money": {"refund": 2}}, "worth.money.refund of the traffic: got 2.0, .*worth.events"),
+        ({"money": {"refund": 2}}, "worth.money.refund of the traffic: got 2.0; .*worth.events"),
         ({"fraud": 5, "events": {"risk": 1}}, "worth.events.risk.*the mix asks search_ranking, re"),
     ],
 )
