@@ -143,10 +143,12 @@ def recorded_run(folder: str) -> RecordedRun:
     store = Store.open(folder)
     lives = read_usage(store)
     machines = {(life.chip, life.num_devices, life.world_size) for life in lives}
-    if len(machines) != 1 or not all(life.finished for life in lives):
+    killed = sum(not life.finished for life in lives)
+    if len(machines) != 1 or killed:
         raise DataError(
             what=f"run {folder}",
-            got=f"{len(lives)} recorded lives on {len(machines)} kinds of machines",
+            got=f"{len(lives)} recorded lives on {len(machines)} kinds of machines, {killed} of "
+            "them without an end",
             rule="must have ended, no life of it killed, on one kind of chip with one number of "
             "threads and workers",
             fix="let jobs.train end one, or leave it out",

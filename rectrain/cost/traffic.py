@@ -98,9 +98,9 @@ class Worth(Section):
                     "counts for nothing until one event has a worth",
                     f"set worth.{event or f'money.{task}'}, or leave it out",
                 )  # fmt: skip
-        paid = {task: _EVENTS.get(task) for task in self.events if task not in self.money}
-        named = {event: getattr(self, event) for event in ("click", "order", "fraud")}
-        idle = {event: one for event, one in named.items() if event not in paid.values()}
+        brought = {_EVENTS.get(task) for task in self.events if task not in self.money}
+        events = {"click", "order", "fraud"} - brought
+        idle = {event: getattr(self, event) for event in events}
         idle |= {f"money.{task}": self.money[task] for task in self.money.keys() - self.events}
         for name, one in sorted(idle.items()):
             if one:
