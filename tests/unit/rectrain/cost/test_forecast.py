@@ -114,6 +114,16 @@ def test_both_uses_the_cloud_for_the_hours_that_own_machines_do_not_cover():
     assert own.costs.tolist() == pytest.approx([300.0] * 6)
 
 
+def test_own_machines_take_no_more_than_whole_processes_of_each_model():
+    flat = case(mean_rate=30.0, peak_rate=30.0, retrain_every_months=0)
+    mine = Owned(Server("mine", 3, 0.0), monthly=100.0)
+    flat = replace(flat, owned=(mine,), training=replace(TRAINING, large=0.0, small=0.0))
+    found = forecast(flat, Strategy("cascade", hosting="both"))
+    # Two small processes and one large one, or the reverse, carry 20 a second; of the ten that are
+    # left each model takes a process of the cloud.
+    assert found.costs.tolist() == pytest.approx([100 + 2 * 73] * 6)
+
+
 def test_growth_seasons_and_prices_move_months():
     moved = case(
         growth_per_month=0.1, seasons=[1.0] * 11 + [2.0], start_month=11, horizon_months=3,
