@@ -1,6 +1,6 @@
 """The training runs of a search: the super-network's, one a trial, and the heads of what is chosen.
 
-All learn of the teacher, from the rows in the shares that it was last trained on.
+All learn of the teacher, as those of a compression do.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from rectrain.compress.runs import heads_alone, learning
 from rectrain.data.shards import Prepared
 from rectrain.model.shape import Shape
 from rectrain.train.build import LoadedModel
-from rectrain.train.config import RunConfig, TrainConfig
+from rectrain.train.config import RunConfig
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.space import Space
 
@@ -22,9 +23,6 @@ __all__ = ["SUPERNET", "VECTORS", "heads_run", "separate_run", "supernet_run", "
 SUPERNET = "supernet"
 #: The teacher's vectors of all texts: all runs of a search have the same.
 VECTORS = "vectors"
-_MIXING = ("num_negatives", "temperature", "mixing_weights")
-_HEAD_TOKENS = 4  # times as many in a micro-batch, where texts are vectors
-_OF_THE_ENCODER = ("learning_rate", "layer_decay", "balancer", "distill_relation", "offload")
 
 
 def supernet_shape(space: Space) -> Shape:
@@ -46,9 +44,8 @@ def supernet_run(
     root = Path(config.output)
     names = ("layers", "heads", "intermediate")
     sizes = {f"elastic_{name}": list(space.values[name]) for name in names}
-    return _run(
-        config, teacher, data, name=SUPERNET, root=root, encoder=root / "start", changes=sizes
-    )
+    run = _run(config, teacher, data, name=SUPERNET, root=root, encoder=root / "start")
+    return RunConfig.model_validate({**run, "train": {**run["train"], **sizes}})
 
 
 def separate_run(
@@ -66,8 +63,7 @@ def separate_run(
         root: folder of the trial, whose cut/ is the encoder that it begins with.
         settings: by dotted key, in the place of the search's own.
     """
-    run = _run(config, teacher, data, name="run", root=root, encoder=root / "cut", changes={})
-    tree = run.model_dump()
+    tree = _run(config, teacher, data, name="run", root=root, encoder=root / "cut")
     for key, value in settings.items():
         *parents, last = key.split(".")
         reduce(lambda part, name: part[name], parents, tree)[last] = value
@@ -77,18 +73,14 @@ def separate_run(
 def heads_run(
     config: SearchConfig, teacher: LoadedModel, data: Mapping[str, Prepared], *, root: Path
 ) -> RunConfig:
-    """The run that trains the heads of a chosen encoder.
+    """The run that trains the heads of a chosen encoder; they begin anew, at the search's rate.
 
     Args:
         config, teacher, data: as of `supernet_run`.
         root: folder of the model, whose cut/ is the encoder.
     """
-    changes: dict[str, Any] = {
-        field: TrainConfig.model_fields[field].default for field in _OF_THE_ENCODER
-    }
-    changes |= {"freeze": "encoder", "num_steps": config.finish.head_steps}
-    return _run(config, teacher, data, name="heads", root=root, encoder=root / "cut",
-                changes=changes, tokens=_HEAD_TOKENS * config.tokens_per_micro_batch)  # fmt: skip
+    run = _run(config, teacher, data, name="heads", root=root, encoder=root / "cut")
+    return RunConfig.model_validate(heads_alone(run, num_steps=config.finish.head_steps))
 
 
 def _run(
@@ -99,30 +91,20 @@ def _run(
     name: str,
     root: Path,
     encoder: Path,
-    changes: Mapping[str, Any],
-    tokens: int | None = None,
-) -> RunConfig:
+) -> dict[str, Any]:
+    """Settings of a run, by section."""
     taught = teacher.checkpoint.meta["config"]
-    rows = {key: taught["data"][key] for key in _MIXING}
-    train = config.train.model_dump(exclude={"teacher", "teacher_sha256"})
-    return RunConfig.model_validate(
-        {
-            "name": name,
-            "output": str(root),
-            "seed": config.seed,
-            "data": {
-                **rows,
-                "paths": list(config.data or taught["data"]["paths"]),
-                "tokens_per_micro_batch": tokens or config.tokens_per_micro_batch,
-            },
-            "model": {**taught["model"], "encoder": str(encoder)},
-            "train": {
-                **train,
-                "teacher": config.teacher,
-                "tasks": list(data),
-                "vector_cache": str(Path(config.output) / VECTORS),
-                **changes,
-            },
-            "tracking": {**config.tracking.model_dump(), "mlflow": "off"},
-        }
-    )
+    paths = config.data or taught["data"]["paths"]
+    return {
+        "name": name,
+        "output": str(root),
+        "seed": config.seed,
+        **learning(taught, encoder, paths=paths, tokens=config.tokens_per_micro_batch),
+        "train": {
+            **config.train.model_dump(exclude={"teacher_sha256"}),
+            "teacher": config.teacher,
+            "tasks": list(data),
+            "vector_cache": str(Path(config.output) / VECTORS),
+        },
+        "tracking": {**config.tracking.model_dump(), "mlflow": "off"},
+    }
