@@ -191,6 +191,10 @@ class SearchConfig(Section):
             )
         if self.way == "elastic" and self.train.zero_stage == 3:
             raise ValueError("a super-network needs train.zero_stage 0, 1 or 2")
+        if self.way == "elastic" and self.train.balancer != "static":
+            raise ValueError(
+                "a super-network weighs its tasks by train.loss_weights; leave out train.balancer"
+            )
         if self.asha and (self.way, self.objective) != ("separate", "mean_lift"):
             raise ValueError(
                 "asha needs way=separate and objective=mean_lift: it compares one number of "

@@ -21,6 +21,7 @@ from rectrain.tune.config import SearchConfig
 from rectrain.tune.elastic import train_supernet
 from rectrain.tune.pareto import hypervolume, minimised
 from rectrain.tune.plan import describe_search, num_concurrent, point_text
+from rectrain.tune.runs import separate_run, supernet_run
 from rectrain.tune.study import SearchStudy
 from rectrain.tune.tracking import TrialTracker
 from rectrain.tune.trials import DIRECTIONS, Trial, chips_of
@@ -116,9 +117,13 @@ class Session:
             ResourceError: not one, or not the super-network's workers.
         """
         from rectrain.train.launch import check_resources
-        from rectrain.tune.runs import supernet_run
 
-        run = supernet_run(self.config, self.bench.teacher, self.bench.data, space=self.bench.space)
+        bench = self.bench
+        given = (bench.config, bench.teacher, bench.data)
+        if self.config.way == "elastic":
+            run = supernet_run(*given, space=bench.space)
+        else:
+            run = separate_run(*given, root=self.root, settings={})
         check_resources(run, have)
         return num_concurrent(self.config, have)
 

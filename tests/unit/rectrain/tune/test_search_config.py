@@ -23,6 +23,7 @@ def config(*more: str) -> SearchConfig:
     [
         (("--train.freeze=encoder",), r"train\.freeze is decided by the search"),
         (("--train.zero_stage=3",), r"super-network needs train\.zero_stage 0, 1 or 2"),
+        (("--train.balancer=dwa",), r"by train\.loss_weights; leave out train\.balancer"),
         (("--asha",), r"asha needs way=separate and objective=mean_lift"),
         (("--asha", "--way=separate"), r"asha needs way=separate and objective=mean_lift"),
         (
