@@ -5,8 +5,8 @@ All learn of the teacher, as those of a compression do.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ from rectrain.train.config import RunConfig
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.space import Space
 
-__all__ = ["SUPERNET", "VECTORS", "heads_run", "separate_run", "supernet_run", "supernet_shape"]
+__all__ = [
+    "SUPERNET",
+    "VECTORS",
+    "heads_run",
+    "separate_run",
+    "supernet_run",
+    "supernet_shape",
+    "with_settings",
+]
 
 SUPERNET = "supernet"
 #: The teacher's vectors of all texts: all runs of a search have the same.
@@ -63,24 +71,42 @@ def separate_run(
         root: folder of the trial, whose cut/ is the encoder that it begins with.
         settings: by dotted key, in the place of the search's own.
     """
-    tree = _run(config, teacher, data, name="run", root=root, encoder=root / "cut")
-    for key, value in settings.items():
-        *parents, last = key.split(".")
-        reduce(lambda part, name: part[name], parents, tree)[last] = value
-    return RunConfig.model_validate(tree)
+    run = _run(config, teacher, data, name="run", root=root, encoder=root / "cut")
+    return RunConfig.model_validate(with_settings(run, settings))
 
 
 def heads_run(
-    config: SearchConfig, teacher: LoadedModel, data: Mapping[str, Prepared], *, root: Path
+    config: SearchConfig,
+    teacher: LoadedModel,
+    data: Mapping[str, Prepared],
+    *,
+    root: Path,
+    settings: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """The run that trains the heads of a chosen encoder; they begin anew, at the search's rate.
 
     Args:
         config, teacher, data: as of `supernet_run`.
         root: folder of the model, whose cut/ is the encoder.
+        settings: of its trial; as of `separate_run`.
     """
     run = _run(config, teacher, data, name="heads", root=root, encoder=root / "cut")
-    return RunConfig.model_validate(heads_alone(run, num_steps=config.finish.head_steps))
+    run = heads_alone(with_settings(run, settings or {}), num_steps=config.finish.head_steps)
+    return RunConfig.model_validate(run)
+
+
+def with_settings(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections with settings by dotted key in the place of their own; `tree` stays as it is."""
+    found = copy.deepcopy(dict(tree))
+    for key, value in settings.items():
+        *parents, last = key.split(".")
+        place = found
+        for name in parents:
+            if not isinstance(place.get(name), dict):
+                place[name] = {}
+            place = place[name]
+        place[last] = value
+    return found
 
 
 def _run(

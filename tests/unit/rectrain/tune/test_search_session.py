@@ -10,9 +10,14 @@ import pytest
 from prepared_toy import PRICE, write_encoder, write_prepared
 from untrained import write_run
 
+from rectrain.compress.pipeline import Pipeline
+from rectrain.train.config import RunConfig
+from rectrain.tune import chosen
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.runs import heads_run
 from rectrain.tune.session import Session
+from rectrain.tune.trials import Trial
+from rectrain.tune.workbench import Workbench
 
 Opened = Callable[..., Session]
 
@@ -48,3 +53,52 @@ def test_a_model_that_is_trained_alone_may_be_trained_as_any_run(
     bench = found.bench
     heads = heads_run(bench.config, bench.teacher, bench.data, root=bench.root).train
     assert (heads.freeze, heads.zero_stage, heads.balancer) == ("encoder", 2, "static")
+
+
+@pytest.mark.parametrize("package", ["plain", "int8"])
+def test_a_packaged_model_is_trained_with_what_its_trial_was(
+    session: Opened, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    """But for what decides which of its parts learn, and for how long."""
+    searched = {
+        "model.sharing": ["shared_bottom", "mmoe"], "train.distill_weight": [0.3, 0.6],
+        "train.loss_weights.risk": [1.0, 2.0], "train.num_steps": [10, 20],
+        "train.zero_stage": [2, 3],
+    }  # fmt: skip
+    finish = {"package": package, "head_steps": 7, "num_steps": 9}
+    bench = session(way="separate", space={"settings": searched}, finish=finish).bench
+    last = {name: values[-1] for name, values in searched.items()}
+    trial = Trial(0, {**bench.space.largest, **last}, "complete")
+    runs = {run.name: run for run in trained(bench, trial, monkeypatch)}
+    assert runs["heads"].train.num_steps == 7 and runs["heads"].train.freeze == "encoder"
+    for run in runs.values():
+        assert (run.model.sharing, run.train.distill_weight) == ("mmoe", 0.6)
+        assert run.train.loss_weights == {"risk": 2.0}
+    if package == "int8":
+        distilled = runs["distilled"].train
+        assert (distilled.num_steps, distilled.zero_stage, distilled.freeze) == (9, 3, "none")
+
+
+def trained(bench: Workbench, trial: Trial, monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
+    """The runs that make a model of a trial; none is run."""
+    runs: list[RunConfig] = []
+
+    class Compression(Pipeline):
+        def __init__(self, config: Any, *, say: Any, model: Any) -> None:
+            self.config, self._model = config, model
+            self.teacher, self.data, self._paths = bench.teacher, bench.data, ["data"]
+
+        def run(self) -> Any:
+            runs.extend(self.training(name) for name in ("distilled", "heads"))
+            raise InterruptedError
+
+    def train(run: RunConfig, *, say: Any) -> None:
+        runs.append(run)
+        raise InterruptedError
+
+    monkeypatch.setattr(chosen, "Pipeline", Compression)
+    monkeypatch.setattr(chosen, "train_run", train)
+    monkeypatch.setattr(chosen, "_write_cut", lambda *_: None)
+    with pytest.raises(InterruptedError):
+        chosen.finish(bench, trial, say=pytest.fail)
+    return runs
