@@ -6,14 +6,17 @@ All learn of the teacher, as those of a compression do.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rectrain.compress.runs import heads_alone, learning
+from rectrain.config import parse_mapping
 from rectrain.data.shards import Prepared
+from rectrain.errors import ConfigError
 from rectrain.model.shape import Shape
-from rectrain.train.build import LoadedModel
+from rectrain.train.build import LoadedModel, open_data
 from rectrain.train.config import RunConfig
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.space import Space
@@ -21,6 +24,7 @@ from rectrain.tune.space import Space
 __all__ = [
     "SUPERNET",
     "VECTORS",
+    "check_settings",
     "heads_run",
     "separate_run",
     "supernet_run",
@@ -70,9 +74,41 @@ def separate_run(
         config, teacher, data: as of `supernet_run`.
         root: folder of the trial, whose cut/ is the encoder that it begins with.
         settings: by dotted key, in the place of the search's own.
+
+    Raises:
+        ConfigError: no run takes these.
     """
     run = _run(config, teacher, data, name="run", root=root, encoder=root / "cut")
-    return RunConfig.model_validate(with_settings(run, settings))
+    return parse_mapping(RunConfig, with_settings(run, settings), name="space.settings")
+
+
+def check_settings(
+    config: SearchConfig, teacher: LoadedModel, data: Mapping[str, Prepared]
+) -> None:
+    """Refuses a value of `space.settings` that no run takes, whatever the others are.
+
+    Args:
+        config, teacher, data: as of `supernet_run`.
+
+    Raises:
+        ConfigError: for the first such value.
+    """
+    searched, root = config.space.settings, Path(config.output)
+
+    def refusal(values: tuple[Any, ...]) -> ConfigError | None:
+        settings = dict(zip(searched, values, strict=True))
+        try:
+            open_data(separate_run(config, teacher, data, root=root, settings=settings))
+        except ConfigError as error:
+            return error
+        return None
+
+    for name, values in searched.items():
+        for value in values:
+            refusals = map(refusal, itertools.product(*{**searched, name: (value,)}.values()))
+            first = next(refusals)
+            if first is not None and all(refusals):
+                raise first
 
 
 def heads_run(

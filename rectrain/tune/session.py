@@ -14,6 +14,7 @@ from typing import Any
 
 from rectrain.config import dump_config, yaml_mapping
 from rectrain.errors import ConfigError, without_credentials
+from rectrain.train.build import open_data
 from rectrain.train.selection import newest_checkpoint
 from rectrain.train.storage import LOCK, Store
 from rectrain.tune.chosen import choose, finish
@@ -21,7 +22,7 @@ from rectrain.tune.config import SearchConfig
 from rectrain.tune.elastic import train_supernet
 from rectrain.tune.pareto import hypervolume, minimised
 from rectrain.tune.plan import describe_search, num_concurrent, point_text
-from rectrain.tune.runs import separate_run, supernet_run
+from rectrain.tune.runs import check_settings, separate_run, supernet_run
 from rectrain.tune.study import SearchStudy
 from rectrain.tune.tracking import TrialTracker
 from rectrain.tune.trials import DIRECTIONS, Trial, chips_of
@@ -114,6 +115,7 @@ class Session:
         """How many trials a cluster holds at a time.
 
         Raises:
+            ConfigError: no run takes the search's settings, or a value of those that are searched.
             ResourceError: not one, or not the super-network's workers.
         """
         from rectrain.train.launch import check_resources
@@ -124,6 +126,8 @@ class Session:
             run = supernet_run(*given, space=bench.space)
         else:
             run = separate_run(*given, root=self.root, settings={})
+        open_data(run)
+        check_settings(*given)
         check_resources(run, have)
         return num_concurrent(self.config, have)
 

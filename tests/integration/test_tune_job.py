@@ -33,6 +33,7 @@ from rectrain.tune.trials import Trial, read_facts, read_study
 NUM_STEPS, NUM_TRIALS = 4, 3
 # An untrained teacher's encoder is better left alone: its heads learn on it.
 SEPARATE_STEPS, LEAVES, SPOILS = 60, 1e-9, 1e-3
+NO_ROOM = 1e-9
 ROOT = Path(__file__).parents[2]
 
 
@@ -158,11 +159,12 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert not output.exists()
 
 
-def separate(teacher: Path, output: Path, *more: str, rates: list[float]) -> list[str]:
-    """A search of models that are trained apart, one after the other, at these learning rates."""
+def separate(teacher: Path, output: Path, *more: str, **searched: list[float]) -> list[str]:
+    """A search of models that are trained apart, one after the other, with these settings."""
     file = output.parent / f"{output.name}.yaml"
-    file.write_text(f"space: {{settings: {{train.learning_rate: {rates}}}}}")
-    own = ["--way=separate", "--sampler=grid", f"--num_trials={len(rates)}", "--max_concurrent=1",
+    settings = {f"train.{name}": values for name, values in searched.items()}
+    file.write_text(json.dumps({"space": {"settings": settings}}))
+    own = ["--way=separate", "--sampler=grid", "--num_trials=2", "--max_concurrent=1",
            "--space.layers=[1]", "--space.heads=[1]", "--space.intermediate=[64]",
            "--train.num_workers=1", f"--train.num_steps={SEPARATE_STEPS}", "--train.log_interval=1",
            "--train.checkpoint_interval=10", "--finish.models=[]", "--tracking.mlflow=off",
@@ -176,10 +178,11 @@ def run_of(output: Path, trial: Trial) -> Path:
 
 @pytest.fixture(scope="module")
 def raced(cluster: None, untrained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """By ASHA: a trial that gets ahead, one whose setting no run takes, one that falls behind."""
+    """By ASHA: a trial that gets ahead, one that has no room for vectors, one that falls behind."""
     output = tmp_path_factory.mktemp("raced") / "tune"
-    more = ["--objective=mean_lift", "--asha", "--train.evaluate_interval=10"]
-    given = separate(untrained_run, output, *more, rates=[LEAVES, -1.0, SPOILS])
+    more = ["--objective=mean_lift", "--asha", "--train.evaluate_interval=10", "--num_trials=3"]
+    searched = {"learning_rate": [LEAVES, SPOILS], "frozen_cache_gib": [1.0, NO_ROOM]}
+    given = separate(untrained_run, output, *more, **searched)
     assert exit_status(tune.main, given) == 0
     return output
 
@@ -189,7 +192,7 @@ def test_asha_ends_what_is_behind_and_what_comes_to_its_end_is_judged(raced: Pat
     ahead, failed, behind = read_study(raced / "study.db")
     assert ahead.state == "complete" and ahead.objectives is not None
     assert load_model(str(run_of(raced, ahead))).checkpoint.step == SEPARATE_STEPS
-    assert failed.state == "failed" and "learning_rate" in (failed.error or "")
+    assert failed.state == "failed" and "frozen_cache_gib" in (failed.error or "")
     assert behind.state == "pruned" and "ended early" in (behind.error or "")
     assert newest_checkpoint(run_of(raced, behind)) < SEPARATE_STEPS
     lives = read_usage(Store.open(str(run_of(raced, ahead))))
@@ -206,7 +209,7 @@ def test_a_separate_trial_s_killed_worker_and_its_killed_process_lose_no_trial(
 ) -> None:
     """The first trial's worker, then the second's process; both go on from a checkpoint."""
     output = tmp_path / "tune"
-    given = separate(untrained_run, output, rates=[LEAVES, SPOILS])
+    given = separate(untrained_run, output, learning_rate=[LEAVES, SPOILS])
     runs = [output / "trials" / name / "run" for name in ("0000", "0001")]
     (status, killed), processes = killing_trial(
         runs[1], lambda: killing(runs[0], [10], lambda: exit_status(tune.main, given))

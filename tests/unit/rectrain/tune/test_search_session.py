@@ -11,6 +11,7 @@ from prepared_toy import PRICE, write_encoder, write_prepared
 from untrained import write_run
 
 from rectrain.compress.pipeline import Pipeline
+from rectrain.errors import ConfigError
 from rectrain.train.config import RunConfig
 from rectrain.tune import chosen
 from rectrain.tune.config import SearchConfig
@@ -53,6 +54,38 @@ def test_a_model_that_is_trained_alone_may_be_trained_as_any_run(
     bench = found.bench
     heads = heads_run(bench.config, bench.teacher, bench.data, root=bench.root).train
     assert (heads.freeze, heads.zero_stage, heads.balancer) == ("encoder", 2, "static")
+
+
+@pytest.mark.parametrize(
+    ("searched", "message"),
+    [
+        (
+            {"train.learnin_rate": [1e-4, 5e-4]},
+            r"train\.learnin_rate in space\.settings: got an unknown key.*train\.learning_rate",
+        ),
+        (
+            {"model.sharing": ["mmoe"], "train.learning_rate": [1e-4, -1.0]},
+            r"train\.learning_rate in space\.settings: got -1\.0; should be greater than 0",
+        ),
+        ({"model.sharing": ["mmoe", "mmoes"]}, r"model\.sharing in space\.settings: got 'mmoes'"),
+        ({"train.num_steps.of": [3]}, r"train\.num_steps in space\.settings"),
+        (
+            {"train.balancer": ["static", "pcgrad"], "train.zero_stage": [3]},
+            r"balancer=pcgrad needs zero_stage 0, 1 or 2",
+        ),
+        ({"train.watch": ["mean", "ris"]}, r"train\.watch: got ris; the tasks of the run are"),
+    ],
+)
+def test_a_searched_value_that_no_run_takes_is_refused_before_the_first_trial(
+    session: Opened, searched: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        session(way="separate", space={"settings": searched}).check({"CPU": 2.0})
+
+
+def test_a_value_may_fit_some_of_the_others_alone(session: Opened) -> None:
+    searched = {"train.zero_stage": [3, 2], "train.balancer": ["pcgrad", "static"]}
+    assert session(way="separate", space={"settings": searched}).check({"CPU": 2.0}) == 2
 
 
 @pytest.mark.parametrize("package", ["plain", "int8"])
