@@ -166,7 +166,8 @@ def separate(teacher: Path, output: Path, *more: str, **searched: list[float]) -
     file.write_text(json.dumps({"space": {"settings": settings}}))
     own = ["--way=separate", "--sampler=grid", "--num_trials=2", "--max_concurrent=1",
            "--space.layers=[1]", "--space.heads=[1]", "--space.intermediate=[64]",
-           "--train.num_workers=1", f"--train.num_steps={SEPARATE_STEPS}", "--train.log_interval=1",
+           "--train.num_workers=1", "--train.threads_per_worker=2",  # both CPUs
+           f"--train.num_steps={SEPARATE_STEPS}", "--train.log_interval=1",
            "--train.checkpoint_interval=10", "--finish.models=[]", "--tracking.mlflow=off",
            f"--config={file}"]  # fmt: skip
     return arguments(teacher, output, *own, *more)
@@ -178,9 +179,11 @@ def run_of(output: Path, trial: Trial) -> Path:
 
 @pytest.fixture(scope="module")
 def raced(cluster: None, untrained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """By ASHA: a trial that gets ahead, one that has no room for vectors, one that falls behind."""
+    """By ASHA: a trial that gets ahead, one that has no room for vectors, one that falls behind,
+    and that the chosen model has to wait for."""
     output = tmp_path_factory.mktemp("raced") / "tune"
-    more = ["--objective=mean_lift", "--asha", "--train.evaluate_interval=10", "--num_trials=3"]
+    more = ["--objective=mean_lift", "--asha", "--train.evaluate_interval=10", "--num_trials=3",
+            "--finish.models=[knee]"]  # fmt: skip
     searched = {"learning_rate": [LEAVES, SPOILS], "frozen_cache_gib": [1.0, NO_ROOM]}
     given = separate(untrained_run, output, *more, **searched)
     assert exit_status(tune.main, given) == 0
@@ -201,6 +204,7 @@ def test_asha_ends_what_is_behind_and_what_comes_to_its_end_is_judged(raced: Pat
     front = json.loads((raced / "front.json").read_text())
     assert [one["trial"] for one in front["front"]] == [ahead.number]
     assert front["device_seconds"] == sum(o.device_seconds for o in (ahead, failed, behind))
+    assert front["models"]["knee"]["trial"] == ahead.number
 
 
 @pytest.mark.slow
