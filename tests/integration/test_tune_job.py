@@ -28,7 +28,7 @@ from rectrain.model.slicing import cut, ordered
 from rectrain.train.build import load_model
 from rectrain.train.storage import Store
 from rectrain.train.usage import read_usage
-from rectrain.tune.trials import Trial, read_facts, read_study
+from rectrain.tune.trials import Trial, open_study, read_facts, read_study
 
 NUM_STEPS, NUM_TRIALS = 4, 3
 # An untrained teacher's encoder is better left alone: its heads learn on it.
@@ -157,6 +157,20 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     said = capsys.readouterr().out
     assert "space: 8 points" in said and "trials at a time" in said
     assert not output.exists()
+
+
+def test_a_dry_run_leaves_a_search_alone_that_goes_on(
+    searched: Path, untrained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "tune"
+    output.mkdir()
+    for name in ("tune.yaml", "study.db"):
+        shutil.copy(searched / name, output / name)
+    open_study(output / "study.db").ask()  # a driver draws the next point just now
+    before = {path: path.read_bytes() for path in output.iterdir()}
+    assert exit_status(tune.main, arguments(untrained_run, output, "--dry-run")) == 0
+    assert f"{NUM_TRIALS} done" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in output.iterdir()} == before
 
 
 def separate(teacher: Path, output: Path, *more: str, **searched: list[float]) -> list[str]:

@@ -17,7 +17,8 @@ from rectrain.tune import chosen
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.runs import heads_run
 from rectrain.tune.session import Session
-from rectrain.tune.trials import Trial
+from rectrain.tune.study import Result, write_result
+from rectrain.tune.trials import Trial, open_study
 from rectrain.tune.workbench import Workbench
 
 Opened = Callable[..., Session]
@@ -86,6 +87,24 @@ def test_a_searched_value_that_no_run_takes_is_refused_before_the_first_trial(
 def test_a_value_may_fit_some_of_the_others_alone(session: Opened) -> None:
     searched = {"train.zero_stage": [3, 2], "train.balancer": ["pcgrad", "static"]}
     assert session(way="separate", space={"settings": searched}).check({"CPU": 2.0}) == 2
+
+
+def test_the_plan_of_a_search_that_another_driver_runs_writes_nothing(session: Opened) -> None:
+    running = session(space={"layers": [1], "heads": [1, 2], "intermediate": [16, 32]})
+    with running.begun():
+        told, written, asked = (running.study.ask() for _ in range(3))
+        assert told and written and asked
+        running.study.tell(told.number, Result(error="ValueError: no"))
+        write_result(running.root, written.number, Result(error="ValueError: no"))
+        # What the driver has drawn half of: it is neither a question nor an answer yet.
+        open_study(running.root / "study.db").ask()
+        before = contents(running.root)
+        assert "; 1 done" in session(space=running.config.space).plan()
+        assert contents(running.root) == before
+
+
+def contents(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("package", ["plain", "int8"])
