@@ -173,11 +173,10 @@ def test_a_dry_run_leaves_a_search_alone_that_goes_on(
     assert {path: path.read_bytes() for path in output.iterdir()} == before
 
 
-def separate(teacher: Path, output: Path, *more: str, **searched: list[float]) -> list[str]:
+def separate(teacher: Path, output: Path, *more: str, searched: dict[str, list[Any]]) -> list[str]:
     """A search of models that are trained apart, one after the other, with these settings."""
     file = output.parent / f"{output.name}.yaml"
-    settings = {f"train.{name}": values for name, values in searched.items()}
-    file.write_text(json.dumps({"space": {"settings": settings}}))
+    file.write_text(json.dumps({"space": {"settings": searched}}))
     own = ["--way=separate", "--sampler=grid", "--num_trials=2", "--max_concurrent=1",
            "--space.layers=[1]", "--space.heads=[1]", "--space.intermediate=[64]",
            "--train.num_workers=1", "--train.threads_per_worker=2",  # both CPUs
@@ -185,6 +184,18 @@ def separate(teacher: Path, output: Path, *more: str, **searched: list[float]) -
            "--train.checkpoint_interval=10", "--finish.models=[]", "--tracking.mlflow=off",
            f"--config={file}"]  # fmt: skip
     return arguments(teacher, output, *own, *more)
+
+
+def test_a_separate_search_packages_a_model_with_the_settings_of_its_trial(
+    cluster: None, untrained_run: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "tune"
+    more = ["--num_trials=1", "--train.num_steps=2", "--finish.models=[knee]"]
+    searched = {"model.sharing": ["mmoe"]}
+    assert exit_status(tune.main, separate(untrained_run, output, *more, searched=searched)) == 0
+    knee = json.loads((output / "front.json").read_text())["models"]["knee"]
+    assert knee["parameters"]["model.sharing"] == "mmoe"
+    assert rectrain.load(knee["package"], backend="torch").package.read().config.sharing == "mmoe"
 
 
 def run_of(output: Path, trial: Trial) -> Path:
@@ -198,8 +209,9 @@ def raced(cluster: None, untrained_run: Path, tmp_path_factory: pytest.TempPathF
     output = tmp_path_factory.mktemp("raced") / "tune"
     more = ["--objective=mean_lift", "--asha", "--train.evaluate_interval=10", "--num_trials=3",
             "--finish.models=[knee]"]  # fmt: skip
-    searched = {"learning_rate": [LEAVES, SPOILS], "frozen_cache_gib": [1.0, NO_ROOM]}
-    given = separate(untrained_run, output, *more, **searched)
+    rates, rooms = [LEAVES, SPOILS], [1.0, NO_ROOM]
+    searched = {"train.learning_rate": rates, "train.frozen_cache_gib": rooms}
+    given = separate(untrained_run, output, *more, searched=searched)
     assert exit_status(tune.main, given) == 0
     return output
 
@@ -227,7 +239,8 @@ def test_a_separate_trial_s_killed_worker_and_its_killed_process_lose_no_trial(
 ) -> None:
     """The first trial's worker, then the second's process; both go on from a checkpoint."""
     output = tmp_path / "tune"
-    given = separate(untrained_run, output, learning_rate=[LEAVES, SPOILS])
+    searched = {"train.learning_rate": [LEAVES, SPOILS]}
+    given = separate(untrained_run, output, searched=searched)
     runs = [output / "trials" / name / "run" for name in ("0000", "0001")]
     (status, killed), processes = killing_trial(
         runs[1], lambda: killing(runs[0], [10], lambda: exit_status(tune.main, given))
