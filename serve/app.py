@@ -61,43 +61,15 @@ def build(args: dict[str, Any]) -> Application:
     settings = _settled(settings)
     large = {
         name: _deployment(Large, settings.large, settings, name=f"Large-{name}").bind(
-            _read_by_large(settings, name), name
+            settings, name
         )
         for name, pair in settings.models.items()
         if pair.large
     }
     ingress = serve.ingress()(Ingress)
     front = _deployment(ingress, settings.ingress, settings, name="Ingress")
-    app: Application = front.bind(_read_by_ingress(settings), large)
+    app: Application = front.bind(settings, large)
     return app
-
-
-# Serve replaces the replicas of a deployment whose arguments change, so each gets what it reads and
-# no more: another small model leaves the large one alone, another number of replicas all of them.
-def _read_by_large(settings: Settings, name: str) -> Settings:
-    pair = settings.models[name]
-    assert pair.large is not None
-    # Not checked again: beside its defaults what is right of these settings may look wrong.
-    return Settings.model_construct(
-        models={
-            name: pair.model_copy(
-                update={"small": pair.large, "small_backend": "auto", "cost": None}
-            )
-        },
-        large=_read_by_replica(settings.large),
-        batching=settings.batching,
-        cache=settings.cache,
-        golden=settings.golden,
-    )
-
-
-def _read_by_ingress(settings: Settings) -> Settings:
-    ingress = _read_by_replica(settings.ingress)
-    return settings.model_copy(update={"ingress": ingress, "large": Replicas()})
-
-
-def _read_by_replica(replicas: Replicas) -> Replicas:
-    return Replicas(threads=replicas.threads, device=replicas.device)
 
 
 def _check_tls(settings: Settings) -> None:

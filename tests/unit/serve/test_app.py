@@ -43,23 +43,23 @@ def test_what_fits_is_not_spoken_of(two_cpus, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_the_large_models_part_of_settings_that_hang_together_is_taken():
-    given = settings(
-        limits={"body_bytes": 4_000}, batching={"max_tokens": 500, "max_queued_tokens": 1_000}
-    )
-    part = app._read_by_large(given, "shop")
-    assert part.models["shop"].large == "l"
-    assert part.batching == given.batching
-
-
-def test_a_replica_on_a_gpu_asks_for_one_and_is_told():
+def test_a_replica_on_a_gpu_asks_for_one():
     given = settings(ingress={"threads": 4}, large={"device": "cuda", "threads": 2})
     assert app._needs(given.ingress) == {"num_cpus": 2}
     assert app._needs(given.large) == {"num_cpus": 1, "num_gpus": 1}
-    assert app._read_by_large(given, "shop").large.device == "cuda"
-    assert app._read_by_ingress(given).ingress.device == "cpu"
     large = app._deployment(Large, given.large, given, name="Large-shop")
     assert large.ray_actor_options["num_gpus"] == 1
+
+
+def test_all_replicas_get_all_settings_as_they_are_deployed(packages):
+    shop = {name: str(package.path) for name, package in packages.items()}
+    given = Settings.model_validate(
+        {"models": {"shop": shop}, "ingress": {"max_replicas": 3}, "large": {"max_replicas": 2}}
+    )
+    front = app.build(given.model_dump(mode="json"))._bound_deployment
+    settled, large = front.init_args
+    assert settled == app._settled(given)
+    assert large["shop"]._bound_deployment.init_args == (settled, "shop")
 
 
 def test_a_model_is_opened_on_the_device_of_its_replicas(monkeypatch):
