@@ -83,8 +83,8 @@ def _check_tls(settings: Settings) -> None:
 
 
 def _settled(settings: Settings) -> Settings:
-    """With verified packages, and the backends that "auto" stands for: every replica must give a
-    request the same scores."""
+    """With verified packages, pinned by their contents, and the backends that "auto" stands for:
+    every replica must give a request the same scores, whenever it starts."""
     settings.http.check_files()
     devices = {"small": settings.ingress.device, "large": settings.large.device}
     models = {}
@@ -94,6 +94,7 @@ def _settled(settings: Settings) -> Settings:
             if package is not None:
                 key = f"{side}_backend"
                 found[key] = steady_backend(package, found[key], device=devices[side])
+                found[f"{side}_sha256"] = package.sha256
         models[name] = ModelPair.model_validate(found)
     return settings.model_copy(update={"models": models})
 

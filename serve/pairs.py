@@ -10,7 +10,7 @@ from rectrain.package import Package, open_package
 from serve.costs import AnswerCosts, read_costs
 from serve.sections import ModelPair
 
-__all__ = ["OpenPair", "open_pair"]
+__all__ = ["OpenPair", "open_pair", "require_pinned"]
 
 
 class OpenPair(NamedTuple):
@@ -28,11 +28,13 @@ def open_pair(pair: ModelPair) -> OpenPair:
 
     Raises:
         ConfigError: a backend that a package does not have.
-        PackageError: a package that is foreign, incomplete or altered; another pair's policy or
-            costs.
+        PackageError: a package that is foreign, incomplete or altered, or another than the pair
+            pins; another pair's policy or costs.
     """
-    small = _opened(pair.small, pair.small_backend)
-    large = _opened(pair.large, pair.large_backend) if pair.large else None
+    small = _opened(pair.small, pair.small_backend, pair.small_sha256)
+    large = None
+    if pair.large:
+        large = _opened(pair.large, pair.large_backend, pair.large_sha256)
     policy = read_policy(small, large=large)
     if policy and large:
         _check_indexes(policy, small, large)
@@ -42,8 +44,22 @@ def open_pair(pair: ModelPair) -> OpenPair:
     return OpenPair(small, large, policy, costs)
 
 
-def _opened(path: str, backend: str) -> Package:
+def require_pinned(package: Package, sha256: str | None) -> None:
+    """Raises PackageError where a package is not the one that the graph was deployed with: replicas
+    that start later would give other answers than those that run."""
+    if sha256 not in (None, package.sha256):
+        raise PackageError(
+            what=f"package {package.path}",
+            got=f"sha256 {package.sha256[:12]} in its manifest.json",
+            rule=f"the graph was deployed with {sha256[:12]}, and a package that is served stays as"
+            " it is",
+            fix="publish the new one into a folder of its own and deploy that, or start Serve anew",
+        )
+
+
+def _opened(path: str, backend: str, sha256: str | None) -> Package:
     package = open_package(path)
+    require_pinned(package, sha256)
     known = ("auto", "torch", *package.graphs)
     if backend not in known:
         raise ConfigError(

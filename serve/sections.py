@@ -24,10 +24,12 @@ __all__ = [
     "Replicas",
     "Seconds",
     "Security",
+    "Sha256",
 ]
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 def _in_order(section: Section, *pairs: tuple[str, str]) -> None:
@@ -117,6 +119,12 @@ class ModelPair(Section):
         " package; auto: the usually fastest of them",
     )
     large_backend: str = Field(default="auto", description="the same of the large one")
+    small_sha256: Sha256 | None = Field(
+        default=None,
+        description="sha256 in the small package's manifest.json; a replica refuses another"
+        " (default: of what is there when the graph is deployed)",
+    )
+    large_sha256: Sha256 | None = Field(default=None, description="the same of the large one")
     cost: str | None = Field(
         default=None, description="cost.json of jobs.cost: answers tell what they cost"
     )

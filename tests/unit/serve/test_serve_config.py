@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 
 import pytest
 import yaml
 from packaged_toy import toy_parts
 from ray.serve.schema import ServeDeploySchema
-from served_toy import CARD, TASKS, write_deferring_pair
+from served_toy import CARD, TASKS, write_deferring_pair, write_pair
 
 from jobs.cli import exit_status
 from rectrain.errors import ConfigError, PackageError
+from rectrain.inference.golden import publish_golden
 from rectrain.package import write_package
 from serve import app
 from serve.config import SERVE_FILE, SETTINGS_FILE, Settings, load_settings, serve_yaml, settings_of
+from serve.deployments import Ingress, Large
 from serve.pairs import open_pair
 from serve.proxy import DEFAULT_MS
 from serve.sections import Http, ModelPair
@@ -96,6 +99,7 @@ def test_a_serve_yaml_can_not_be_overridden():
         ("models: 5", "models"),
         ("models: {shop: {small: a, lrage: b}}", "models.*lrage"),
         ("models: {shop: {large: b}}", "models.*small"),
+        ("models: {shop: {small: a, small_sha256: 12}}", "models.*small_sha256"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, capsys, line, message):
@@ -149,6 +153,26 @@ def test_a_backend_must_be_one_of_its_package(packages, which):
     open_pair(ModelPair(**pair))
     with pytest.raises(ConfigError, match=r"got fast; this package has auto, torch"):
         open_pair(ModelPair(**pair, **{which: "fast"}))
+
+
+@pytest.mark.parametrize("side", ["small", "large"])
+def test_a_replica_refuses_a_package_that_was_exchanged_since_it_was_deployed(tmp_path, side):
+    packages = write_pair(tmp_path)
+    shop = {name: str(package.path) for name, package in packages.items()}
+    given = Settings.model_validate({"models": {"shop": shop}})
+    settled = app._settled(given)
+    written = json.loads((packages[side].path / "manifest.json").read_bytes())
+    assert getattr(settled.models["shop"], f"{side}_sha256") == written["sha256"]
+    open_pair(settled.models["shop"])
+
+    exchanged = publish_golden(packages[side])
+    assert exchanged.version == packages[side].version  # as after jobs.calibrate, or a refresh
+    message = f"{side}: got sha256 {exchanged.sha256[:12]}.*deployed with {written['sha256'][:12]}"
+    with pytest.raises(PackageError, match=message):
+        open_pair(settled.models["shop"])
+    with pytest.raises(PackageError, match=message):
+        Ingress(settled, {}) if side == "small" else Large(settled, "shop")
+    open_pair(app._settled(given).models["shop"])  # deployed anew
 
 
 def test_what_is_deferred_needs_the_large_models_item_index(tmp_path):
