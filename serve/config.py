@@ -148,10 +148,13 @@ class Settings(Section):
         late_s = self._longest_s + _GRACE_S
         return {**self.http.model_dump(exclude_none=True), "request_timeout_s": late_s}
 
-    def controller_options(self) -> dict[str, Any]:
+    def proxy_environment(self) -> dict[str, str]:
         """What the environment of Serve's controller, and of the proxies it starts, must hold."""
-        own = {DEFAULT_MS: str(self.deadlines.default_ms)}
-        return {"runtime_env": {"env_vars": {**PROXY_ENVIRONMENT, **own}}}
+        return {**PROXY_ENVIRONMENT, DEFAULT_MS: str(float(self.deadlines.default_ms))}
+
+    def controller_options(self) -> dict[str, Any]:
+        """How Serve's controller gets that."""
+        return {"runtime_env": {"env_vars": self.proxy_environment()}}
 
     def logging_config(self) -> dict[str, Any]:
         """Serve's logs. Our own line says more than its access log; two would be two outcomes."""
