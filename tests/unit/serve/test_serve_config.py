@@ -8,13 +8,14 @@ import re
 
 import pytest
 import yaml
-from packaged_toy import toy_parts
+from packaged_toy import toy_parts, write_catalogue
 from ray.serve.schema import ServeDeploySchema
 from served_toy import CARD, TASKS, write_deferring_pair, write_pair
 
 from jobs.cli import exit_status
 from rectrain.errors import ConfigError, PackageError
 from rectrain.inference.golden import publish_golden
+from rectrain.inference.packaged import publish_index
 from rectrain.package import write_package
 from serve import app
 from serve.config import SERVE_FILE, SETTINGS_FILE, Settings, load_settings, serve_yaml, settings_of
@@ -183,6 +184,19 @@ def test_what_is_deferred_needs_the_large_models_item_index(tmp_path):
     open_pair(ModelPair(small=str(pair["small"].path), large=str(pair["large"].path)))
     with pytest.raises(PackageError, match="bare: got no item index of recommendation"):
         open_pair(ModelPair(small=str(pair["small"].path), large=str(bare.path)))
+
+
+def test_both_models_recommend_from_one_catalogue(tmp_path):
+    packages = write_pair(tmp_path)
+    pair = ModelPair(**{name: str(package.path) for name, package in packages.items()})
+    open_pair(pair)
+    parts = toy_parts(tmp_path / "newer-parts", tasks=TASKS)
+    newer = {"recommendation": write_catalogue(tmp_path / "newer", parts, num_items=7, seed=5)}
+    publish_index(packages["small"], newer)
+    with pytest.raises(PackageError, match=r"large: got an item index of recom.* of another catal"):
+        open_pair(pair)
+    publish_index(packages["large"], newer)
+    open_pair(pair)
 
 
 @pytest.mark.parametrize("models", [{}, {"a b": {"small": "x"}}, {"ä": {"small": "x"}}])
