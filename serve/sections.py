@@ -206,7 +206,7 @@ class Batching(Section):
         default=100, gt=0, description="how long that may take, at the pace of the last ones"
     )
     max_queued_tokens: Count = Field(
-        default=65_536, description="tokens that wait at most; beyond, 503"
+        default=262_144, description="tokens that wait at most; beyond, 503"
     )
 
     @model_validator(mode="after")

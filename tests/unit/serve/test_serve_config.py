@@ -80,7 +80,8 @@ def test_a_serve_yaml_can_not_be_overridden():
         ("limits: {requests: 1.5}", "limits.requests"),
         ("limits: {body_s: 0}", "limits.body_s"),
         ("limits: {body_bytes: 300000}", "limits.body_bytes.*fit into an empty queue"),
-        ("batching: {max_tokens: 100000}", "max_tokens: got 100000; must not exceed max_queued_to"),
+        ("batching: {max_queued_tokens: 200000}", "limits.body_bytes.*fit into an empty queue"),
+        ("batching: {max_tokens: 300000}", "max_tokens: got 300000; must not exceed max_queued_to"),
         (
             "batching: {max_tokens: 4000, max_queued_tokens: 5000}",
             "limits.body_bytes.*max_queued_tokens, 5000",
