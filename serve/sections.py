@@ -181,6 +181,11 @@ class Limits(Section):
         default=200, description="texts of a list, as a history or an exclusion"
     )
     k: Count = Field(default=100, description="recommended items")
+    choose_route: bool = Field(
+        default=True,
+        description="whether options.route may be small or large; what it sends to the large model"
+        " is outside the policy's budget",
+    )
 
 
 class Deadlines(Section):

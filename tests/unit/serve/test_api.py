@@ -476,6 +476,22 @@ def test_the_facts_of_the_models_are_told(graph, doubtful):
     assert not {"timestamp", "row_id", "label"} & set(facts["fields"]["ctr"])
 
 
+def test_a_server_may_leave_the_choice_of_the_model_to_the_policy(graph, doubtful):
+    free = graph(policy=doubtful)
+    assert free.client.get("/v1/models").json()[0]["routes"] == ["auto", "small", "large"]
+    bound = graph(policy=doubtful, limits={"choose_route": False})
+    for route in ("small", "large"):
+        body = {**search(), "options": {"route": route}}
+        assert free.post("/v1/rank", body).status_code == 200
+        assert bound.post("/v1/rank", body).status_code == 422
+        assert bound.post("/v1/rank/batch", {"requests": [body]}).status_code == 422
+    assert not bound.asked
+    assert bound.client.get("/v1/models").json()[0]["routes"] == ["auto"]
+    for options in ({}, {"route": "auto"}):
+        answer = bound.post("/v1/rank", {**search(), "options": options}).json()
+        assert answer["reason"] == "doubtful"
+
+
 def test_the_schema_names_what_a_request_may_have(graph):
     schemas = graph().client.get("/openapi.json").json()["components"]["schemas"]
     assert schemas["RankRequest"]["required"] == ["query", "candidates"]

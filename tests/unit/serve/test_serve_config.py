@@ -78,6 +78,7 @@ def test_a_serve_yaml_can_not_be_overridden():
         ("security: {token_hashes: secret}", "security.token_hashes"),
         ("limits: {candidates: 0}", "limits.candidates"),
         ("limits: {requests: 1.5}", "limits.requests"),
+        ("limits: {choose_route: large}", "limits.choose_route"),
         ("limits: {body_s: 0}", "limits.body_s"),
         ("limits: {body_bytes: 300000}", "limits.body_bytes.*fit into an empty queue"),
         ("batching: {max_queued_tokens: 200000}", "limits.body_bytes.*fit into an empty queue"),
