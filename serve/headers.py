@@ -2,7 +2,8 @@
 
 Serve takes orders from headers of its own: how long to wait, whether to notice that the client has
 left, which replica to take. And it decodes some values as UTF-8, so that any other byte is a 500.
-Strangers give no such orders. Nothing heavy is imported: a proxy must start in seconds.
+Strangers give no such orders here. (Behind HAProxy they do: no code of ours runs there before
+Serve's.) Nothing heavy is imported: a proxy must start in seconds.
 """
 
 from __future__ import annotations

@@ -49,7 +49,8 @@ HEALTH_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 DEFAULT_MS = "RECTRAIN_DEFAULT_MS"
 #: When the proxy passed a request on: machine and seconds of its clock; replicas count from there.
 SENT = "x-rectrain-sent"
-#: In the answer of a replica that may not answer any more: another may. No client sees it.
+#: In the answer of a replica that may not answer any more: another may. No client sees it, unless
+#: HAProxy stands in the place of Serve's own.
 WITHDRAWN = "x-rectrain-withdrawn"
 _log = logging.getLogger("ray.serve")
 
