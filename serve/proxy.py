@@ -83,7 +83,7 @@ def middlewares() -> list[Middleware]:
         # Missing where Serve was started with an older configuration: no reason not to start.
         default_s=float(os.environ.get(DEFAULT_MS, _USUAL_MS)) / 1000,
     )
-    return [Middleware(HeaderGuard), front]
+    return [Middleware(HeaderGuard, refused=refused.inc), front]
 
 
 def on_the_way_s(headers: Headers) -> float:

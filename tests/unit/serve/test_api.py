@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import time
@@ -11,7 +12,7 @@ import pytest
 import torch
 from served_toy import doubtful_policy, offline, search
 
-from rectrain.errors import NoIndex, PackageError
+from rectrain.errors import DataError, NoIndex, PackageError
 from rectrain.inference.golden import Deviation
 from rectrain.inference.packaged import load
 from serve.answering import LargeReply
@@ -451,6 +452,25 @@ def test_every_request_has_one_outcome_and_every_answer_is_counted(graph):
         ("/nowhere", 404, "refused"),
     ]
     assert [path for path, _ in served.recorded.answers] == ["/v1/rank", "/v1/rank"]
+
+
+def test_answers_of_a_batch_that_fails_are_not_counted_for_nobody_gets_them(graph, monkeypatch):
+    served, done = graph(), []
+    answer = served.answerer.answer
+
+    async def second_fails(path, request, *, deadline):
+        if len(request.candidates) == 2:
+            while not done:
+                await asyncio.sleep(0.001)
+            raise DataError(what="w", got="g", rule="r", fix="f")
+        done.append(await answer(path, request, deadline=deadline))
+        return done[-1]
+
+    monkeypatch.setattr(served.answerer, "answer", second_fails)
+    response = served.post("/v1/rank/batch", {"requests": [search(), search(2)]})
+    assert response.status_code == 422 and done
+    assert served.recorded.requests == [("/v1/rank/batch", 422, "refused")]
+    assert served.recorded.answers == []
 
 
 def test_bodies_may_be_gzip_both_ways(graph):
