@@ -67,12 +67,12 @@ _APPS = {
 
 def main() -> None:
     """Deploys what it is asked to."""
-    http, questions, answer = parent()
+    options, questions, answer = parent()
     ray.init(
         address="local", num_cpus=_CPUS, include_dashboard=False, log_to_driver=False,
         logging_level=logging.WARNING,
     )  # fmt: skip
-    serve.start(http_options=http, logging_config=_LOGS)
+    serve.start(**options, logging_config=_LOGS)
     answer("started")
     for name, arguments in questions:
         make, prefix = _APPS[name]

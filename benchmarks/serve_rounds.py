@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from benchmarks.serve_scorer import TASK
 from benchmarks.serve_servers import FLAGS, PEERS, Cluster, Loop, bentoml, litserve
 from benchmarks.table import Figure, paired_ratio
 from benchmarks.venv import make_venv
+from serve.config import Settings
 
 __all__ = ["Bench", "measure_batching", "measure_servers"]
 
@@ -30,14 +30,21 @@ _PORTS_APART = 10
 # What a client says that waits 100 ms: five of them are for the way there and back.
 _IMPATIENT = {"X-Deadline-Ms": "95"}
 _PATIENT = {"X-Deadline-Ms": "30000"}
-# What a peer gathers, in closed and in open loop: requests at most, and seconds. LitServe waits so
-# long for them; BentoML, which waits by its own measure, refuses what would take longer.
-_PEER_BATCHES = {
-    "litserve": {"closed": (8, 0.002), "open": (8, 0.002)},
-    "bentoml": {"closed": (8, 30.0), "open": (8, BOUND_S)},
+# What a peer may gather, in closed and in open loop, of which the best is taken: requests at most,
+# and seconds. LitServe waits so long for them; BentoML, which waits by its own measure, refuses
+# what would take longer.
+_WAITING = ((4, 0.002), (8, 0.002), (16, 0.002), (8, 0.01), (16, 0.01))
+_GATHERED = {
+    "litserve": {"closed": _WAITING, "open": _WAITING},
+    "bentoml": {
+        "closed": ((4, 30.0), (8, 30.0), (16, 30.0)),
+        "open": ((4, BOUND_S), (8, BOUND_S), (16, BOUND_S)),
+    },
 }
 _TOLERANCE = 1e-4
+_LATE_MS = 5.0  # of the generator itself, from which on a latency isn't the server's alone
 
+Batches = Mapping[str, tuple[int, float]]
 Samples = dict[str, list["_Sample"]]
 Turn = Callable[[], dict[str, "_Sample"]]
 
@@ -109,9 +116,16 @@ class Bench:
         path = str(getattr(self.models, model))
         return Loop(path, backend=INT8, core=self.core, log=self.log("loop"))
 
-    def cluster(self, flags: str) -> Cluster:
-        """Ray Serve."""
-        return Cluster(port=self.port, flags=flags, core=self.core, log=self.log(f"serve-{flags}"))
+    def cluster(self, flags: str, *, is_peer: bool = False) -> Cluster:
+        """Ray Serve, for ours with the layer in its proxies that ours has."""
+        ours = Settings.model_validate(self.settings("small")).controller_options()
+        return Cluster(
+            port=self.port,
+            flags=flags,
+            controller_options={} if is_peer else ours,
+            core=self.core,
+            log=self.log(f"serve-{flags}"),
+        )
 
     def settings(self, model: str) -> dict[str, Any]:
         """Settings of the graph with one model alone, and nothing kept of earlier requests."""
@@ -176,10 +190,12 @@ def measure_servers(bench: Bench, parts: Collection[str]) -> list[Figure]:
     }
     if "S2" in parts:
         turns["loop"] = partial(_loops, bench)
+    gathered: dict[str, Batches] = {}
     if "S5" in parts:
         for name, requirement in PEERS.items():
             python = make_venv(bench.folder / name, [requirement])
-            turns[name] = partial(_peer, bench, name, python)
+            gathered[name] = _best_batches(bench, name, python)
+            turns[name] = partial(_peer, bench, name, python, gathered[name])
     samples = _in_turn(turns, rounds=bench.rounds)
     figures = []
     if "S2" in parts:
@@ -191,12 +207,17 @@ def measure_servers(bench: Bench, parts: Collection[str]) -> list[Figure]:
             for flags in FLAGS
         ]  # fmt: skip
     if "S5" in parts:
-        for name in PEERS:
+        for name, best in gathered.items():
             closed = "requests/s, closed loop, 50 candidates"
             goodput = f"answers/s in {1000 * BOUND_S:g} ms, open loop, ragged"
+            peer = {
+                loop: f"{name}, {size} in {wait_s:g} s" for loop, (size, wait_s) in best.items()
+            }
             figures += [
-                _compare(f"S5/{name}", samples, "fast/small", name, closed, name),
-                _compare(f"S5/{name}/open", samples, "fast/open", f"{name}/open", goodput, name),
+                _compare(f"S5/{name}", samples, "fast/small", name, closed, peer["closed"]),
+                _compare(
+                    f"S5/{name}/open", samples, "fast/open", f"{name}/open", goodput, peer["open"]
+                ),
             ]
     return figures
 
@@ -212,7 +233,7 @@ def _in_turn(turns: Mapping[str, Turn], *, rounds: int) -> Samples:
 
 
 def _serve(bench: Bench, flags: str, parts: Collection[str]) -> dict[str, _Sample]:
-    """Our graph, and beside it a bare deployment."""
+    """Our graph, and after it a bare deployment."""
     found = {}
     fixed = [replace(one, headers=_PATIENT) for one in bench.fixed.requests]
     with bench.cluster(flags) as cluster:
@@ -220,9 +241,7 @@ def _serve(bench: Bench, flags: str, parts: Collection[str]) -> dict[str, _Sampl
         bench.check(ours, fixed[0], "small")
         found[f"{flags}/small"] = _sample(bench.closed(ours, fixed))
         if "S3" in parts:
-            bare = cluster.deploy("bare")
-            for name, url in (("noop", ours), ("bare", bare)):
-                found[f"{flags}/{name}"] = _sample(bench.closed(*_split(url, "/healthz")))
+            found[f"{flags}/noop"] = _sample(bench.closed(*_split(ours, "/healthz")))
         if "S5" in parts and flags == "fast":
             hurried = [replace(one, headers=_IMPATIENT) for one in bench.ragged.requests]
             found[f"{flags}/open"] = bench.open(ours, hurried)
@@ -233,6 +252,10 @@ def _serve(bench: Bench, flags: str, parts: Collection[str]) -> dict[str, _Sampl
             bench.check(url, requests[0], "large")
             seconds = 2 * bench.seconds  # some ten requests a second
             found[f"{flags}/large"] = _sample(bench.closed(url, requests, seconds=seconds))
+    if "S3" in parts:
+        with bench.cluster(flags, is_peer=True) as cluster:
+            url = cluster.deploy("bare")
+            found[f"{flags}/bare"] = _sample(bench.closed(*_split(url, "/healthz")))
     return found
 
 
@@ -259,14 +282,31 @@ def _loops(bench: Bench) -> dict[str, _Sample]:
     return found
 
 
-def _peer(bench: Bench, name: str, python: Path) -> dict[str, _Sample]:
-    """A peer, started anew for the open loop where its best settings for that are others."""
+def _best_batches(bench: Bench, name: str, python: Path) -> Batches:
+    """Of closed and of open loop, what a peer had best gather; each tried once."""
+    best = {}
+    for loop, tried in _GATHERED[name].items():
+        rates = {}
+        for batch in tried:
+            found = _peer(bench, name, python, {loop: batch})
+            (rates[batch],) = (sample.rate for sample in found.values())
+            print(f"{name} {loop}, {batch[0]} in {batch[1]:g} s: {rates[batch]:,.1f}", flush=True)
+        best[loop] = max(rates, key=lambda batch: rates[batch])
+    return best
+
+
+def _peer(bench: Bench, name: str, python: Path, batches: Batches) -> dict[str, _Sample]:
+    """A peer, started anew for the open loop where its best settings for that are others.
+
+    Args:
+        batches: of "closed", "open" or both: what it gathers.
+    """
     start = {"litserve": litserve, "bentoml": bentoml}[name]
     fixed, ragged = (
         [_wrapped(one) if name == "bentoml" else one for one in workload.requests]
         for workload in (bench.fixed, bench.ragged)
     )
-    batches, found = _PEER_BATCHES[name], {}
+    found = {}
     for size, wait_s in dict.fromkeys(batches.values()):
         given = {
             "model": str(bench.models.small), "backend": INT8, "size": size, "wait_s": wait_s,
@@ -274,9 +314,9 @@ def _peer(bench: Bench, name: str, python: Path) -> dict[str, _Sample]:
         }  # fmt: skip
         with start(python, given, core=bench.core, log=bench.log(name)) as server:
             bench.check(server.url, fixed[0], "small")
-            if batches["closed"] == (size, wait_s):
+            if batches.get("closed") == (size, wait_s):
                 found[name] = _sample(bench.closed(server.url, fixed))
-            if batches["open"] == (size, wait_s):
+            if batches.get("open") == (size, wait_s):
                 found[f"{name}/open"] = bench.open(server.url, ragged)
     return found
 
@@ -304,36 +344,43 @@ def _served(samples: Samples) -> list[Figure]:
 
 
 def measure_batching(bench: Bench, grid: Sequence[tuple[int, float]]) -> list[Figure]:
-    """S4: goodput beside the best of a grid of @serve.batch sizes and waits, in one cluster."""
-    with ExitStack() as stack:
-        cluster = stack.enter_context(bench.cluster("default"))
-        ours = cluster.deploy("ours", settings=bench.settings("small"))
-        hurried = [replace(one, headers=_IMPATIENT) for one in bench.ragged.requests]
-
-        def batched(size: int, wait_s: float) -> Turn:
-            url, requests = _split(
-                cluster.deploy(
-                    "batched", model=str(bench.models.small), backend=INT8, size=size, wait_s=wait_s
-                ),
-                *bench.ragged.requests,
-            )
-            check = _split(url, bench.fixed.requests[0])[1][0]
-            bench.check(url, replace(check, path=requests[0].path), "small")
-            return lambda: {"batched": bench.open(url, requests)}
-
+    """S4: goodput beside the best of a grid of @serve.batch sizes and waits."""
+    with bench.cluster("default", is_peer=True) as cluster:
         tried = {}
-        for size, wait_s in grid:
-            tried[size, wait_s] = batched(size, wait_s)()["batched"].rate
-            print(f"@serve.batch {size}, {1000 * wait_s:g} ms: {tried[size, wait_s]:,.1f}")
-        best = max(tried, key=lambda one: tried[one])
-        turns: dict[str, Turn] = {
-            "ours": lambda: {"ours": bench.open(ours, hurried)},
-            "batched": batched(*best),
-        }
-        samples = _in_turn(turns, rounds=bench.rounds)
+        for batch in grid:
+            tried[batch] = _batched(bench, cluster, batch).rate
+            print(
+                f"@serve.batch {batch[0]}, {1000 * batch[1]:g} ms: {tried[batch]:,.1f}", flush=True
+            )
+    best = max(tried, key=lambda batch: tried[batch])
+
+    def batched() -> dict[str, _Sample]:
+        with bench.cluster("default", is_peer=True) as cluster:
+            return {"batched": _batched(bench, cluster, best)}
+
+    def ours() -> dict[str, _Sample]:
+        hurried = [replace(one, headers=_IMPATIENT) for one in bench.ragged.requests]
+        with bench.cluster("default") as cluster:
+            return {
+                "ours": bench.open(
+                    cluster.deploy("ours", settings=bench.settings("small")), hurried
+                )
+            }
+
+    samples = _in_turn({"ours": ours, "batched": batched}, rounds=bench.rounds)
     peer = f"best of {len(grid)} @serve.batch: {best[0]} requests, {1000 * best[1]:g} ms"
     unit = f"answers/s in {1000 * BOUND_S:g} ms"
     return [_compare("S4", samples, "ours", "batched", unit, peer)]
+
+
+def _batched(bench: Bench, cluster: Cluster, batch: tuple[int, float]) -> _Sample:
+    """The peer's goodput."""
+    model, (size, wait_s) = str(bench.models.small), batch
+    address = cluster.deploy("batched", model=model, backend=INT8, size=size, wait_s=wait_s)
+    url, requests = _split(address, *bench.ragged.requests)
+    check = _split(address, bench.fixed.requests[0])[1][0]
+    bench.check(url, check, "small")
+    return bench.open(url, requests)
 
 
 # --- figures -----------------------------------------------------------------------------------
@@ -371,4 +418,6 @@ def _latency(samples: Sequence[_Sample]) -> str:
     )  # fmt: skip
     longest = max(one.max_ms for one in known)
     every = f"; every request in time at {median(kept):,.1f}/s" if kept else ""
-    return f"; p50 {p50:,.0f}, p99 {p99:,.0f}, max {longest:,.0f} ms{every}"
+    late_ms = max(one.late_ms for one in known) if kept else 0.0
+    late = f"; SENT UP TO {late_ms:,.0f} ms LATE" if late_ms > _LATE_MS else ""
+    return f"; p50 {p50:,.0f}, p99 {p99:,.0f}, max {longest:,.0f} ms{every}{late}"

@@ -40,10 +40,19 @@ class Cluster(Child):
     Args:
         port: HTTP.
         flags: key of `FLAGS`.
+        controller_options: of Serve, which give its proxies the product's layer; none for a peer.
         core, log: see `Group`.
     """
 
-    def __init__(self, *, port: int, flags: str, core: int, log: Path) -> None:
+    def __init__(
+        self,
+        *,
+        port: int,
+        flags: str,
+        controller_options: Mapping[str, Any],
+        core: int,
+        log: Path,
+    ) -> None:
         command = [sys.executable, "-m", "benchmarks.serve_apps"]
         own = {
             **FLAGS[flags],
@@ -55,8 +64,11 @@ class Cluster(Child):
             "RAY_SERVE_HAPROXY_STATS_PORT": str(port + 1),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(port + 2),
         }
-        http = {"host": "127.0.0.1", "port": port}
-        super().__init__(command, given=http, core=core, environment=own, log=log)
+        options = {
+            "http_options": {"host": "127.0.0.1", "port": port},
+            "controller_options": dict(controller_options),
+        }
+        super().__init__(command, given=options, core=core, environment=own, log=log)
         self._address = f"http://127.0.0.1:{port}"
 
     def deploy(self, name: str, **arguments: Any) -> str:
