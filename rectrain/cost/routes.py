@@ -147,7 +147,7 @@ def cascade(
         one = policy.tasks.get(task)
         if one is None:  # without a policy nothing is deferred
             continue
-        rate = one.rate if deferred is None else deferred
+        rate = one.deferred if deferred is None else deferred
         share, seconds = _deferral(one, large.tasks[task], traffic.candidates, rate)
         asked, work, units = asked + weight * share, work + weight * seconds, units + weight * rate
     alone = lone(small, traffic)
