@@ -7,12 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from served_toy import write_pair
 
+import rectrain
 from benchmarks.faults import within
 from benchmarks.faults_graph import Watch
 from benchmarks.faults_oracle import Oracle, judge, logged_outcomes
+from benchmarks.faults_packages import Packages, broken, prepare
 from benchmarks.faults_rounds import figure
 from benchmarks.load import Outcome
+from rectrain.inference.golden import Deviation, read_golden
+from serve.pairs import open_pair
+from serve.sections import ModelPair
 
 BODIES = [
     ("risk", {"candidates": [{"item_text": "a"}, {"item_text": "bb"}]}),
@@ -125,6 +131,23 @@ def test_the_log_says_what_became_of_a_request(tmp_path):
         "t-3": [200],
         "t-4": [503],
     }
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    folder = tmp_path_factory.mktemp("faults")
+    small, large = (str(one.path) for one in write_pair(folder).values())
+    return prepare(folder / "prepared", small=small, large=large, deferred=0.2)
+
+
+def test_the_first_broken_version_is_one_that_only_its_replicas_can_refuse(packages, tmp_path):
+    """The quick form tries no other, and what `build` refuses never comes near the graph."""
+    _, path = next(broken(packages.first, tmp_path))
+    pair = ModelPair(small=str(path), large=str(packages.large))
+    golden = read_golden(open_pair(pair).small)
+    assert golden is not None
+    with pytest.raises(Deviation):
+        golden.check(rectrain.load(path), tolerance=1e-4)
 
 
 def test_replicas_are_counted_by_the_time_that_they_were_there():
