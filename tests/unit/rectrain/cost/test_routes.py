@@ -75,6 +75,16 @@ def test_of_rows_most_requests_ask_for_few_of_theirs():
     assert route.stages[1].share / route.stages[1].rate == pytest.approx(seconds / 0.5, rel=3e-3)
 
 
+def test_a_budget_bounds_what_a_threshold_would_defer():
+    small, large = (speed(n, f, e, "risk") for n, f, e in
+                    (("small", 0.01, 0.001), ("large", 0.1, 0.01)))  # fmt: skip
+    routes = [
+        cascade(small, large, Policy("s", "l", {"risk": replace(ROWS, rate=rate)}), Traffic())
+        for rate in (0.1, 0.3)
+    ]
+    assert routes[0] == routes[1]
+
+
 def test_a_cascade_that_defers_nothing_is_the_small_model():
     small, large = (speed(n, f, e, "risk") for n, f, e in
                     (("small", 0.01, 0.001), ("large", 0.1, 0.01)))  # fmt: skip
