@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.cost import agreement
 from benchmarks.cost_loads import TASK, Loaded
 from benchmarks.cost_serving import Round, calibrated, figures
 from rectrain.cascade import ListDoubt, Policy, TaskPolicy
@@ -89,6 +90,10 @@ def test_where_it_is_wrong_they_are_not():
     # A small model that is dearer than the cascade is not what was predicted.
     odd = {one.id: one for one in figures([one_round(small=2.0)], POLICY, cores=CORES)}
     assert odd["C3/order"].value == 0
+
+
+def test_in_random_settings_the_plan_is_the_oracles():
+    assert agreement(10, seed=1).value == 1
 
 
 def test_money_is_the_predicted_seconds_at_a_price():
