@@ -129,8 +129,11 @@ def test_what_one_task_defers_is_worth_what_that_task_gains(lists, rows, worth):
         Speed(name, dict.fromkeys(("risk", "search_ranking"), TaskSpeed(0.01, 0.001)), CURVE)
         for name in ("small", "large")
     )
-    policy = Policy("s", "l", {"risk": replace(ROWS, rate=rows, budget=rows),
-                               "search_ranking": replace(LISTS, rate=lists, budget=lists)})  # fmt: skip
+    tasks = {
+        "risk": replace(ROWS, rate=rows, budget=rows),
+        "search_ranking": replace(LISTS, rate=lists, budget=lists),
+    }
+    policy = Policy("s", "l", tasks)
     # Of 1,000 answers, half of them lists that are worth 90 and 100 a thousand.
     found = cascade(small, large, policy, Traffic(), worth={
         "small": {"search_ranking": 45.0, "risk": 0.0},
