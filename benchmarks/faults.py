@@ -141,7 +141,8 @@ def _figures(options: argparse.Namespace, packages: Packages, folder: Path) -> I
     settings = settings_of(packages, backends, port=options.port)
     with Generator(core=options.core) as generator:
         make = partial(Bench, generator=generator, oracle=oracle, size=size)
-        with running(settings, num_cpus=os.cpu_count() or 1) as graph:
+        first = _replicated(settings, _counts(options)[0])
+        with running(first, num_cpus=os.cpu_count() or 1) as graph:
             yield from _rounds(options, make(graph=graph), packages, folder)
         if "R2" in options.only and not (options.no_head or options.quick):
             yield from head_killed(make, settings)
@@ -152,10 +153,10 @@ def _rounds(
 ) -> Iterator[Figure]:
     """Those of one node, with two ingress replicas; what one alone can do is measured before."""
     capacity = {}
-    for count in (2,) if options.quick else (1, 2):
-        given = bench.graph.settings
-        ingress = given.ingress.model_copy(update={"min_replicas": count, "max_replicas": count})
-        bench.graph.update(given.model_copy(update={"ingress": ingress}))
+    for count in _counts(options):
+        wanted = _replicated(bench.graph.settings, count)
+        if wanted != bench.graph.settings:  # the same once more would replace all replicas
+            bench.graph.update(wanted)
         capacity[count] = bench.capacity()
     print(f"ingress replicas -> good answers a second: {capacity}", flush=True)
     light = _LIGHT * capacity[2]
@@ -166,6 +167,16 @@ def _rounds(
         yield from proxy_killed(bench, rate=light)
     if "R3" in options.only:
         yield from updates(bench, packages, folder=folder, rate=light)
+
+
+def _counts(options: argparse.Namespace) -> tuple[int, ...]:
+    """Ingress replicas, with which the capacity is measured; all faults meet the last."""
+    return (2,) if options.quick else (1, 2)
+
+
+def _replicated(settings: Settings, count: int) -> Settings:
+    ingress = settings.ingress.model_copy(update={"min_replicas": count, "max_replicas": count})
+    return settings.model_copy(update={"ingress": ingress})
 
 
 def settings_of(packages: Packages, backends: tuple[str, str], *, port: int) -> Settings:
