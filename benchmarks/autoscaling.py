@@ -18,9 +18,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.faults import add_packages, open_models, settings_of, within
+from benchmarks.faults import add_packages, make_oracle, open_models, settings_of, within
 from benchmarks.faults_graph import Watch, running
-from benchmarks.faults_oracle import Oracle, make_bodies
 from benchmarks.faults_packages import prepare
 from benchmarks.faults_rounds import Bench, Size, figure
 from benchmarks.load import Generator, Outcome
@@ -62,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         output / "autoscaling", small=options.small, large=options.large, deferred=_DEFERRED
     )
     models, backends = open_models(packages)
-    oracle = Oracle(make_bodies(models[0], count=64, candidates=options.candidates), models)
+    oracle = make_oracle(models, candidates=options.candidates)
     settings = settings_of(packages, backends, port=options.port)
     scaled = settings.ingress.model_copy(
         update={

@@ -10,27 +10,22 @@ from rectrain.cascade import Calibration, Calibrations, ListDoubt, Policy, RowDo
 __all__ = ["doubtful_policy"]
 
 _ROWS = ("ad_ctr", "risk")
-_AS_IT_IS = Calibration("temperature", 1.0, 0.0)
-_BOTH_AS_THEY_ARE = Calibrations(small=_AS_IT_IS, large=_AS_IT_IS)
+_CALIBRATIONS = Calibrations(  # two that differ: a probability tells whose it is
+    small=Calibration("temperature", 2.0, 0.0), large=Calibration("temperature", 4.0, 0.0)
+)
 
 
 def doubtful_policy(
-    small: str,
-    large: str,
-    *,
-    tasks: Sequence[str],
-    budget: float,
-    head: int,
-    calibration: Calibrations = _BOTH_AS_THEY_ARE,
+    small: str, large: str, *, tasks: Sequence[str], budget: float, head: int
 ) -> Policy:
-    """Doubts everything, and defers as much as the budget gives.
+    """Doubts everything, and defers as much as the budget gives. Of tasks that give probabilities,
+    the small model's temperature is 2, the large one's 4.
 
     Args:
         small, large: versions of the models.
         tasks: of both.
         budget: the share of requests that may be deferred, 0 to 1.
         head: of a doubtful list, how many items the large model orders.
-        calibration: of the tasks that give probabilities; by default it changes none.
     """
     common = {
         "threshold": 2.0,
@@ -42,7 +37,7 @@ def doubtful_policy(
     rows = RowDoubt(knots=((0.0, 1.0),), scale=1.0)
     lists = ListDoubt(temperature=1.0, noise=1.0, places=10, depth=20, scale=1.0)
     policies = {
-        task: TaskPolicy(task=task, doubt=rows, calibration=calibration, **common)
+        task: TaskPolicy(task=task, doubt=rows, calibration=_CALIBRATIONS, **common)
         if task in _ROWS
         else TaskPolicy(task=task, doubt=lists, head=head, **common)
         for task in tasks

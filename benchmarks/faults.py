@@ -3,9 +3,9 @@
     python -m benchmarks.faults [--only R1 R2 R3] [--quick]
     python -m benchmarks.faults --small runs/demo-small/package --large runs/demo/package
 
-Every answer is compared with the offline score of the versions that it names, every request id with
-the server's log (faults_oracle.py). The exit status is 1 where a bound of `BOUNDS` is broken.
-Nothing else should run meanwhile.
+Every answer is compared with the offline scores and probabilities of the versions that it names,
+and with what it says of itself, every request id with the server's log (faults_oracle.py). The exit
+status is 1 where a bound of `BOUNDS` is broken. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ from benchmarks.faults_rounds import (
 )
 from benchmarks.load import Generator
 from benchmarks.table import Figure, print_table, write_figures
+from rectrain.cascade import read_policy
 from rectrain.inference.packaged import PackagedModel
 from serve.config import Settings
 
-__all__ = ["BOUNDS", "add_packages", "main", "open_models", "settings_of", "within"]
+__all__ = ["BOUNDS", "add_packages", "main", "make_oracle", "open_models", "settings_of", "within"]
 
 #: Figure -> the least and the most that it may be.
 BOUNDS = {
@@ -106,6 +107,13 @@ def open_models(packages: Packages) -> tuple[list[PackagedModel], tuple[str, str
     return [small, second, large], backends
 
 
+def make_oracle(models: Sequence[PackagedModel], *, candidates: int) -> Oracle:
+    """Of 64 requests that the first of the models can answer, and the policies in the packages."""
+    policies = [read_policy(model.package) for model in models]
+    bodies = make_bodies(models[0], count=64, candidates=candidates)
+    return Oracle(bodies, models, [one for one in policies if one is not None])
+
+
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -129,11 +137,12 @@ def _figures(options: argparse.Namespace, packages: Packages, folder: Path) -> I
         num_updates=options.updates or size.num_updates,
     )
     models, backends = open_models(packages)
-    oracle = Oracle(make_bodies(models[0], count=64, candidates=options.candidates), models)
+    oracle = make_oracle(models, candidates=options.candidates)
     settings = settings_of(packages, backends, port=options.port)
     with Generator(core=options.core) as generator:
         make = partial(Bench, generator=generator, oracle=oracle, size=size)
-        with running(settings, num_cpus=os.cpu_count() or 1) as graph:
+        first = _replicated(settings, _counts(options)[0])
+        with running(first, num_cpus=os.cpu_count() or 1) as graph:
             yield from _rounds(options, make(graph=graph), packages, folder)
         if "R2" in options.only and not (options.no_head or options.quick):
             yield from head_killed(make, settings)
@@ -144,10 +153,10 @@ def _rounds(
 ) -> Iterator[Figure]:
     """Those of one node, with two ingress replicas; what one alone can do is measured before."""
     capacity = {}
-    for count in (2,) if options.quick else (1, 2):
-        given = bench.graph.settings
-        ingress = given.ingress.model_copy(update={"min_replicas": count, "max_replicas": count})
-        bench.graph.update(given.model_copy(update={"ingress": ingress}))
+    for count in _counts(options):
+        wanted = _replicated(bench.graph.settings, count)
+        if wanted != bench.graph.settings:  # the same once more would replace all replicas
+            bench.graph.update(wanted)
         capacity[count] = bench.capacity()
     print(f"ingress replicas -> good answers a second: {capacity}", flush=True)
     light = _LIGHT * capacity[2]
@@ -158,6 +167,16 @@ def _rounds(
         yield from proxy_killed(bench, rate=light)
     if "R3" in options.only:
         yield from updates(bench, packages, folder=folder, rate=light)
+
+
+def _counts(options: argparse.Namespace) -> tuple[int, ...]:
+    """Ingress replicas, with which the capacity is measured; all faults meet the last."""
+    return (2,) if options.quick else (1, 2)
+
+
+def _replicated(settings: Settings, count: int) -> Settings:
+    ingress = settings.ingress.model_copy(update={"min_replicas": count, "max_replicas": count})
+    return settings.model_copy(update={"ingress": ingress})
 
 
 def settings_of(packages: Packages, backends: tuple[str, str], *, port: int) -> Settings:

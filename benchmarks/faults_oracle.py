@@ -1,9 +1,10 @@
 """Who tells whether an answer is right: requests with the scores that each model gives offline.
 
 An answer names the versions that made it. Each of its scores must be the one that
-`rectrain.load(package).predict` gives for the same row with the model of that version, and a list
-must stand in the order of its scores. And each request must have one outcome: one at the client,
-and the same in the server's log.
+`rectrain.load(package).predict` gives for the same row with the model of that version, each
+probability what the policy's calibration of that model makes of the score, and a list must stand
+in the order of its scores. What it says of itself (deferred, why, by which versions) must be so.
+And each request must have one outcome: one at the client, and the same in the server's log.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.load import Outcome, Request
+from rectrain.cascade import Policy
 from rectrain.inference.golden import made_up
 from rectrain.inference.packaged import PackagedModel
 from serve.schemas import ENDPOINTS, field_names
@@ -28,6 +30,7 @@ Body = dict[str, Any]
 Scores = dict[Any, float]  # of a candidate's place, or of an item's id
 
 _TOLERANCE = 1e-4  # golden.tolerance: what is near enough for a replica to take traffic
+_EXACT = 1e-9  # a probability is computed of the very score that the answer has
 _BUSY = (429, 503)
 
 
@@ -94,10 +97,17 @@ class Oracle:
     Args:
         bodies: endpoint and body of each request.
         models: that may be named in answers, loaded with the backend that serves them.
+        policies: of those of them that are small ones.
     """
 
-    def __init__(self, bodies: Sequence[tuple[str, Body]], models: Sequence[PackagedModel]) -> None:
+    def __init__(
+        self,
+        bodies: Sequence[tuple[str, Body]],
+        models: Sequence[PackagedModel],
+        policies: Sequence[Policy],
+    ) -> None:
         self.bodies = tuple(bodies)
+        self._policies = {policy.small: policy for policy in policies}
         self._scores = {
             model.version: [_offline(model, path, body) for path, body in bodies]
             for model in models
@@ -121,24 +131,42 @@ class Oracle:
             number: of the load; requests go by turns.
             answer: a body with status 200.
         """
-        place = number % len(self.bodies)
-        path, body = self.bodies[place]
         try:
-            given = json.loads(answer)
-            versions, items = given["versions"], given["items"]
-        except (ValueError, KeyError) as error:
+            return self._problem(number % len(self.bodies), json.loads(answer))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             return f"no answer: {type(error).__name__} {error}"
+
+    def _problem(self, place: int, given: Body) -> str:
+        path, body = self.bodies[place]
+        versions, items = given["versions"], given["items"]
         if unknown := {one for one in versions.values() if one} - set(self._scores):
             return f"versions that were not deployed: {unknown}"
         wanted = body.get("k", 0) or len(body["candidates"])
         keys = [item["item_id"] if "k" in body else item["index"] for item in items]
         if len(set(keys)) != len(keys) or len(keys) != min(wanted, self._most(place, versions)):
             return f"{len(keys)} items, {len(set(keys))} of them different"
-        for key, item in zip(keys, items, strict=True):
+        if told := _contradiction(given):
+            return f"{path}: {told}"
+        probabilities = self._probabilities(versions["small"], ENDPOINTS[path], items)
+        for key, item, expected in zip(keys, items, probabilities, strict=True):
             right = self._scores[versions[item["by"]]][place].get(key, np.nan)
             if not abs(item["score"] - right) <= _TOLERANCE:
                 return f"{path} item {key}: {item['score']} by {item['by']}, offline {right}"
+            if not _same(item["probability"], expected):
+                return f"{path} item {key}: probability {item['probability']}, offline {expected}"
         return "" if _in_order(path, items) else f"{path}: not in order"
+
+    def _probabilities(
+        self, small: str, task: str, items: Sequence[Mapping[str, Any]]
+    ) -> list[float | None]:
+        """What the policy of a small version makes of items' scores; None of a list's."""
+        both = self._policies[small].tasks[task].calibration
+        if both is None:
+            return [None] * len(items)
+        scores = np.array([item["score"] for item in items])
+        by_large = [item["by"] == "large" for item in items]
+        chances = np.where(by_large, both.large.probability(scores), both.small.probability(scores))
+        return list(chances.tolist())
 
     def _most(self, place: int, versions: Mapping[str, str | None]) -> int:
         return len(self._scores[str(versions["small"])][place])
@@ -152,6 +180,23 @@ def _offline(model: PackagedModel, path: str, body: Body) -> Scores:
         return {item.item_id: item.score for item in found}
     scores = model.predict(task, [{**shared, **one} for one in body["candidates"]])
     return dict(enumerate(scores.tolist()))
+
+
+def _contradiction(given: Body) -> str:
+    """What an answer says of itself and does not keep; no request asks for a route."""
+    by_large = any(item["by"] == "large" for item in given["items"])
+    named = given["versions"]["large"] is not None
+    told = given["deferred"], given["reason"] == "doubtful"
+    if {named, *told} == {by_large}:
+        return ""
+    facts = {key: given[key] for key in ("deferred", "reason", "versions")}
+    return f"{facts}, but the large model gave {'some' if by_large else 'none'} of the scores"
+
+
+def _same(found: float | None, expected: float | None) -> bool:
+    if found is None or expected is None:
+        return found is expected
+    return abs(found - expected) <= _EXACT
 
 
 def _in_order(path: str, items: Sequence[Mapping[str, Any]]) -> bool:

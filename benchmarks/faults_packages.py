@@ -80,11 +80,18 @@ def _copy(package: Package, output: Path, *, factor: float = 1.0) -> Package:
 
 
 def broken(package: Path, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Copies of a package, each broken in a way of its own: what is wrong, and the folder."""
+    """Copies of a package, each broken in a way of its own: what is wrong, and the folder.
+
+    The first is one that only its replicas can refuse: the quick form tries no other.
+    """
 
     def copy(name: str) -> Path:
         shutil.rmtree(folder / name, ignore_errors=True)
         return shutil.copytree(package, folder / name)
+
+    path = copy("deviating")
+    deviate(path)
+    yield "other answers than its golden requests", path
 
     path = copy("altered")
     data = bytearray((path / HEADS).read_bytes())
@@ -95,10 +102,6 @@ def broken(package: Path, folder: Path) -> Iterator[tuple[str, Path]]:
     path = copy("incomplete")
     (path / "tasks.json").unlink()
     yield "a file missing", path
-
-    path = copy("deviating")
-    deviate(path)
-    yield "other answers than its golden requests", path
 
     path = copy("unasked")
     _rescore(path, lambda scores: {})

@@ -28,6 +28,7 @@ def main(argv: list[str]) -> int:
     import plotly  # noqa: F401
 
     from rectrain.report.search import write_front
+    from rectrain.tune.leftovers import removing_leftovers
     from rectrain.tune.session import Session
 
     session = Session(config, say=_say)
@@ -39,9 +40,10 @@ def main(argv: list[str]) -> int:
         return 0
     with session.begun():
         connect()
-        session.search()
-        write_front(session.root)
-        made = session.finish()
+        with removing_leftovers():  # the last trial's, too: the chosen models need its CPUs
+            session.search()
+            write_front(session.root)
+            made = session.finish()
         page = write_front(session.root, made=made)
     for name, facts in made.items():
         _say(_line(name, facts, currency=session.config.price.currency))

@@ -19,7 +19,15 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from rectrain.errors import ConfigError
 from rectrain.idle import Idle, refuse_idle
 
-__all__ = ["Section", "dump_config", "help_text", "load_config", "parse_yaml", "yaml_mapping"]
+__all__ = [
+    "Section",
+    "dump_config",
+    "help_text",
+    "load_config",
+    "parse_mapping",
+    "parse_yaml",
+    "yaml_mapping",
+]
 
 
 class Section(BaseModel):
@@ -71,7 +79,21 @@ def parse_yaml(cls: type[T], text: bytes, *, name: str) -> T:
     Raises:
         ConfigError: as of `load_config`.
     """
-    return _validated(cls, yaml_mapping(text, name=name), file=name, given={})
+    return parse_mapping(cls, yaml_mapping(text, name=name), name=name)
+
+
+def parse_mapping(cls: type[T], content: Mapping[str, Any], *, name: str) -> T:
+    """The object of keys and values.
+
+    Args:
+        cls: the section class at the root.
+        content: as of a file.
+        name: where they stand, for errors.
+
+    Raises:
+        ConfigError: as of `load_config`.
+    """
+    return _validated(cls, content, file=name, given={})
 
 
 def _validated(

@@ -30,6 +30,7 @@ from serve.schemas import (
     Versions,
     field_names,
     request_models,
+    routes,
 )
 from serve.scoring import ModelFault
 
@@ -178,6 +179,7 @@ def _facts(answerer: Answerer, settings: Settings) -> ModelFacts:
             task: PolicyFacts(threshold=one.threshold, budget=one.budget, head=one.head)
             for task, one in (policy.tasks.items() if policy else ())
         },
+        routes=routes(settings.limits),
     )
 
 

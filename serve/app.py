@@ -13,8 +13,10 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import HTTPOptions
@@ -36,7 +38,8 @@ from serve.config import (
 from serve.deployments import Ingress, Large
 from serve.metrics import metrics_urls
 from serve.pairs import open_pair
-from serve.sections import Http, ModelPair, Replicas
+from serve.proxy import DEFAULT_MS
+from serve.sections import ModelPair, Replicas
 
 __all__ = ["build", "check_cpus", "check_port", "main", "start"]
 
@@ -53,51 +56,25 @@ def build(args: dict[str, Any]) -> Application:
         args: `Settings` as a mapping; what `serve run` and `serve deploy` read from their YAML.
 
     Raises:
-        ConfigError: wrong settings, or TLS where HAProxy stands in front: it would be left out.
+        ConfigError: wrong settings, TLS where HAProxy stands in front, or Serve runs already with
+            other options: they would be left out.
         PackageError: a package that is foreign, incomplete or altered.
     """
     settings = settings_of(args, name="the application's args").absolute()
     _check_tls(settings)
+    _check_serve(settings)
     settings = _settled(settings)
     large = {
         name: _deployment(Large, settings.large, settings, name=f"Large-{name}").bind(
-            _read_by_large(settings, name), name
+            settings, name
         )
         for name, pair in settings.models.items()
         if pair.large
     }
     ingress = serve.ingress()(Ingress)
     front = _deployment(ingress, settings.ingress, settings, name="Ingress")
-    app: Application = front.bind(_read_by_ingress(settings), large)
+    app: Application = front.bind(settings, large)
     return app
-
-
-# Serve replaces the replicas of a deployment whose arguments change, so each gets what it reads and
-# no more: another small model leaves the large one alone, another number of replicas all of them.
-def _read_by_large(settings: Settings, name: str) -> Settings:
-    pair = settings.models[name]
-    assert pair.large is not None
-    # Not checked again: beside its defaults what is right of these settings may look wrong.
-    return Settings.model_construct(
-        models={
-            name: pair.model_copy(
-                update={"small": pair.large, "small_backend": "auto", "cost": None}
-            )
-        },
-        large=_read_by_replica(settings.large),
-        batching=settings.batching,
-        cache=settings.cache,
-        golden=settings.golden,
-    )
-
-
-def _read_by_ingress(settings: Settings) -> Settings:
-    ingress = _read_by_replica(settings.ingress)
-    return settings.model_copy(update={"ingress": ingress, "large": Replicas()})
-
-
-def _read_by_replica(replicas: Replicas) -> Replicas:
-    return Replicas(threads=replicas.threads, device=replicas.device)
 
 
 def _check_tls(settings: Settings) -> None:
@@ -111,8 +88,8 @@ def _check_tls(settings: Settings) -> None:
 
 
 def _settled(settings: Settings) -> Settings:
-    """With verified packages, and the backends that "auto" stands for: every replica must give a
-    request the same scores."""
+    """With verified packages, pinned by their contents, and the backends that "auto" stands for:
+    every replica must give a request the same scores, whenever it starts."""
     settings.http.check_files()
     devices = {"small": settings.ingress.device, "large": settings.large.device}
     models = {}
@@ -122,6 +99,7 @@ def _settled(settings: Settings) -> Settings:
             if package is not None:
                 key = f"{side}_backend"
                 found[key] = steady_backend(package, found[key], device=devices[side])
+                found[f"{side}_sha256"] = package.sha256
         models[name] = ModelPair.model_validate(found)
     return settings.model_copy(update={"models": models})
 
@@ -244,25 +222,60 @@ def start(settings: Settings) -> None:
         controller_options=settings.controller_options(),
         logging_config=settings.logging_config(),
     )
-    client = _get_global_client()
-    assert client is not None  # it raises
-    _check_running(settings.http, client.http_config)
     app = build(settings.model_dump(mode="json"))
     serve.run(app, name=APPLICATION, route_prefix="/")
 
 
-def _check_running(ours: Http, running: HTTPOptions) -> None:
-    """Refuses other options of HTTP than Serve runs with on this cluster: it keeps those that it
-    was started with, and only warns."""
+def _check_serve(settings: Settings) -> None:
+    """Refuses a cluster where Serve runs already, with other options than these settings need."""
+    if not ray.is_initialized():  # it is built for a cluster that comes later
+        return
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return
+    names = (_HAPROXY, *settings.proxy_environment())
+    # Its proxies' environment is the controller's, which Serve has no other way to tell.
+    asked = client._controller.__ray_call__.remote(
+        lambda _: {name: os.environ.get(name) for name in names}
+    )
+    _check_running(settings, client.http_config, ray.get(asked))
+
+
+def _check_running(
+    settings: Settings, running: HTTPOptions, environment: Mapping[str, str | None]
+) -> None:
+    """Refuses what Serve would pass over: it keeps to what it was started with, and only warns.
+
+    Args:
+        settings: of the graph.
+        running: Serve's options of HTTP.
+        environment: of its controller, and so of its proxies.
+
+    Raises:
+        ConfigError: the first of them that differs.
+    """
+    options = settings.http_options()
     for name in ("host", "port", "ssl_certfile", "ssl_keyfile"):
-        wanted, found = getattr(ours, name), getattr(running, name)
-        if wanted != found:
-            raise ConfigError(
-                what=f"http.{name}",
-                got=wanted,
-                rule=f"Serve already runs on this cluster with {found}, and keeps that",
-                fix="give what runs there, or end Serve with all its applications: serve shutdown",
-            )
+        if options.get(name) != getattr(running, name):
+            raise _kept(f"http.{name}", options.get(name), getattr(running, name))
+    wanted_s, found_s = options["request_timeout_s"], running.request_timeout_s
+    if found_s and found_s < wanted_s:  # a longer one never comes first
+        raise _kept("request_timeout_s, for limits.body_s and deadlines.max_ms", wanted_s, found_s)
+    if environment.get(_HAPROXY) == "1":  # nothing of ours runs in it
+        return
+    for name, wanted in settings.proxy_environment().items():
+        if environment.get(name) != wanted:
+            setting = "deadlines.default_ms, " if name == DEFAULT_MS else ""
+            raise _kept(f"{setting}{name} of Serve's proxies", wanted, environment.get(name))
+
+
+def _kept(what: str, wanted: object, found: object) -> ConfigError:
+    return ConfigError(
+        what=what,
+        got=wanted,
+        rule=f"Serve already runs on this cluster with {found}, and keeps that",
+        fix="give what runs there, or end Serve with all its applications: serve shutdown",
+    )
 
 
 def _connect(settings: Settings) -> None:

@@ -65,7 +65,6 @@ PROXY_ENVIRONMENT = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
 }
 _GRACE_S = 5  # our own refusal comes first, with its reason
-_BYTES_A_TOKEN = 4  # at least, of texts in JSON
 
 
 class Settings(Section):
@@ -115,12 +114,12 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _fit(self) -> Settings:
-        if self.limits.body_bytes > _BYTES_A_TOKEN * self.batching.max_queued_tokens:
+        if self.limits.body_bytes > self.batching.max_queued_tokens:
             raise ConfigError(
                 what="limits.body_bytes",
                 got=self.limits.body_bytes,
-                rule=f"texts of one body may be {_BYTES_A_TOKEN} bytes a token, and must fit into"
-                f" an empty queue (batching.max_queued_tokens, {self.batching.max_queued_tokens})",
+                rule="a byte may be a token, and the texts of one body must fit into an empty queue"
+                f" (batching.max_queued_tokens, {self.batching.max_queued_tokens})",
                 fix="lower limits.body_bytes or raise batching.max_queued_tokens",
             )
         if self.drain_s < self._longest_s:
@@ -148,10 +147,13 @@ class Settings(Section):
         late_s = self._longest_s + _GRACE_S
         return {**self.http.model_dump(exclude_none=True), "request_timeout_s": late_s}
 
-    def controller_options(self) -> dict[str, Any]:
+    def proxy_environment(self) -> dict[str, str]:
         """What the environment of Serve's controller, and of the proxies it starts, must hold."""
-        own = {DEFAULT_MS: str(self.deadlines.default_ms)}
-        return {"runtime_env": {"env_vars": {**PROXY_ENVIRONMENT, **own}}}
+        return {**PROXY_ENVIRONMENT, DEFAULT_MS: str(float(self.deadlines.default_ms))}
+
+    def controller_options(self) -> dict[str, Any]:
+        """How Serve's controller gets that."""
+        return {"runtime_env": {"env_vars": self.proxy_environment()}}
 
     def logging_config(self) -> dict[str, Any]:
         """Serve's logs. Our own line says more than its access log; two would be two outcomes."""

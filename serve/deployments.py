@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from ray.serve.handle import DeploymentHandle
 
 from rectrain.errors import RectrainError
+from rectrain.package import open_package
 from serve.answering import Answerer, LargeReply
 from serve.api import build_api
 from serve.batcher import DeadlinePassed, Overloaded
@@ -22,7 +23,7 @@ from serve.config import Settings
 from serve.health import Health
 from serve.large import LargeClient
 from serve.metrics import Metrics
-from serve.pairs import open_pair
+from serve.pairs import open_pair, require_pinned
 from serve.scoring import Engine, ModelFault, Work
 
 __all__ = ["Ingress", "Large"]
@@ -39,6 +40,7 @@ class Large:
     def __init__(self, settings: Settings, name: str) -> None:
         pair = settings.models[name]
         assert pair.large is not None
+        require_pinned(open_package(pair.large), pair.large_sha256)
         metrics = Metrics()
         self._engine = Engine(settings.batching, observe=metrics.batch)
         self._model = self._engine.load(
@@ -49,6 +51,7 @@ class Large:
             settings.cache.texts,
             device=settings.large.device,
         )
+        require_pinned(self._model.package, pair.large_sha256)  # it may just have been exchanged
         self._health = Health(self._engine, settings.golden, deviation=metrics.deviation)
         _spare_collector()
 
@@ -101,7 +104,8 @@ class Ingress:
         self, name: str, handle: DeploymentHandle[Any] | None, cache: AnswerCache
     ) -> Answerer:
         settings, pair = self._settings, self._settings.models[name]
-        self._engine.load(
+        _, large, policy, costs = open_pair(pair)
+        model = self._engine.load(
             name,
             pair.small,
             pair.small_backend,
@@ -109,7 +113,7 @@ class Ingress:
             settings.cache.texts,
             device=settings.ingress.device,
         )
-        _, large, policy, costs = open_pair(pair)
+        require_pinned(model.package, pair.small_sha256)  # it may just have been exchanged
         ask = None
         if handle is not None and large is not None:
             ask = LargeClient(handle.score.remote, version=large.version).ask

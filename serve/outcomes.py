@@ -82,6 +82,8 @@ class OutcomeLog:
     ) -> None:
         path, outcome = scope["path"], outcome_of(status)
         self._recorder.request(path, status, outcome, total_ms)
+        if outcome != "ok":  # of a batch that failed, or whose client left, nobody gets any
+            answers = ()
         for answer in answers:
             self._recorder.answer(path.removesuffix("/batch"), answer)
         facts: dict[str, Any] = {

@@ -49,7 +49,8 @@ HEALTH_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready")
 DEFAULT_MS = "RECTRAIN_DEFAULT_MS"
 #: When the proxy passed a request on: machine and seconds of its clock; replicas count from there.
 SENT = "x-rectrain-sent"
-#: In the answer of a replica that may not answer any more: another may. No client sees it.
+#: In the answer of a replica that may not answer any more: another may. No client sees it, unless
+#: HAProxy stands in the place of Serve's own.
 WITHDRAWN = "x-rectrain-withdrawn"
 _log = logging.getLogger("ray.serve")
 
@@ -82,7 +83,7 @@ def middlewares() -> list[Middleware]:
         # Missing where Serve was started with an older configuration: no reason not to start.
         default_s=float(os.environ.get(DEFAULT_MS, _USUAL_MS)) / 1000,
     )
-    return [Middleware(HeaderGuard), front]
+    return [Middleware(HeaderGuard, refused=refused.inc), front]
 
 
 def on_the_way_s(headers: Headers) -> float:

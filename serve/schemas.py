@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from pydantic import (
@@ -47,6 +47,7 @@ __all__ = [
     "Versions",
     "field_names",
     "request_models",
+    "routes",
     "rows_of",
 ]
 
@@ -63,6 +64,9 @@ Reason: TypeAlias = Literal[
     "asked", "no_policy", "unavailable",
 ]  # fmt: skip
 
+Route: TypeAlias = Literal["auto", "small", "large"]
+
+_ROUTE = "as the policy decides, or never or always the large model"
 _ANYONE = "-"  # the group of a request that names none; no model reads it
 _NO_FIELDS = ("options", "candidates", "k", "diversity")  # of a request, beside its row
 _UNUSED = ("label", "weight", "split", "oracle", "timestamp")
@@ -175,6 +179,7 @@ class ModelFacts(_Model):
     endpoints: tuple[str, ...]
     fields: dict[str, tuple[str, ...]] = Field(description="endpoint -> what its rows may have")
     policy: dict[str, PolicyFacts] = Field(description="task -> when the large model is asked")
+    routes: tuple[Route, ...] = Field(description="what options.route may say")
 
 
 Number: TypeAlias = Annotated[float, Strict()]
@@ -188,10 +193,7 @@ class Options(_Model):
     """How to answer."""
 
     model: str | None = Field(default=None, description="a name of GET /v1/models")
-    route: Literal["auto", "small", "large"] = Field(
-        default="auto",
-        description="as the policy decides, or never or always the large model",
-    )
+    route: Route = Field(default="auto", description=_ROUTE)
     timings: Annotated[bool, Strict()] = Field(default=False, description="say where the time went")
     cost: Annotated[bool, Strict()] = Field(
         default=False, description="say what such an answer costs, where the server knows"
@@ -217,7 +219,7 @@ def request_models(models: Mapping[str, PackagedModel], limits: Limits) -> dict[
         ConfigError: two models that need one field in different ways.
     """
     found = {}
-    options = _options(models)
+    options = _options(models, limits)
     for path, task in ENDPOINTS.items():
         having = [model for model in models.values() if task in model.tasks]
         if not having:
@@ -281,11 +283,18 @@ def _union(tables: list[FieldTable]) -> dict[str, RowField]:
     return fields
 
 
-def _options(names: Iterable[str]) -> type[Options]:
+def routes(limits: Limits) -> tuple[Route, ...]:
+    """What a request may say of the way to its answer."""
+    return get_args(Route) if limits.choose_route else ("auto",)
+
+
+def _options(names: Iterable[str], limits: Limits) -> type[Options]:
     """How to answer, by one of these models."""
     name: Any = Literal[tuple(names)] | None
     default = Field(default=None, description="default: the application's first")
-    return create_model("Options", __base__=Options, model=(name, default))
+    route: Any = Literal[routes(limits)]
+    way = Field(default="auto", description=_ROUTE)
+    return create_model("Options", __base__=Options, model=(name, default), route=(route, way))
 
 
 def _score_model(

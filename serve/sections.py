@@ -24,10 +24,12 @@ __all__ = [
     "Replicas",
     "Seconds",
     "Security",
+    "Sha256",
 ]
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 def _in_order(section: Section, *pairs: tuple[str, str]) -> None:
@@ -117,6 +119,12 @@ class ModelPair(Section):
         " package; auto: the usually fastest of them",
     )
     large_backend: str = Field(default="auto", description="the same of the large one")
+    small_sha256: Sha256 | None = Field(
+        default=None,
+        description="sha256 in the small package's manifest.json; a replica refuses another"
+        " (default: of what is there when the graph is deployed)",
+    )
+    large_sha256: Sha256 | None = Field(default=None, description="the same of the large one")
     cost: str | None = Field(
         default=None, description="cost.json of jobs.cost: answers tell what they cost"
     )
@@ -173,6 +181,11 @@ class Limits(Section):
         default=200, description="texts of a list, as a history or an exclusion"
     )
     k: Count = Field(default=100, description="recommended items")
+    choose_route: bool = Field(
+        default=True,
+        description="whether options.route may be small or large; what it sends to the large model"
+        " is outside the policy's budget",
+    )
 
 
 class Deadlines(Section):
@@ -198,7 +211,7 @@ class Batching(Section):
         default=100, gt=0, description="how long that may take, at the pace of the last ones"
     )
     max_queued_tokens: Count = Field(
-        default=65_536, description="tokens that wait at most; beyond, 503"
+        default=262_144, description="tokens that wait at most; beyond, 503"
     )
 
     @model_validator(mode="after")

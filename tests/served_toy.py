@@ -16,7 +16,7 @@ from ray import serve
 
 from benchmarks.doubtful import doubtful_policy as policy_of
 from rectrain import cluster
-from rectrain.cascade import POLICY, Calibration, Calibrations, Policy
+from rectrain.cascade import POLICY, Policy
 from rectrain.inference.golden import publish_golden
 from rectrain.inference.packaged import PackagedModel, publish_index
 from rectrain.package import Card, Package, update_package, write_package
@@ -39,12 +39,8 @@ def write_pair(folder: Path) -> dict[str, Package]:
 
 
 def doubtful_policy(small: str, large: str, *, budget: float = 1.0) -> Policy:
-    """A policy of all tasks that doubts everything, as far as the budget goes; temperatures of 2
-    (the small model's) and 4."""
-    halved = Calibrations(
-        small=Calibration("temperature", 2.0, 0.0), large=Calibration("temperature", 4.0, 0.0)
-    )
-    return policy_of(small, large, tasks=TASKS, budget=budget, head=3, calibration=halved)
+    """A policy of all tasks that doubts everything, as far as the budget goes."""
+    return policy_of(small, large, tasks=TASKS, budget=budget, head=3)
 
 
 def write_deferring_pair(folder: Path) -> dict[str, Package]:

@@ -11,13 +11,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rectrain.cascade.policy import TaskPolicy
+from rectrain.cascade.policy import SURE, TaskPolicy
 
 __all__ = ["Budget", "BudgetState"]
 
 _WINDOW = 512  # units that the threshold is steered by
 _WARM_UP = 10  # deferrals expected before a quantile is trusted
-_SURE = 1.0  # confidence of a unit that large has nothing to add to
 _MIN_SHARE = 1e-4  # of a decile, in the drift: it is a logarithm's argument
 
 
@@ -119,5 +118,5 @@ class Budget:
         if known < min(_WARM_UP / policy.budget, self._window / 2):
             return policy.threshold
         quantile = self._sorted[math.floor(policy.budget * known)]
-        above = min(math.nextafter(quantile, math.inf), _SURE)
+        above = min(math.nextafter(quantile, math.inf), SURE)
         return above if policy.bound == "budget" else min(policy.threshold, above)

@@ -31,7 +31,7 @@ class Decision:
         candidates: which of its candidates large is to score: the doubtful rows, the most doubtful
             first, or a list's head, the best first. Empty unless `defer`.
         confidences: of its units, for `Budget.feed`.
-        is_cut: whether the credit left out some doubtful rows: a moment later it may be others.
+        is_cut: whether the budget left out some doubtful rows: a moment later it may be others.
     """
 
     defer: bool
@@ -56,8 +56,9 @@ def decide(
 ) -> Decision:
     """Whether a request's doubtful part goes to the large model.
 
-    Of a 0/1 task, the rows below the threshold, as far as the credit lasts, the most doubtful
-    first; of lists, the list's head.
+    Of a 0/1 task, the rows below the threshold that stands, as far as the credit lasts, the most
+    doubtful first; of lists, the list's head. What lies below the policy's own threshold is
+    doubtful too: where the budget has steered below it, that is what it leaves out.
 
     Args:
         policy: of the task.
@@ -67,19 +68,20 @@ def decide(
     confidences = policy.confidences(scores)
     if not len(scores):
         confidences = confidences[:0]
-    doubtful = np.flatnonzero(confidences < budget.threshold)
+    doubtful = confidences < max(budget.threshold, policy.threshold)
+    within = np.flatnonzero(confidences < budget.threshold)
     known = tuple(confidences.tolist())
     lowest = min(known, default=1.0)
-    if not len(doubtful):
+    if not doubtful.any():
         return Decision(False, "confident", lowest, (), known)
-    if budget.credit < 1:
+    if not len(within) or budget.credit < 1:
         return Decision(False, "over_budget", lowest, (), known)
     if policy.kind == "margin":
         chosen = np.argsort(-np.asarray(scores), kind="stable")[: policy.head or None]
         is_cut = False  # of a list large never orders more
     else:
-        chosen = doubtful[np.argsort(confidences[doubtful], kind="stable")][: budget.credit]
-        is_cut = len(chosen) < len(doubtful)
+        chosen = within[np.argsort(confidences[within], kind="stable")][: budget.credit]
+        is_cut = len(chosen) < int(doubtful.sum())
     return Decision(True, "doubtful", lowest, tuple(chosen.tolist()), known, is_cut)
 
 

@@ -9,6 +9,7 @@ Shapes: n rows, m candidates, Q units.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ from rectrain.cascade.doubt import (
     fit_row_doubt,
 )
 from rectrain.cascade.heldout import HeldOut, HeldOutLists, HeldOutRows
-from rectrain.cascade.policy import Calibrations, TaskPolicy
+from rectrain.cascade.policy import ALWAYS, NEVER, SURE, Calibrations, TaskPolicy
 from rectrain.cascade.thresholds import Choice, choose
 
 __all__ = ["DEPTH", "Aim", "Fitted", "ListScores", "RowScores", "fit_lists", "fit_rows"]
@@ -114,6 +115,12 @@ class Fitted:
     calibration: dict[str, tuple[Reliability, Reliability]]
     num_units: int
     num_groups: int
+
+    @property
+    def step(self) -> int:
+        """The chosen curve's nearest to what is deferred: where confidences are equal, that is more
+        than the chosen rate."""
+        return int(np.argmin(np.abs(self.choice.curve.rates - self.policy.deferred)))
 
 
 def fit_rows(task: str, scores: RowScores, *, metric: str, aim: Aim) -> Fitted:
@@ -214,7 +221,8 @@ def _policy(
     aim: Aim,
     calibration: Calibrations | None,
 ) -> TaskPolicy:
-    threshold = _threshold_at(confidences, choice.rate)
+    most = ALWAYS if aim.budget is None else SURE  # who is sure does not use a budget up
+    threshold = _threshold_at(confidences, choice.rate, most=most)
     rate = float(np.mean(confidences < threshold))
     return TaskPolicy(
         task=task,
@@ -229,12 +237,16 @@ def _policy(
     )
 
 
-def _threshold_at(confidences: Floats, rate: float) -> float:
-    """The confidence below which the share `rate` of the units lies; 0 for none, 2 for all."""
+def _threshold_at(confidences: Floats, rate: float, *, most: float) -> float:
+    """The confidence below which the share `rate` of the units lies; 0 for none, 2 for all.
+
+    Of units of equal confidence it is all or none, so here all: under a bound of the loss the rates
+    above the chosen one have passed too, under a budget `Budget` takes the first of them.
+    """
     count = round(rate * len(confidences))
     if count >= len(confidences):
-        return 2.0
-    return float(np.sort(confidences)[count]) if count else 0.0
+        return ALWAYS
+    return min(math.nextafter(np.sort(confidences)[count - 1], math.inf), most) if count else NEVER
 
 
 def _before_after(raw: Floats, scores: RowScores, half: Ints) -> tuple[Reliability, Reliability]:

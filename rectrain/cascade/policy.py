@@ -22,10 +22,22 @@ from rectrain.errors import PackageError
 if TYPE_CHECKING:
     from rectrain.package import Package
 
-__all__ = ["POLICY", "Calibrations", "Policy", "TaskPolicy", "read_policy"]
+__all__ = [
+    "ALWAYS",
+    "NEVER",
+    "POLICY",
+    "SURE",
+    "Calibrations",
+    "Policy",
+    "TaskPolicy",
+    "read_policy",
+]
 
 POLICY = "policy.json"
-_NEVER, _ALWAYS = 0.0, 2.0  # thresholds of confidences, which are in 0..1
+NEVER, ALWAYS = 0.0, 2.0
+"""Thresholds of confidences, which are in 0..1."""
+SURE = 1.0
+"""Confidence of a unit that large has nothing to add to."""
 
 Floats = NDArray[np.float64]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -63,7 +75,7 @@ class TaskPolicy:
 
     task: str
     doubt: Annotated[RowDoubt | ListDoubt, Field(discriminator="kind")]
-    threshold: Annotated[float, Field(ge=_NEVER, le=_ALWAYS)]
+    threshold: Annotated[float, Field(ge=NEVER, le=ALWAYS)]
     bound: Literal["loss", "budget"]
     budget: Share
     rate: Share
@@ -83,6 +95,12 @@ class TaskPolicy:
     def kind(self) -> Literal["probability", "margin"]:
         """Whether its units are rows of a 0/1 task, or lists."""
         return self.doubt.kind
+
+    @property
+    def deferred(self) -> float:
+        """The share of held-out units that large is asked for: of equal confidences more may lie
+        below the threshold than the budget gives."""
+        return min(self.rate, self.budget)
 
     def confidences(self, scores: NDArray[np.floating[Any]]) -> Floats:
         """Of the units of one request: float64 [n] of rows, [1] of a list.

@@ -103,6 +103,7 @@ class Pipeline:
         config: from `resolve`.
         say: is given the lines that a user should see.
         train: trains a run to its end, from where it is; on the Ray cluster by default.
+        model: settings of the small model that are other than the teacher's.
 
     Raises:
         RectrainError: what the user must mend first: of the teacher, its data, the output, or an
@@ -115,8 +116,9 @@ class Pipeline:
         *,
         say: Callable[[str], None],
         train: Callable[[RunConfig], None] | None = None,
+        model: Mapping[str, Any] | None = None,
     ) -> None:
-        self.config, self._say = config, say
+        self.config, self._say, self._model = config, say, model or {}
         self._train_run = train or partial(train_run, say=say)
         self.space = Workspace(config)
         check_engines()
@@ -190,6 +192,7 @@ class Pipeline:
     def training(self, name: Run = "distilled") -> RunConfig:
         """The configuration of one of the two runs; the first needs most of the cluster."""
         taught = self.teacher.checkpoint.meta["config"]
+        taught = {**taught, "model": {**taught["model"], **self._model}}
         return run_config(
             name, self.config, teacher=taught, tasks=list(self.data), paths=self._paths
         )

@@ -148,7 +148,7 @@ def cascade(
     """
     mix = traffic.shares(tuple(small.tasks))
     rates = {  # without a policy nothing is deferred
-        task: policy.tasks[task].rate if deferred is None else deferred
+        task: policy.tasks[task].deferred if deferred is None else deferred
         for task in mix
         if task in policy.tasks
     }

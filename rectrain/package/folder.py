@@ -91,6 +91,11 @@ class Package:
         return str(self.manifest["version"])
 
     @property
+    def sha256(self) -> str:
+        """SHA-256 of all that the manifest says, and so of all files; it stands in there too."""
+        return hashlib.sha256(_json(self.manifest)).hexdigest()
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the model's tasks, in its order."""
         return tuple(self.manifest["tasks"])

@@ -33,14 +33,14 @@ def calibration_table(fitted: Mapping[str, Fitted]) -> str:
 
 def _cells(task: str, one: Fitted) -> list[str]:
     choice, policy = one.choice, one.policy
-    curve, step = choice.curve, choice.step
+    curve, step = choice.curve, one.step
     errors = []
     for name in ("small", "large"):
         found = one.calibration.get(name)
         errors.append("-" if found is None else f"{found[0].error:.4f} → {found[1].error:.4f}")
     return [
         task, one.metric, f"{one.num_units:,}", f"{one.num_groups:,}", str(policy.head or "all"),
-        f"{policy.threshold:.4g}", f"{choice.rate:.1%}", _interval(choice.small),
+        f"{policy.threshold:.4g}", f"{policy.deferred:.1%}", _interval(choice.small),
         _interval(choice.large), _interval(curve.metrics[step]), f"{curve.losses[step]:.2%}",
         f"{curve.bounds[step]:.2%}", *errors,
     ]  # fmt: skip
@@ -95,8 +95,8 @@ def _draw_curve(axis: Any, task: str, one: Fitted) -> None:
         choice.small.value, color="black", linewidth=0.8, linestyle=":", label="small alone"
     )
     axis.plot(
-        choice.rate, values[choice.step], "o", color="black",
-        label=f"chosen: {choice.rate:.1%} deferred",
+        one.policy.deferred, values[one.step], "o", color="black",
+        label=f"chosen: {one.policy.deferred:.1%} deferred",
     )  # fmt: skip
     axis.set_title(f"{task}: {one.num_units:,} held-out units", fontsize=10)
     axis.set_xlabel("share deferred to large (1 - coverage)")
@@ -134,7 +134,7 @@ def _draw_work(axis: Any, one: Fitted) -> None:
 
     for curve in one.choice.curves:
         draw(curve)
-    step, curve = one.choice.step, one.choice.curve
+    step, curve = one.step, one.choice.curve
     axis.plot(curve.work[step], 100 * curve.losses[step], "o", color="black", label="chosen")
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xscale("symlog", linthresh=1)  # from none to a whole catalogue

@@ -29,7 +29,7 @@ from rectrain.tune.config import FinishConfig
 from rectrain.tune.latency import time_requests
 from rectrain.tune.pareto import knee, minimised, non_dominated
 from rectrain.tune.quality import values_of
-from rectrain.tune.runs import VECTORS, heads_run
+from rectrain.tune.runs import VECTORS, heads_run, with_settings
 from rectrain.tune.study import Result
 from rectrain.tune.trials import DIRECTIONS, Trial
 from rectrain.tune.workbench import Workbench
@@ -128,6 +128,8 @@ def _int8(bench: Workbench, trial: Trial, folder: Path, *, say: Say) -> Package:
     config = bench.config
     _write_cut(bench, trial, folder)
     train = config.train.model_dump(exclude={"teacher", "teacher_sha256"})
+    settings = bench.space.settings(trial.parameters)
+    found = with_settings({"train": train, "model": {}}, settings)
     made = CompressConfig.model_validate(
         {
             "teacher": config.teacher,
@@ -140,20 +142,22 @@ def _int8(bench: Workbench, trial: Trial, folder: Path, *, say: Say) -> Package:
             "max_drop": config.finish.max_drop,
             "split": "validation",
             "train": {
-                **train,
+                **found["train"],
                 "num_steps": config.finish.num_steps,
                 "vector_cache": str(bench.root / VECTORS),
             },
         }
     )
-    Pipeline(resolve(made), say=say).run()
+    Pipeline(resolve(made), say=say, model=found["model"]).run()
     return open_package(folder / "made" / "package")
 
 
 def _plain(bench: Workbench, trial: Trial, folder: Path, *, say: Say) -> Package:
     """Heads of its own on the encoder as it is, in fp32."""
     _write_cut(bench, trial, folder)
-    train_run(heads_run(bench.config, bench.teacher, bench.data, root=folder), say=say)
+    settings = bench.space.settings(trial.parameters)
+    run = heads_run(bench.config, bench.teacher, bench.data, root=folder, settings=settings)
+    train_run(run, say=say)
     loaded = load_model(str(folder / "heads"))
     parts = ModelParts.of(loaded)
     catalogues = {task: one for task, one in bench.data.items() if one.has_items(task)}

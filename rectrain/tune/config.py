@@ -38,6 +38,10 @@ _DECIDED = (
         "elastic_intermediate",
     ),
 )
+# Settings that all trials share: the cluster's CPUs are shared out between them by the first, and
+# ASHA compares them at the others.
+_SHARED = ("train.num_workers", "train.threads_per_worker")
+_SHARED_BY_ASHA = ("train.num_steps", "train.evaluate_interval")
 
 
 class SpaceConfig(Section):
@@ -191,6 +195,10 @@ class SearchConfig(Section):
             )
         if self.way == "elastic" and self.train.zero_stage == 3:
             raise ValueError("a super-network needs train.zero_stage 0, 1 or 2")
+        if self.way == "elastic" and self.train.balancer != "static":
+            raise ValueError(
+                "a super-network weighs its tasks by train.loss_weights; leave out train.balancer"
+            )
         if self.asha and (self.way, self.objective) != ("separate", "mean_lift"):
             raise ValueError(
                 "asha needs way=separate and objective=mean_lift: it compares one number of "
@@ -201,10 +209,21 @@ class SearchConfig(Section):
                 "asha goes by validations on the way; give train.evaluate_interval, less than "
                 "train.num_steps"
             )
+        self._check_searched()
+        return self
+
+    def _check_searched(self) -> None:
+        """Whether trials may differ in the settings that are searched; see also `check_settings` of
+        `rectrain.tune.runs`."""
+        decided = {"model.encoder", *(f"train.{name}" for name in _DECIDED)}
+        shared = (*_SHARED, *(_SHARED_BY_ASHA if self.asha else ()))
         for name, values in self.space.settings.items():
             if not values or not name.startswith(("train.", "model.")):
                 raise ValueError(f"space.settings.{name} must be train.… or model.… with values")
-        return self
+            if name in decided:
+                raise ValueError(f"space.settings.{name} is decided by the search; leave it out")
+            if name in shared:
+                raise ValueError(f"space.settings.{name} is one for all trials; give it in train")
 
     def idle(self) -> Iterator[Idle]:
         """See `Section.idle`."""

@@ -3,7 +3,7 @@
 Ray Train's controller reserves CPUs for its workers, and removes the reservation at its end. One
 that dies with its trial can't. Ray's own cleaner asks the dashboard whether it lives, and waits for
 ever where there is none, as in a cluster that a job starts for itself: the CPUs would be lost to
-the search, and its next trials would wait for them.
+the search, and its next trials, or the training of the chosen models, would wait for them.
 """
 
 from __future__ import annotations

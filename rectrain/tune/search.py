@@ -23,7 +23,6 @@ from ray.util.metrics import Gauge
 
 from rectrain.train.storage import Store
 from rectrain.tune.config import SearchConfig
-from rectrain.tune.leftovers import removing_leftovers
 from rectrain.tune.plan import num_concurrent, trial_resources
 from rectrain.tune.study import Question, Result, SearchStudy, read_result
 from rectrain.tune.trial import answer, noted_s
@@ -37,6 +36,8 @@ _FOLDER = "ray"
 
 def run_search(config: SearchConfig, study: SearchStudy, *, told: Callable[[int], None]) -> None:
     """Runs trials on the connected Ray cluster until the study has enough of them.
+
+    What separate trials leave that end early is the caller's; see `leftovers.removing_leftovers`.
 
     Args:
         config: of the search, with absolute paths.
@@ -81,8 +82,7 @@ def run_search(config: SearchConfig, study: SearchStudy, *, told: Callable[[int]
             failure_config=any_tune.FailureConfig(max_failures=0),
         ),
     )
-    with removing_leftovers():
-        tuner.fit()
+    tuner.fit()
 
 
 def _trial(given: Mapping[str, Any], *, config: SearchConfig) -> None:

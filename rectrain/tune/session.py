@@ -7,13 +7,14 @@ the chosen models are made.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rectrain.config import dump_config, yaml_mapping
-from rectrain.errors import ConfigError, without_credentials
+from rectrain.errors import ConfigError, StorageError, without_credentials
+from rectrain.train.build import open_data
 from rectrain.train.selection import newest_checkpoint
 from rectrain.train.storage import LOCK, Store
 from rectrain.tune.chosen import choose, finish
@@ -21,9 +22,10 @@ from rectrain.tune.config import SearchConfig
 from rectrain.tune.elastic import train_supernet
 from rectrain.tune.pareto import hypervolume, minimised
 from rectrain.tune.plan import describe_search, num_concurrent, point_text
+from rectrain.tune.runs import check_settings, separate_run, supernet_run
 from rectrain.tune.study import SearchStudy
 from rectrain.tune.tracking import TrialTracker
-from rectrain.tune.trials import DIRECTIONS, Trial, chips_of
+from rectrain.tune.trials import DIRECTIONS, Trial, chips_of, read_study
 from rectrain.tune.workbench import Workbench
 
 __all__ = ["Session", "resolve_search"]
@@ -103,22 +105,30 @@ class Session:
     # --- before ----------------------------------------------------------------------------------
 
     def plan(self) -> str:
-        """What will be done, as text; writes nothing."""
-        done = 0
-        if (self.root / "study.db").exists():
-            done = len(self.study.finished())
+        """What will be done, as text; writes nothing: another driver may be at work."""
+        trials: list[Trial] = []
+        with suppress(StorageError):  # no study, or that of a driver that has only just begun
+            trials = read_study(self.root / "study.db")
+        done = sum(one.state != "running" for one in trials)
         return describe_search(self.config, self.bench.space, num_finished=done)
 
     def check(self, have: Mapping[str, float]) -> int:
         """How many trials a cluster holds at a time.
 
         Raises:
+            ConfigError: no run takes the search's settings, or a value of those that are searched.
             ResourceError: not one, or not the super-network's workers.
         """
         from rectrain.train.launch import check_resources
-        from rectrain.tune.runs import supernet_run
 
-        run = supernet_run(self.config, self.bench.teacher, self.bench.data, space=self.bench.space)
+        bench = self.bench
+        given = (bench.config, bench.teacher, bench.data)
+        if self.config.way == "elastic":
+            run = supernet_run(*given, space=bench.space)
+        else:
+            run = separate_run(*given, root=self.root, settings={})
+        open_data(run)
+        check_settings(*given)
         check_resources(run, have)
         return num_concurrent(self.config, have)
 
@@ -136,7 +146,7 @@ class Session:
 
     @cached_property
     def study(self) -> SearchStudy:
-        """The study, which this process alone writes."""
+        """The study, which this process alone writes; only within `begun`."""
         return SearchStudy(self.root, self.config, self.bench.space)
 
     # --- the search ------------------------------------------------------------------------------

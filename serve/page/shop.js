@@ -103,8 +103,11 @@ async function load() {
   choose("order", samples.orders.length - 1);
   $("order").value = samples.orders.length - 1;
   drawFacts();
-  $("route").hidden = !chosen().versions.large;
+  drawRoute();
 }
+
+// Whether one may choose: a large model, and a server that lets one.
+const drawRoute = () => { $("route").hidden = !chosen().versions.large || !chosen().routes.includes("large"); };
 
 async function start() {
   say("");
@@ -124,7 +127,7 @@ async function start() {
 const ready = act => event => { event.preventDefault(); return shop.samples ? act(event) : start(); };
 $("ask").addEventListener("submit", ready(() => search($("query").value)));
 $("route").addEventListener("change", ready(() => ask()));
-$("model").addEventListener("change", ready(() => { shop.named = !shop.isSample || shop.samples.named.includes(chosen().name); $("route").hidden = !chosen().versions.large; drawOrder(); ask(); }));
+$("model").addEventListener("change", ready(() => { shop.named = !shop.isSample || shop.samples.named.includes(chosen().name); drawRoute(); drawOrder(); ask(); }));
 $("shopper").addEventListener("change", ready(event => { choose("shopper", event.target.value); ask("recommend", "ctr"); }));
 $("order").addEventListener("change", ready(event => { choose("order", event.target.value); ask("risk"); }));
 $("order-fields").addEventListener("submit", event => event.preventDefault());

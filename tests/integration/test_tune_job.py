@@ -28,11 +28,12 @@ from rectrain.model.slicing import cut, ordered
 from rectrain.train.build import load_model
 from rectrain.train.storage import Store
 from rectrain.train.usage import read_usage
-from rectrain.tune.trials import Trial, read_facts, read_study
+from rectrain.tune.trials import Trial, open_study, read_facts, read_study
 
 NUM_STEPS, NUM_TRIALS = 4, 3
 # An untrained teacher's encoder is better left alone: its heads learn on it.
 SEPARATE_STEPS, LEAVES, SPOILS = 60, 1e-9, 1e-3
+NO_ROOM = 1e-9
 ROOT = Path(__file__).parents[2]
 
 
@@ -158,16 +159,43 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert not output.exists()
 
 
-def separate(teacher: Path, output: Path, *more: str, rates: list[float]) -> list[str]:
-    """A search of models that are trained apart, one after the other, at these learning rates."""
+def test_a_dry_run_leaves_a_search_alone_that_goes_on(
+    searched: Path, untrained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "tune"
+    output.mkdir()
+    for name in ("tune.yaml", "study.db"):
+        shutil.copy(searched / name, output / name)
+    open_study(output / "study.db").ask()  # a driver draws the next point just now
+    before = {path: path.read_bytes() for path in output.iterdir()}
+    assert exit_status(tune.main, arguments(untrained_run, output, "--dry-run")) == 0
+    assert f"{NUM_TRIALS} done" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in output.iterdir()} == before
+
+
+def separate(teacher: Path, output: Path, *more: str, searched: dict[str, list[Any]]) -> list[str]:
+    """A search of models that are trained apart, one after the other, with these settings."""
     file = output.parent / f"{output.name}.yaml"
-    file.write_text(f"space: {{settings: {{train.learning_rate: {rates}}}}}")
-    own = ["--way=separate", "--sampler=grid", f"--num_trials={len(rates)}", "--max_concurrent=1",
+    file.write_text(json.dumps({"space": {"settings": searched}}))
+    own = ["--way=separate", "--sampler=grid", "--num_trials=2", "--max_concurrent=1",
            "--space.layers=[1]", "--space.heads=[1]", "--space.intermediate=[64]",
-           "--train.num_workers=1", f"--train.num_steps={SEPARATE_STEPS}", "--train.log_interval=1",
+           "--train.num_workers=1", "--train.threads_per_worker=2",  # both CPUs
+           f"--train.num_steps={SEPARATE_STEPS}", "--train.log_interval=1",
            "--train.checkpoint_interval=10", "--finish.models=[]", "--tracking.mlflow=off",
            f"--config={file}"]  # fmt: skip
     return arguments(teacher, output, *own, *more)
+
+
+def test_a_separate_search_packages_a_model_with_the_settings_of_its_trial(
+    cluster: None, untrained_run: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "tune"
+    more = ["--num_trials=1", "--train.num_steps=2", "--finish.models=[knee]"]
+    searched = {"model.sharing": ["mmoe"]}
+    assert exit_status(tune.main, separate(untrained_run, output, *more, searched=searched)) == 0
+    knee = json.loads((output / "front.json").read_text())["models"]["knee"]
+    assert knee["parameters"]["model.sharing"] == "mmoe"
+    assert rectrain.load(knee["package"], backend="torch").package.read().config.sharing == "mmoe"
 
 
 def run_of(output: Path, trial: Trial) -> Path:
@@ -176,10 +204,14 @@ def run_of(output: Path, trial: Trial) -> Path:
 
 @pytest.fixture(scope="module")
 def raced(cluster: None, untrained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """By ASHA: a trial that gets ahead, one whose setting no run takes, one that falls behind."""
+    """By ASHA: a trial that gets ahead, one that has no room for vectors, one that falls behind,
+    and that the chosen model has to wait for."""
     output = tmp_path_factory.mktemp("raced") / "tune"
-    more = ["--objective=mean_lift", "--asha", "--train.evaluate_interval=10"]
-    given = separate(untrained_run, output, *more, rates=[LEAVES, -1.0, SPOILS])
+    more = ["--objective=mean_lift", "--asha", "--train.evaluate_interval=10", "--num_trials=3",
+            "--finish.models=[knee]"]  # fmt: skip
+    rates, rooms = [LEAVES, SPOILS], [1.0, NO_ROOM]
+    searched = {"train.learning_rate": rates, "train.frozen_cache_gib": rooms}
+    given = separate(untrained_run, output, *more, searched=searched)
     assert exit_status(tune.main, given) == 0
     return output
 
@@ -189,7 +221,7 @@ def test_asha_ends_what_is_behind_and_what_comes_to_its_end_is_judged(raced: Pat
     ahead, failed, behind = read_study(raced / "study.db")
     assert ahead.state == "complete" and ahead.objectives is not None
     assert load_model(str(run_of(raced, ahead))).checkpoint.step == SEPARATE_STEPS
-    assert failed.state == "failed" and "learning_rate" in (failed.error or "")
+    assert failed.state == "failed" and "frozen_cache_gib" in (failed.error or "")
     assert behind.state == "pruned" and "ended early" in (behind.error or "")
     assert newest_checkpoint(run_of(raced, behind)) < SEPARATE_STEPS
     lives = read_usage(Store.open(str(run_of(raced, ahead))))
@@ -198,6 +230,7 @@ def test_asha_ends_what_is_behind_and_what_comes_to_its_end_is_judged(raced: Pat
     front = json.loads((raced / "front.json").read_text())
     assert [one["trial"] for one in front["front"]] == [ahead.number]
     assert front["device_seconds"] == sum(o.device_seconds for o in (ahead, failed, behind))
+    assert front["models"]["knee"]["trial"] == ahead.number
 
 
 @pytest.mark.slow
@@ -206,7 +239,8 @@ def test_a_separate_trial_s_killed_worker_and_its_killed_process_lose_no_trial(
 ) -> None:
     """The first trial's worker, then the second's process; both go on from a checkpoint."""
     output = tmp_path / "tune"
-    given = separate(untrained_run, output, rates=[LEAVES, SPOILS])
+    searched = {"train.learning_rate": [LEAVES, SPOILS]}
+    given = separate(untrained_run, output, searched=searched)
     runs = [output / "trials" / name / "run" for name in ("0000", "0001")]
     (status, killed), processes = killing_trial(
         runs[1], lambda: killing(runs[0], [10], lambda: exit_status(tune.main, given))

@@ -128,6 +128,22 @@ def test_a_package_without_a_catalogue_and_without_a_large_model_says_so(tab):
     assert tab.page.is_hidden("#route")
 
 
+def test_no_model_is_offered_where_the_server_leaves_no_choice(browser, url, tab):
+    assert tab.page.is_visible("#route")
+    bound = Shop(browser)
+
+    def leave_none(route: Any) -> None:
+        answer = route.fetch()
+        models = [{**one, "routes": ["auto"]} for one in answer.json()]
+        route.fulfill(response=answer, json=models)
+
+    bound.page.route("**/v1/models", leave_none)
+    bound.page.goto(url)
+    bound.settle()
+    assert bound.page.is_hidden("#route")
+    bound.context.close()
+
+
 def test_what_an_answer_costs_is_shown_where_the_server_knows(tab):
     assert "per 1,000" not in "".join(tab.texts(".path .ms"))
 

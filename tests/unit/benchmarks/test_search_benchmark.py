@@ -87,7 +87,7 @@ def test_a_search_draws_as_the_products_study_does(tmp_path):
 def test_what_is_finished_is_what_the_search_chooses_each_once():
     models, order = pool(before_s=50.0), ["1x4x96", "2x6x192", "3x8x384"]
     finish = CONFIG.finish.model_copy(update={"least_lift": 0.1})
-    assert chosen(models, order, finish) == ["2x6x192", "1x4x96", "3x8x384"]  # knee, cheapest, best
+    assert chosen(models, order, finish) == ["1x4x96", "3x8x384"]  # knee and cheapest; best
     assert chosen(models, order[2:], finish) == ["3x8x384"]
     better = Priced(replace(models.found["1x4x96"], mean_lift=0.9), 7.0)
     curve = models.curve(order, then=[better])

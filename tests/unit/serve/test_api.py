@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import time
@@ -11,7 +12,7 @@ import pytest
 import torch
 from served_toy import doubtful_policy, offline, search
 
-from rectrain.errors import NoIndex, PackageError
+from rectrain.errors import DataError, NoIndex, PackageError
 from rectrain.inference.golden import Deviation
 from rectrain.inference.packaged import load
 from serve.answering import LargeReply
@@ -453,6 +454,25 @@ def test_every_request_has_one_outcome_and_every_answer_is_counted(graph):
     assert [path for path, _ in served.recorded.answers] == ["/v1/rank", "/v1/rank"]
 
 
+def test_answers_of_a_batch_that_fails_are_not_counted_for_nobody_gets_them(graph, monkeypatch):
+    served, done = graph(), []
+    answer = served.answerer.answer
+
+    async def second_fails(path, request, *, deadline):
+        if len(request.candidates) == 2:
+            while not done:
+                await asyncio.sleep(0.001)
+            raise DataError(what="w", got="g", rule="r", fix="f")
+        done.append(await answer(path, request, deadline=deadline))
+        return done[-1]
+
+    monkeypatch.setattr(served.answerer, "answer", second_fails)
+    response = served.post("/v1/rank/batch", {"requests": [search(), search(2)]})
+    assert response.status_code == 422 and done
+    assert served.recorded.requests == [("/v1/rank/batch", 422, "refused")]
+    assert served.recorded.answers == []
+
+
 def test_bodies_may_be_gzip_both_ways(graph):
     packed = gzip.compress(json.dumps(search(20)).encode())
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
@@ -474,6 +494,22 @@ def test_the_facts_of_the_models_are_told(graph, doubtful):
     assert facts["policy"]["search_ranking"]["head"] == 3
     assert "position" in facts["fields"]["ctr"]
     assert not {"timestamp", "row_id", "label"} & set(facts["fields"]["ctr"])
+
+
+def test_a_server_may_leave_the_choice_of_the_model_to_the_policy(graph, doubtful):
+    free = graph(policy=doubtful)
+    assert free.client.get("/v1/models").json()[0]["routes"] == ["auto", "small", "large"]
+    bound = graph(policy=doubtful, limits={"choose_route": False})
+    for route in ("small", "large"):
+        body = {**search(), "options": {"route": route}}
+        assert free.post("/v1/rank", body).status_code == 200
+        assert bound.post("/v1/rank", body).status_code == 422
+        assert bound.post("/v1/rank/batch", {"requests": [body]}).status_code == 422
+    assert not bound.asked
+    assert bound.client.get("/v1/models").json()[0]["routes"] == ["auto"]
+    for options in ({}, {"route": "auto"}):
+        answer = bound.post("/v1/rank", {**search(), "options": options}).json()
+        assert answer["reason"] == "doubtful"
 
 
 def test_the_schema_names_what_a_request_may_have(graph):

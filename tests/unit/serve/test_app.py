@@ -14,8 +14,11 @@ from rectrain.package import Package
 from serve import app, scoring
 from serve.config import Settings
 from serve.deployments import Large
+from serve.proxy import DEFAULT_MS
 from serve.scoring import Engine
 from serve.sections import Batching
+
+CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 
 
 def settings(**given: object) -> Settings:
@@ -43,23 +46,23 @@ def test_what_fits_is_not_spoken_of(two_cpus, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_the_large_models_part_of_settings_that_hang_together_is_taken():
-    given = settings(
-        limits={"body_bytes": 4_000}, batching={"max_tokens": 500, "max_queued_tokens": 1_000}
-    )
-    part = app._read_by_large(given, "shop")
-    assert part.models["shop"].large == "l"
-    assert part.batching == given.batching
-
-
-def test_a_replica_on_a_gpu_asks_for_one_and_is_told():
+def test_a_replica_on_a_gpu_asks_for_one():
     given = settings(ingress={"threads": 4}, large={"device": "cuda", "threads": 2})
     assert app._needs(given.ingress) == {"num_cpus": 2}
     assert app._needs(given.large) == {"num_cpus": 1, "num_gpus": 1}
-    assert app._read_by_large(given, "shop").large.device == "cuda"
-    assert app._read_by_ingress(given).ingress.device == "cpu"
     large = app._deployment(Large, given.large, given, name="Large-shop")
     assert large.ray_actor_options["num_gpus"] == 1
+
+
+def test_all_replicas_get_all_settings_as_they_are_deployed(packages):
+    shop = {name: str(package.path) for name, package in packages.items()}
+    given = Settings.model_validate(
+        {"models": {"shop": shop}, "ingress": {"max_replicas": 3}, "large": {"max_replicas": 2}}
+    )
+    front = app.build(given.model_dump(mode="json"))._bound_deployment
+    settled, large = front.init_args
+    assert settled == app._settled(given)
+    assert large["shop"]._bound_deployment.init_args == (settled, "shop")
 
 
 def test_a_model_is_opened_on_the_device_of_its_replicas(monkeypatch):
@@ -83,19 +86,35 @@ def test_all_replicas_of_a_model_get_one_backend(packages, monkeypatch):
     assert app._settled(app._settled(given)) == app._settled(given)
 
 
+RUNNING = {"host": "127.0.0.1", "port": 8000, "request_timeout_s": 45.0}
+
+
 @pytest.mark.parametrize(
-    ("running", "message"),
+    ("running", "environment", "message"),
     [
-        ({"port": 9}, r"http\.port: got 8000; Serve already runs on this cluster with 9"),
-        ({"host": "0.0.0.0"}, r"http\.host: got 127"),
-        ({"ssl_certfile": "c", "ssl_keyfile": "k"}, r"http\.ssl_certfile: got None"),
+        ({"port": 9}, {}, r"http\.port: got 8000; Serve already runs on this cluster with 9"),
+        ({"host": "0.0.0.0"}, {}, r"http\.host: got 127"),
+        ({"ssl_certfile": "c", "ssl_keyfile": "k"}, {}, r"http\.ssl_certfile: got None"),
+        ({"request_timeout_s": 30.0}, {}, r"deadlines\.max_ms: got 45.*with 30"),
+        ({}, {DEFAULT_MS: "700.0"}, r"deadlines\.default_ms, RECTRAIN_.*: got 5000\.0.*with 700"),
+        ({}, {CALLBACK: None}, rf"{CALLBACK} of Serve's proxies: got serve\.proxy:.*with None"),
+        ({}, {CALLBACK: "a:b"}, rf"{CALLBACK}.*with a:b"),
     ],
 )
-def test_other_options_than_serve_runs_with_are_refused(running, message):
+def test_other_options_than_serve_runs_with_are_refused(running, environment, message):
     given = settings()
-    app._check_running(given.http, HTTPOptions(host="127.0.0.1", port=8000))
+    known = given.proxy_environment()
+    app._check_running(given, HTTPOptions(**RUNNING), known)
     with pytest.raises(ConfigError, match=message):
-        app._check_running(given.http, HTTPOptions(**{"port": 8000, **running}))
+        app._check_running(given, HTTPOptions(**RUNNING | running), known | environment)
+
+
+def test_what_serve_runs_with_may_wait_longer_and_haproxy_has_no_layer_of_ours():
+    given = settings()
+    for timeout_s in (None, 60.0):
+        options = HTTPOptions(**RUNNING | {"request_timeout_s": timeout_s})
+        app._check_running(given, options, given.proxy_environment())
+    app._check_running(given, HTTPOptions(**RUNNING), {"RAY_SERVE_ENABLE_HA_PROXY": "1"})
 
 
 def test_a_port_that_somebody_listens_on_is_refused(monkeypatch):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
+from itertools import islice, product
 
 import numpy as np
 import pytest
 from served_toy import TASKS
 
-from rectrain.errors import DataError
+from rectrain.errors import ConfigError, DataError
 from rectrain.package import Package
 from serve.answering import LargeReply
 from serve.batcher import DeadlinePassed, Overloaded
+from serve.config import Settings
 from serve.deployments import Large
 from serve.scoring import Engine, ModelFault, NoNumber, Work, num_tokens, score_works
 from serve.sections import Batching
@@ -28,8 +32,8 @@ def engine(packages: dict[str, Package]):
     engine.close()
 
 
-def search(*texts: str) -> Work:
-    row = {"query_id": "-", "query": "alpha", "item_id": "a"}
+def search(*texts: str, query: str = "alpha") -> Work:
+    row = {"query_id": "-", "query": query, "item_id": "a"}
     rows = tuple({**row, "item_text": text} for text in texts)
     return Work("shop", TASKS[1], rows)
 
@@ -58,6 +62,36 @@ def test_the_size_of_texts_is_learned_from_those_that_were_read(engine):
     ]
     size = num_tokens(work, model, chars_a_token=engine.chars_a_token("shop"))
     assert size == pytest.approx(sum(pieces) + 2 * 2 + 1, abs=2)
+
+
+def test_a_body_of_single_characters_fits_into_an_empty_queue(packages):
+    texts = ["".join(one) for one in islice(product("!?.,;:", repeat=10), 400)]
+    works = [search(*texts[at : at + 50], query="!") for at in range(0, len(texts), 50)]
+    rows = [{"candidates": [{"item_text": row["item_text"]} for row in one.rows]} for one in works]
+    num_bytes = len(json.dumps({"requests": rows}, separators=(",", ":")))
+    engine = Engine(smallest_queue(num_bytes), observe=lambda *_: None)
+    model = engine.load("shop", str(packages["small"].path), "torch", 1, 0)
+    assert len(model.predictor.rows.tokenizer.tokenize(texts[0])) == 10
+
+    async def score() -> None:
+        deadline = time.monotonic() + 600
+        for text in texts[:150]:  # how many characters a token has must be learned first
+            await engine.submit(search(text, query="!"), deadline=deadline)
+        await asyncio.gather(*(engine.submit(one, deadline=deadline) for one in works))
+
+    asyncio.run(score())
+    assert engine.chars_a_token("shop") < 1.1
+    engine.close()
+
+
+def smallest_queue(body_bytes: int) -> Batching:
+    """The shortest queue that settings take beside such bodies."""
+    for share in (8, 4, 2, 1):
+        batching = {"max_tokens": 100, "max_queued_tokens": -(-body_bytes // share)}
+        given = {"limits": {"body_bytes": body_bytes}, "batching": batching}
+        with suppress(ConfigError):
+            return Settings.model_validate({"models": {"shop": {"small": "s"}}, **given}).batching
+    raise AssertionError("no queue is long enough")
 
 
 def test_there_is_room_for_a_request_of_the_usual_size_or_none(engine, monkeypatch):

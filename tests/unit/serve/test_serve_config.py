@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 
 import pytest
 import yaml
-from packaged_toy import toy_parts
+from packaged_toy import toy_parts, write_catalogue
 from ray.serve.schema import ServeDeploySchema
-from served_toy import CARD, TASKS, write_deferring_pair
+from served_toy import CARD, TASKS, write_deferring_pair, write_pair
 
 from jobs.cli import exit_status
 from rectrain.errors import ConfigError, PackageError
+from rectrain.inference.golden import publish_golden
+from rectrain.inference.packaged import publish_index
 from rectrain.package import write_package
 from serve import app
 from serve.config import SERVE_FILE, SETTINGS_FILE, Settings, load_settings, serve_yaml, settings_of
+from serve.deployments import Ingress, Large
 from serve.pairs import open_pair
 from serve.proxy import DEFAULT_MS
 from serve.sections import Http, ModelPair
@@ -74,9 +78,11 @@ def test_a_serve_yaml_can_not_be_overridden():
         ("security: {token_hashes: secret}", "security.token_hashes"),
         ("limits: {candidates: 0}", "limits.candidates"),
         ("limits: {requests: 1.5}", "limits.requests"),
+        ("limits: {choose_route: large}", "limits.choose_route"),
         ("limits: {body_s: 0}", "limits.body_s"),
         ("limits: {body_bytes: 300000}", "limits.body_bytes.*fit into an empty queue"),
-        ("batching: {max_tokens: 100000}", "max_tokens: got 100000; must not exceed max_queued_to"),
+        ("batching: {max_queued_tokens: 200000}", "limits.body_bytes.*fit into an empty queue"),
+        ("batching: {max_tokens: 300000}", "max_tokens: got 300000; must not exceed max_queued_to"),
         (
             "batching: {max_tokens: 4000, max_queued_tokens: 5000}",
             "limits.body_bytes.*max_queued_tokens, 5000",
@@ -96,6 +102,7 @@ def test_a_serve_yaml_can_not_be_overridden():
         ("models: 5", "models"),
         ("models: {shop: {small: a, lrage: b}}", "models.*lrage"),
         ("models: {shop: {large: b}}", "models.*small"),
+        ("models: {shop: {small: a, small_sha256: 12}}", "models.*small_sha256"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, capsys, line, message):
@@ -151,6 +158,26 @@ def test_a_backend_must_be_one_of_its_package(packages, which):
         open_pair(ModelPair(**pair, **{which: "fast"}))
 
 
+@pytest.mark.parametrize("side", ["small", "large"])
+def test_a_replica_refuses_a_package_that_was_exchanged_since_it_was_deployed(tmp_path, side):
+    packages = write_pair(tmp_path)
+    shop = {name: str(package.path) for name, package in packages.items()}
+    given = Settings.model_validate({"models": {"shop": shop}})
+    settled = app._settled(given)
+    written = json.loads((packages[side].path / "manifest.json").read_bytes())
+    assert getattr(settled.models["shop"], f"{side}_sha256") == written["sha256"]
+    open_pair(settled.models["shop"])
+
+    exchanged = publish_golden(packages[side])
+    assert exchanged.version == packages[side].version  # as after jobs.calibrate, or a refresh
+    message = f"{side}: got sha256 {exchanged.sha256[:12]}.*deployed with {written['sha256'][:12]}"
+    with pytest.raises(PackageError, match=message):
+        open_pair(settled.models["shop"])
+    with pytest.raises(PackageError, match=message):
+        Ingress(settled, {}) if side == "small" else Large(settled, "shop")
+    open_pair(app._settled(given).models["shop"])  # deployed anew
+
+
 def test_what_is_deferred_needs_the_large_models_item_index(tmp_path):
     pair = write_deferring_pair(tmp_path)
     large = toy_parts(tmp_path / "bare-parts", seed=1, tasks=TASKS)
@@ -159,6 +186,19 @@ def test_what_is_deferred_needs_the_large_models_item_index(tmp_path):
     open_pair(ModelPair(small=str(pair["small"].path), large=str(pair["large"].path)))
     with pytest.raises(PackageError, match="bare: got no item index of recommendation"):
         open_pair(ModelPair(small=str(pair["small"].path), large=str(bare.path)))
+
+
+def test_both_models_recommend_from_one_catalogue(tmp_path):
+    packages = write_pair(tmp_path)
+    pair = ModelPair(**{name: str(package.path) for name, package in packages.items()})
+    open_pair(pair)
+    parts = toy_parts(tmp_path / "newer-parts", tasks=TASKS)
+    newer = {"recommendation": write_catalogue(tmp_path / "newer", parts, num_items=7, seed=5)}
+    publish_index(packages["small"], newer)
+    with pytest.raises(PackageError, match=r"large: got an item index of recom.* of another catal"):
+        open_pair(pair)
+    publish_index(packages["large"], newer)
+    open_pair(pair)
 
 
 @pytest.mark.parametrize("models", [{}, {"a b": {"small": "x"}}, {"ä": {"small": "x"}}])

@@ -28,7 +28,8 @@ PLENTY = BudgetState(threshold=0.9, credit=100)
         ([2.0, 0.5, 0.0, -0.2], BudgetState(0.9, 2), True, "doubtful", (2, 3)),
         ([2.0, 0.5, 0.0, -0.2], BudgetState(0.9, 0), False, "over_budget", ()),
         ([2.0, 0.5, 0.0, -0.2], BudgetState(0.4, 9), True, "doubtful", (2,)),
-        ([0.0], BudgetState(0.0, 9), False, "confident", ()),
+        ([2.0, 0.5], BudgetState(0.4, 9), False, "over_budget", ()),  # steered below the policy's
+        ([2.0], BudgetState(0.4, 9), False, "confident", ()),
         ([5.0], BudgetState(2.0, 9), True, "doubtful", (0,)),
         ([], PLENTY, False, "confident", ()),
     ],
@@ -43,9 +44,12 @@ def test_rows_below_the_threshold_are_deferred_the_most_doubtful_first(
     assert found.confidence == min(found.confidences, default=1.0)
 
 
-@pytest.mark.parametrize(("credit", "is_cut"), [(3, False), (2, True), (0, False)])
-def test_a_decision_says_where_the_credit_left_out_doubtful_rows(credit, is_cut):
-    found = decide(ROWS, sigmoid([2.0, 0.5, 0.0, -0.2]), budget=BudgetState(0.9, credit))
+@pytest.mark.parametrize(
+    ("threshold", "credit", "is_cut"),
+    [(0.9, 3, False), (0.9, 2, True), (0.9, 0, False), (0.5, 3, True), (0.95, 3, False)],
+)
+def test_a_decision_says_where_the_budget_left_out_doubtful_rows(threshold, credit, is_cut):
+    found = decide(ROWS, sigmoid([2.0, 0.5, 0.0, -0.2]), budget=BudgetState(threshold, credit))
     assert found.is_cut == is_cut
     assert not found.withheld("deadline").is_cut
 
@@ -65,7 +69,8 @@ def test_a_doubtful_list_sends_its_head_best_first():
     assert not found.is_cut, "the head is all that is asked of a list"
     clear = decide(LISTS, 10 * np.arange(5.0), budget=BudgetState(0.5, 1))
     assert (clear.defer, clear.reason) == (False, "confident")
-    assert decide(LISTS, close, budget=BudgetState(0.5, 0)).reason == "over_budget"
+    for spent in (BudgetState(0.5, 0), BudgetState(0.0, 1)):
+        assert decide(LISTS, close, budget=spent).reason == "over_budget"
     assert decide(LISTS, np.array([]), budget=PLENTY).confidences == ()
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from rectrain.cascade import BudgetState, Policy, decide, merge
+from rectrain.cascade import Budget, BudgetState, Policy, decide, merge
 from rectrain.cascade.fit import Aim, ListScores, RowScores, fit_lists, fit_rows
 from rectrain.cascade.heldout import ALL, HeldOutLists, head_ranks
 from rectrain.metrics import Examples, metric, rank_within_groups
+from rectrain.report.calibration import calibration_table
 
 
 def sigmoid(z):
@@ -63,6 +66,42 @@ def test_rows_are_calibrated_and_the_served_rate_is_the_chosen_one():
     served = metric("auc")(Examples(label=scores.labels, score=answer))
     judged = found.choice.curve.metrics[found.choice.step].value
     assert served == pytest.approx(judged, abs=2e-3)  # judged by curves of the other half
+
+
+def tied_rows(count: int) -> RowScores:
+    """As `drawn_rows`, but small tells only some ten kinds of rows apart."""
+    scores = drawn_rows(count)
+    kinds = sigmoid(np.round(np.log(scores.small / (1 - scores.small)) / 2))
+    return replace(scores, small=kinds)
+
+
+@pytest.mark.parametrize("aim", [Aim(max_loss=0.003, num_resamples=40),
+                                 Aim(budget=0.01, num_resamples=2)])  # fmt: skip
+def test_of_equal_confidences_none_is_left_below_the_chosen_rate(aim):
+    scores = tied_rows(3000)
+    found = fit_rows("risk", scores, metric="auc", aim=aim)
+    policy, chosen = found.policy, found.choice.rate
+    confidences = policy.confidences(scores.small)
+    lowest = confidences[confidences < policy.threshold]
+    assert 0 < chosen < 1 and len(lowest) / 3000 == policy.rate > chosen + 0.005
+    assert (lowest < lowest.max()).sum() < chosen * 3000, "no kind more than the rate asks for"
+    assert Budget(policy).state.threshold == policy.threshold
+    told = calibration_table({"risk": found}).splitlines()[-1]
+    if aim.budget is None:
+        assert policy.budget == pytest.approx(min(1, 1.5 * policy.rate))
+        assert found.choice.curve.rates[found.step] == pytest.approx(policy.rate, abs=0.0125)
+        assert found.choice.curve.bounds[found.step] <= aim.max_loss
+        assert f" {policy.rate:.1%} " in told
+    else:  # the token bucket gives no more
+        assert (policy.deferred, found.step) == (0.01, found.choice.step)
+        assert " 1.0% " in told
+
+
+def test_a_budget_is_not_used_for_rows_that_large_adds_nothing_to():
+    scores = drawn_rows(300)
+    same = replace(scores, small=scores.large)
+    found = fit_rows("risk", same, metric="auc", aim=Aim(budget=0.1, num_resamples=2))
+    assert (found.policy.rate, found.policy.deferred, found.step) == (0, 0, 0)
 
 
 def test_deferral_by_doubt_beats_deferral_at_random_and_by_the_distance_from_a_half():

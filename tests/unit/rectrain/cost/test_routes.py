@@ -75,6 +75,16 @@ def test_of_rows_most_requests_ask_for_few_of_theirs():
     assert route.stages[1].share / route.stages[1].rate == pytest.approx(seconds / 0.5, rel=3e-3)
 
 
+def test_a_budget_bounds_what_a_threshold_would_defer():
+    small, large = (speed(n, f, e, "risk") for n, f, e in
+                    (("small", 0.01, 0.001), ("large", 0.1, 0.01)))  # fmt: skip
+    routes = [
+        cascade(small, large, Policy("s", "l", {"risk": replace(ROWS, rate=rate)}), Traffic())
+        for rate in (0.1, 0.3)
+    ]
+    assert routes[0] == routes[1]
+
+
 def test_a_cascade_that_defers_nothing_is_the_small_model():
     small, large = (speed(n, f, e, "risk") for n, f, e in
                     (("small", 0.01, 0.001), ("large", 0.1, 0.01)))  # fmt: skip
@@ -119,8 +129,11 @@ def test_what_one_task_defers_is_worth_what_that_task_gains(lists, rows, worth):
         Speed(name, dict.fromkeys(("risk", "search_ranking"), TaskSpeed(0.01, 0.001)), CURVE)
         for name in ("small", "large")
     )
-    policy = Policy("s", "l", {"risk": replace(ROWS, rate=rows),
-                               "search_ranking": replace(LISTS, rate=lists)})  # fmt: skip
+    tasks = {
+        "risk": replace(ROWS, rate=rows, budget=rows),
+        "search_ranking": replace(LISTS, rate=lists, budget=lists),
+    }
+    policy = Policy("s", "l", tasks)
     # Of 1,000 answers, half of them lists that are worth 90 and 100 a thousand.
     found = cascade(small, large, policy, Traffic(), worth={
         "small": {"search_ranking": 45.0, "risk": 0.0},

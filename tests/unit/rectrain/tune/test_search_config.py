@@ -23,6 +23,7 @@ def config(*more: str) -> SearchConfig:
     [
         (("--train.freeze=encoder",), r"train\.freeze is decided by the search"),
         (("--train.zero_stage=3",), r"super-network needs train\.zero_stage 0, 1 or 2"),
+        (("--train.balancer=dwa",), r"by train\.loss_weights; leave out train\.balancer"),
         (("--asha",), r"asha needs way=separate and objective=mean_lift"),
         (("--asha", "--way=separate"), r"asha needs way=separate and objective=mean_lift"),
         (
@@ -59,6 +60,28 @@ def test_settings_are_searched_in_separate_trials_alone(tmp_path):
         load_config(SearchConfig, file=str(file), overrides=BASE)
     found = load_config(SearchConfig, file=str(file), overrides=[*BASE, "--way=separate"])
     assert found.space.settings == {"train.learning_rate": (1e-4, 5e-4)}
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("data.seed", (), r"space\.settings\.data\.seed must be train"),
+        ("train.freeze", (), r"space\.settings\.train\.freeze is decided by the search"),
+        ("train.teacher", (), r"is decided by the search"),
+        ("model.encoder", (), r"is decided by the search"),
+        ("train.num_workers", (), r"is one for all trials"),
+        (
+            "train.num_steps",
+            ("--asha", "--objective=mean_lift", "--train.evaluate_interval=9"),
+            r"is one for all trials",
+        ),
+    ],
+)
+def test_what_the_search_decides_is_not_searched(tmp_path, name, more, message):
+    file = tmp_path / "tune.yaml"
+    file.write_text(f"space: {{settings: {{{name}: [1, 2]}}}}")
+    with pytest.raises(ConfigError, match=message):
+        load_config(SearchConfig, file=str(file), overrides=[*BASE, "--way=separate", *more])
 
 
 def test_a_search_goes_through_a_file(tmp_path):

@@ -1,0 +1,156 @@
+"""A search before it begins: what its session accepts and refuses, of a real teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prepared_toy import PRICE, write_encoder, write_prepared
+from untrained import write_run
+
+from rectrain.compress.pipeline import Pipeline
+from rectrain.errors import ConfigError
+from rectrain.train.config import RunConfig
+from rectrain.tune import chosen
+from rectrain.tune.config import SearchConfig
+from rectrain.tune.runs import heads_run
+from rectrain.tune.session import Session
+from rectrain.tune.study import Result, write_result
+from rectrain.tune.trials import Trial, open_study
+from rectrain.tune.workbench import Workbench
+
+Opened = Callable[..., Session]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("teacher")
+    write_encoder(root / "bert")
+    write_prepared(root / "data", tasks={"search_ranking": PRICE, "risk": PRICE})
+    model = {"encoder": str(root / "bert"), "dropout": 0, "head_width": 8}
+    return write_run(root / "runs" / "large", root / "data", model=model)
+
+
+@pytest.fixture
+def session(teacher: Path, tmp_path: Path) -> Opened:
+    def opened(**settings: Any) -> Session:
+        given = {"teacher": str(teacher), "output": str(tmp_path / "tune"), **settings}
+        return Session(SearchConfig.model_validate(given), say=pytest.fail)
+
+    return opened
+
+
+@pytest.mark.parametrize(
+    ("stage", "balancer"),
+    [(3, "static"), (3, "dwa"), (3, "uncertainty"), (2, "pcgrad"), (2, "cagrad"), (2, "upgrad")],
+)
+def test_a_model_that_is_trained_alone_may_be_trained_as_any_run(
+    session: Opened, stage: int, balancer: str
+) -> None:
+    """Its heads, too, which are trained on a frozen encoder: that is not split, nor balanced."""
+    found = session(way="separate", train={"zero_stage": stage, "balancer": balancer})
+    assert found.check({"CPU": 2.0}) == 2
+    bench = found.bench
+    heads = heads_run(bench.config, bench.teacher, bench.data, root=bench.root).train
+    assert (heads.freeze, heads.zero_stage, heads.balancer) == ("encoder", 2, "static")
+
+
+@pytest.mark.parametrize(
+    ("searched", "message"),
+    [
+        (
+            {"train.learnin_rate": [1e-4, 5e-4]},
+            r"train\.learnin_rate in space\.settings: got an unknown key.*train\.learning_rate",
+        ),
+        (
+            {"model.sharing": ["mmoe"], "train.learning_rate": [1e-4, -1.0]},
+            r"train\.learning_rate in space\.settings: got -1\.0; should be greater than 0",
+        ),
+        ({"model.sharing": ["mmoe", "mmoes"]}, r"model\.sharing in space\.settings: got 'mmoes'"),
+        ({"train.num_steps.of": [3]}, r"train\.num_steps in space\.settings"),
+        (
+            {"train.balancer": ["static", "pcgrad"], "train.zero_stage": [3]},
+            r"balancer=pcgrad needs zero_stage 0, 1 or 2",
+        ),
+        ({"train.watch": ["mean", "ris"]}, r"train\.watch: got ris; the tasks of the run are"),
+    ],
+)
+def test_a_searched_value_that_no_run_takes_is_refused_before_the_first_trial(
+    session: Opened, searched: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        session(way="separate", space={"settings": searched}).check({"CPU": 2.0})
+
+
+def test_a_value_may_fit_some_of_the_others_alone(session: Opened) -> None:
+    searched = {"train.zero_stage": [3, 2], "train.balancer": ["pcgrad", "static"]}
+    assert session(way="separate", space={"settings": searched}).check({"CPU": 2.0}) == 2
+
+
+def test_the_plan_of_a_search_that_another_driver_runs_writes_nothing(session: Opened) -> None:
+    running = session(space={"layers": [1], "heads": [1, 2], "intermediate": [16, 32]})
+    with running.begun():
+        told, written, asked = (running.study.ask() for _ in range(3))
+        assert told and written and asked
+        running.study.tell(told.number, Result(error="ValueError: no"))
+        write_result(running.root, written.number, Result(error="ValueError: no"))
+        # What the driver has drawn half of: it is neither a question nor an answer yet.
+        open_study(running.root / "study.db").ask()
+        before = contents(running.root)
+        assert "; 1 done" in session(space=running.config.space).plan()
+        assert contents(running.root) == before
+
+
+def contents(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("package", ["plain", "int8"])
+def test_a_packaged_model_is_trained_with_what_its_trial_was(
+    session: Opened, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    """But for what decides which of its parts learn, and for how long."""
+    searched = {
+        "model.sharing": ["shared_bottom", "mmoe"], "train.distill_weight": [0.3, 0.6],
+        "train.loss_weights.risk": [1.0, 2.0], "train.num_steps": [10, 20],
+        "train.zero_stage": [2, 3],
+    }  # fmt: skip
+    finish = {"package": package, "head_steps": 7, "num_steps": 9}
+    bench = session(way="separate", space={"settings": searched}, finish=finish).bench
+    last = {name: values[-1] for name, values in searched.items()}
+    trial = Trial(0, {**bench.space.largest, **last}, "complete")
+    runs = {run.name: run for run in trained(bench, trial, monkeypatch)}
+    assert runs["heads"].train.num_steps == 7 and runs["heads"].train.freeze == "encoder"
+    for run in runs.values():
+        assert (run.model.sharing, run.train.distill_weight) == ("mmoe", 0.6)
+        assert run.train.loss_weights == {"risk": 2.0}
+    if package == "int8":
+        distilled = runs["distilled"].train
+        assert (distilled.num_steps, distilled.zero_stage, distilled.freeze) == (9, 3, "none")
+
+
+def trained(bench: Workbench, trial: Trial, monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
+    """The runs that make a model of a trial; none is run."""
+    runs: list[RunConfig] = []
+
+    class Compression(Pipeline):
+        def __init__(self, config: Any, *, say: Any, model: Any) -> None:
+            self.config, self._model = config, model
+            self.teacher, self.data, self._paths = bench.teacher, bench.data, ["data"]
+
+        def run(self) -> Any:
+            runs.extend(self.training(name) for name in ("distilled", "heads"))
+            raise InterruptedError
+
+    def train(run: RunConfig, *, say: Any) -> None:
+        runs.append(run)
+        raise InterruptedError
+
+    monkeypatch.setattr(chosen, "Pipeline", Compression)
+    monkeypatch.setattr(chosen, "train_run", train)
+    monkeypatch.setattr(chosen, "_write_cut", lambda *_: None)
+    with pytest.raises(InterruptedError):
+        chosen.finish(bench, trial, say=pytest.fail)
+    return runs
