@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +41,8 @@ from rectrain.tune.config import MeasureConfig
 __all__ = ["Latency", "LatencyTable", "alone", "busy", "measure_latency", "time_requests"]
 
 _SCALING_TEXTS = 20
+_SILENT_S = 30.0  # that one waits before it says so
+_WAITS = "tune: waits for another trial or search on this machine (it holds {path})"
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,11 @@ def alone() -> Any:
 def _held(kind: int) -> Iterator[None]:
     path = Path(tempfile.gettempdir()) / f"rectrain-{os.getuid()}.stopwatch"
     with path.open("w") as file:
+        waits = threading.Timer(_SILENT_S, print, [_WAITS.format(path=path)], {"flush": True})
+        waits.daemon = True
+        waits.start()
         fcntl.flock(file, kind)
+        waits.cancel()
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,32 @@ CONFIG = MeasureConfig(backend="torch", rows=4, requests=6, rounds=3)
 def own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock that a search on this machine doesn't hold."""
     monkeypatch.setattr(latency.tempfile, "gettempdir", lambda: str(tmp_path))
+
+
+@pytest.mark.usefixtures("own_lock")
+def test_who_waits_long_says_for_what(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(latency, "_SILENT_S", 0.05)
+    with busy(), busy():
+        time.sleep(0.2)
+    assert capsys.readouterr().out == ""
+    entered, leave = threading.Event(), threading.Event()
+
+    def compute() -> None:
+        with busy():
+            entered.set()
+            leave.wait(20)
+
+    first = threading.Thread(target=compute)
+    first.start()
+    entered.wait(20)
+    release = threading.Timer(0.5, leave.set)
+    release.start()
+    with alone():
+        pass
+    first.join()
+    assert capsys.readouterr().out.startswith("tune: waits for another trial or search")
 
 
 @pytest.mark.usefixtures("own_lock")
