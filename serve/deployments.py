@@ -53,7 +53,7 @@ class Large:
         )
         require_pinned(self._model.package, pair.large_sha256)  # it may just have been exchanged
         self._health = Health(self._engine, settings.golden, deviation=metrics.deviation)
-        _spare_collector()
+        _freeze_heap()
 
     async def check_health(self) -> None:
         """Called by Serve: raises where golden requests get other answers."""
@@ -137,7 +137,7 @@ class Ingress:
             is_sound=lambda: self._engine.is_sound,
             check=self._health.check,
         )
-        _spare_collector()
+        _freeze_heap()
         return app
 
     async def check_health(self) -> None:
@@ -148,7 +148,7 @@ class Ingress:
         await self._health.check()
 
 
-def _spare_collector() -> None:
+def _freeze_heap() -> None:
     """Tells the garbage collector to pass over what is there once a replica has started: models and
     modules stay, and to walk through them time and again holds up requests."""
     gc.collect()

@@ -26,6 +26,11 @@ from serve.config import Settings
 TASKS = ("recommendation", "search_ranking", "ad_ctr", "risk")
 CARD = Card(source="0" * 64, made=["a test"])
 
+RISKS = {
+    "country": "DE",
+    "candidates": [{"item_text": "alpha", "price": 3}, {"item_text": "beta", "country": "FR"}],
+}
+
 
 def write_pair(folder: Path) -> dict[str, Package]:
     """Packages `small` and `large` of all tasks with an index of 40 items each."""

@@ -176,7 +176,7 @@ class _Questions(Searcher):
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """See `save`."""
+        """Nothing: the study is opened from its file."""
 
 
 def _behind(last: Mapping[str, Any]) -> str:
