@@ -6,7 +6,9 @@ once, and a busy one finds its next batch ready. Order is strictly that of arriv
 fit is first in the next batch, so no text is too long ever to be read. (`@serve.batch` with a
 batch_size_fn sends it to the back of the queue.) Work whose client has left, or that can't be done
 by its deadline, is dropped before it costs anything. A batch takes at most half of the time that
-the most urgent work in it has left: what arrives meanwhile must wait for it, and be done in time.
+any work in it was given, since what arrives meanwhile must wait for it and be done in time, and no
+more than it has left. (Half of what it has left makes batches of one where requests have waited:
+the dearest size when there is least time.)
 """
 
 from __future__ import annotations
@@ -62,6 +64,10 @@ class _Entry(Generic[W, R]):
     deadline: float
     arrived: float
     future: asyncio.Future[Done[R]]
+
+    def most_s(self, now: float) -> float:
+        """Seconds that a batch with it may take."""
+        return min((self.deadline - self.arrived) / 2, self.deadline - now)
 
 
 class Pace:
@@ -213,16 +219,15 @@ class Batcher(Generic[W, R]):
                 _settle(entry, result, begun=begun, ran_s=ran_s)
 
     def _take(self) -> list[_Entry[W, R]]:
-        """The oldest work up to the budgets and half the way to the first deadline, less what
-        nobody waits for any more and what can't be done in time."""
+        """The oldest work up to the budgets of tokens and time, less what nobody waits for any more
+        and what can't be done in time."""
         batch: list[_Entry[W, R]] = []
         tokens, now = 0, self._clock()
         while self._queue:
             entry = self._queue[0]
             if not entry.future.done() and not self._is_late(entry, now):
                 together = tokens + entry.tokens
-                first = min(one.deadline for one in (*batch, entry))
-                most_s = min(self._max_s, (first - now) / 2)
+                most_s = min(self._max_s, *(one.most_s(now) for one in (*batch, entry)))
                 is_long = self._pace.seconds(together) > most_s
                 if batch and (together > self._max_tokens or is_long):
                     break
