@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from rectrain.cascade import Budget, Calibrations, Policy, TaskPolicy, decide, merge
 from rectrain.inference.packaged import PackagedModel, Recommended
+from serve.batcher import DeadlinePassed
 from serve.caches import AnswerCache
 from serve.costs import AnswerCosts
 from serve.schemas import ENDPOINTS, Answer, Item, Options, Reason, Timings, Versions, rows_of
@@ -141,7 +142,7 @@ class Answerer:
             deadline: by the clock.
 
         Raises:
-            Overloaded, DeadlinePassed: the small model can't do it in time.
+            Overloaded, DeadlinePassed: it can't be done in time, or was not.
             DataError: the model lacks the task, or a row breaks a rule.
             PackageError: the model lacks the item index.
             ModelFault: the model gives no numbers, or has been withdrawn.
@@ -157,7 +158,9 @@ class Answerer:
                 kept = {"cached": True, "timings": Timings()}
                 self._cache.put(key, known.model_copy(update=kept))
         assert known.timings is not None
-        total = {"total_ms": 1000 * (self._clock() - begun)}
+        if (now := self._clock()) > deadline:
+            raise DeadlinePassed
+        total = {"total_ms": 1000 * (now - begun)}
         cost = None if self._costs is None else self._costs.of(path, known)
         told = {"timings": known.timings.model_copy(update=total), "cost": cost}
         return known.model_copy(update=told)

@@ -1,4 +1,4 @@
-"""What an answerer makes of a slow, a hanging and a withdrawn large model."""
+"""What an answerer makes of slow models, and of a hanging and a withdrawn large one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from serve.answering import LargeReply
+from serve.batcher import DeadlinePassed
 from serve.schemas import Answer, request_models
 from serve.scoring import Work
 from serve.sections import Limits
@@ -55,3 +56,26 @@ def test_a_large_model_that_hangs_leaves_time_for_the_small_ones_answer(
     assert (given.deferred, given.reason) == (False, "deadline")
     assert {item.by for item in given.items} == {"small"}
     assert clock.now == pytest.approx(deadline - reserve_s)
+
+
+def test_an_answer_that_is_ready_too_late_is_not_given_but_kept(graph, monkeypatch):
+    served, clock = graph(cache=8), Clock()
+    submit = served.engine.submit
+
+    async def takes_a_while(work: Work, *, deadline: float) -> object:
+        clock.now += 0.1
+        return await submit(work, deadline=1e12)
+
+    monkeypatch.setattr(served.engine, "submit", takes_a_while)
+    monkeypatch.setattr(served.answerer, "_clock", clock)
+
+    async def answer(deadline: float) -> Answer:
+        body = request(served, "risk", RISKS)
+        return await served.answerer.answer("risk", body, deadline=deadline)
+
+    async def asked_twice() -> Answer:
+        with pytest.raises(DeadlinePassed):
+            await answer(deadline=0.05)
+        return await answer(deadline=0.15)
+
+    assert asyncio.run(asked_twice()).cached
