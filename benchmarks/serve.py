@@ -56,7 +56,7 @@ class _Scale:
 
 
 _GRID = tuple((size, wait_s) for size in (4, 16, 64) for wait_s in (0.0, 0.005, 0.02))
-_FULL = _Scale(5, 3.0, 30_000, 512, 128, _GRID, 4)
+_FULL = _Scale(5, 3.0, 30_000, 512, 128, _GRID, 5)
 _QUICK = _Scale(1, 0.5, 3_000, 40, 16, _GRID[:1], 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,8 +11,9 @@ from benchmarks.load import Generator, Load, Outcome, Request, Summary, summaris
 __all__ = ["BOUND_S", "Goodput", "Tried", "find_goodput"]
 
 BOUND_S = 0.1
-_HALVINGS = 4
-_OVERLOADS = (1.0, 1.5)  # of the capacity, where a server that refuses in time is at its best
+_HALVINGS = 5
+_LOWEST, _HIGHEST = 0.05, 1.2  # of the capacity: a server's own work may be many times the model's
+_OVERLOADS = (1.5, 2.0)  # of the best rate that holds: a server that refuses in time gains there
 _PATIENCE_S = 10.0
 
 Send = Callable[[Load, Sequence[Request]], list[Outcome]]
@@ -64,14 +66,16 @@ def find_goodput(
     capacity: float,
     halvings: int = _HALVINGS,
 ) -> Goodput:
-    """Tries rates: halves the range of those that hold, then goes beyond what can be done.
+    """Tries rates: halves the range of those that hold, then goes beyond the best of them.
+
+    Halves are of the range's logarithm, so that slow servers are told apart as finely as fast ones.
 
     Args:
         generator: sends.
         load: an open one; its rate is set here, its duration is that of each rate.
         requests: to send.
         capacity: requests a second that the model alone could do, about.
-        halvings: of the range from nothing to 1.2 times that.
+        halvings: of the range from 0.05 to 1.2 times that.
     """
     tried: list[Tried] = []
 
@@ -81,12 +85,12 @@ def find_goodput(
         tried.append(found)
         return found
 
-    low, high = 0.0, 1.2 * capacity
+    low, high = _LOWEST * capacity, _HIGHEST * capacity
     for _ in range(halvings):
-        middle = (low + high) / 2
+        middle = math.sqrt(low * high)
         low, high = (middle, high) if attempt(middle).holds else (low, middle)
     for share in _OVERLOADS:
-        attempt(share * capacity)
+        attempt(share * low)
     return best_of(tried)
 
 
