@@ -14,6 +14,7 @@ BOUND_S = 0.1
 _HALVINGS = 5
 _LOWEST, _HIGHEST = 0.05, 1.2  # of the capacity: a server's own work may be many times the model's
 _OVERLOADS = (1.5, 2.0)  # of the best rate that holds: a server that refuses in time gains there
+_FEWEST = 300  # requests of a rate: of fewer one late one decides
 _PATIENCE_S = 10.0
 
 Send = Callable[[Load, Sequence[Request]], list[Outcome]]
@@ -72,7 +73,7 @@ def find_goodput(
 
     Args:
         generator: sends.
-        load: an open one; its rate is set here, its duration is that of each rate.
+        load: an open one; its rate is set here, its duration is the least of each rate.
         requests: to send.
         capacity: requests a second that the model alone could do, about.
         halvings: of the range from 0.05 to 1.2 times that.
@@ -80,7 +81,13 @@ def find_goodput(
     tried: list[Tried] = []
 
     def attempt(rate: float) -> Tried:
-        sent = replace(load, rate=rate, timeout_s=_PATIENCE_S, prefix=f"{load.prefix}-{len(tried)}")
+        sent = replace(
+            load,
+            rate=rate,
+            duration_s=max(load.duration_s, _FEWEST / rate),
+            timeout_s=_PATIENCE_S,
+            prefix=f"{load.prefix}-{len(tried)}",
+        )
         found = Tried(rate, summarise(generator.run(sent, requests), within_s=BOUND_S))
         tried.append(found)
         return found
