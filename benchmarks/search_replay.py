@@ -117,6 +117,7 @@ def replay(
         directions=DIRECTIONS,
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup),
     )
+    study.enqueue_trial(space.smallest)
     order: list[str] = []
     spent = pool.before_s
     while spent < budget and len(order) < len(names):

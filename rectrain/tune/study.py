@@ -156,6 +156,8 @@ class SearchStudy:
             return None
         if self._config.sampler in ("random", "grid"):
             return self._unseen()
+        if self._config.objective == "all" and not self.trials():
+            self._study.enqueue_trial(self._space.smallest)  # no front is without the cheapest
         for _ in range(_TRIES):
             question = self._asked()
             known = self._numbers(but=question.number).get(_key(question.parameters))

@@ -60,6 +60,16 @@ def test_a_grid_goes_in_order(open_again):
     assert [(one["layers"], one["heads"]) for one in points] == [(1, 1), (1, 2), (1, 4), (2, 1)]
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_smallest_shape_is_tried_first_and_once(open_again, sampler, seed):
+    open_again(sampler=sampler, seed=seed)  # a driver that was killed before its first trial
+    study = open_again(sampler=sampler, seed=seed)
+    tried = [study.ask().parameters for _ in range(4)]
+    smallest = {"layers": 1, "heads": 1}
+    assert [smallest.items() <= one.items() for one in tried] == [True, False, False, False]
+
+
 def test_it_ends_after_enough_trials_failed_ones_among_them(open_again):
     study = open_again(num_trials=2)
     first, second = study.ask(), study.ask()
