@@ -11,10 +11,9 @@ from benchmarks.load import Generator, Load, Outcome, Request, Summary, summaris
 __all__ = ["BOUND_S", "Goodput", "Tried", "find_goodput"]
 
 BOUND_S = 0.1
-_HALVINGS = 5
 _LOWEST, _HIGHEST = 0.05, 1.2  # of the capacity: a server's own work may be many times the model's
 _OVERLOADS = (1.5, 2.0)  # of the best rate that holds: a server that refuses in time gains there
-_FEWEST = 300  # requests of a rate: of fewer one late one decides
+_FEWEST_REQUESTS = 300  # of each rate: of fewer one late one decides
 _PATIENCE_S = 10.0
 
 Send = Callable[[Load, Sequence[Request]], list[Outcome]]
@@ -65,7 +64,7 @@ def find_goodput(
     requests: Sequence[Request],
     *,
     capacity: float,
-    halvings: int = _HALVINGS,
+    halvings: int,
 ) -> Goodput:
     """Tries rates: halves the range of those that hold, then goes beyond the best of them.
 
@@ -84,7 +83,7 @@ def find_goodput(
         sent = replace(
             load,
             rate=rate,
-            duration_s=max(load.duration_s, _FEWEST / rate),
+            duration_s=max(load.duration_s, _FEWEST_REQUESTS / rate),
             timeout_s=_PATIENCE_S,
             prefix=f"{load.prefix}-{len(tried)}",
         )

@@ -222,12 +222,12 @@ class Batcher(Generic[W, R]):
         """The oldest work up to the budgets of tokens and time, less what nobody waits for any more
         and what can't be done in time."""
         batch: list[_Entry[W, R]] = []
-        tokens, now = 0, self._clock()
+        tokens, most_s, now = 0, self._max_s, self._clock()
         while self._queue:
             entry = self._queue[0]
             if not entry.future.done() and not self._is_late(entry, now):
                 together = tokens + entry.tokens
-                most_s = min(self._max_s, *(one.most_s(now) for one in (*batch, entry)))
+                most_s = min(most_s, entry.most_s(now))
                 is_long = self._pace.seconds(together) > most_s
                 if batch and (together > self._max_tokens or is_long):
                     break

@@ -95,7 +95,7 @@ def test_goodput_is_of_the_best_rate_that_holds(refuses, rates, every, answered)
 def test_a_server_that_is_always_late_has_no_goodput():
     server: Any = Server(0.0, refuses=False)
     load = Load("http://x", rate=1.0, duration_s=1.0)
-    found = find_goodput(server, load, [Request("/")], capacity=100.0)
+    found = find_goodput(server, load, [Request("/")], capacity=100.0, halvings=5)
     assert (found.answered, found.every) == (0.0, 0.0)
 
 

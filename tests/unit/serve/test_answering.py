@@ -29,24 +29,31 @@ def request(served: Any, path: str, body: dict[str, Any]) -> BaseModel:
     return forms[path].single.model_validate(body)
 
 
-@pytest.mark.parametrize(("deadline", "reserve_s"), [(0.3, 0.02), (30.0, 0.05)])
-def test_a_large_model_that_hangs_leaves_time_for_the_small_ones_answer(
-    graph, doubtful, monkeypatch, deadline, reserve_s
-):
-    served, clock = graph(policy=doubtful), Clock()
-    submit = served.engine.submit
+def slow(served: Any, monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock by which the small model takes 0.1 s for anything."""
+    clock, submit = Clock(), served.engine.submit
 
     async def takes_a_while(work: Work, *, deadline: float) -> object:
         clock.now += 0.1
         return await submit(work, deadline=1e12)
 
+    monkeypatch.setattr(served.engine, "submit", takes_a_while)
+    monkeypatch.setattr(served.answerer, "_clock", clock)
+    return clock
+
+
+@pytest.mark.parametrize(("deadline", "reserve_s"), [(0.3, 0.02), (30.0, 0.05)])
+def test_a_large_model_that_hangs_leaves_time_for_the_small_ones_answer(
+    graph, doubtful, monkeypatch, deadline, reserve_s
+):
+    served = graph(policy=doubtful)
+    clock = slow(served, monkeypatch)
+
     async def hangs(work: Work, left_s: float) -> LargeReply:
         clock.now += left_s
         return LargeReply(None, "deadline")
 
-    monkeypatch.setattr(served.engine, "submit", takes_a_while)
     monkeypatch.setattr(served.answerer, "_ask_large", hangs)
-    monkeypatch.setattr(served.answerer, "_clock", clock)
 
     async def answer() -> Answer:
         body = request(served, "risk", RISKS)
@@ -59,15 +66,8 @@ def test_a_large_model_that_hangs_leaves_time_for_the_small_ones_answer(
 
 
 def test_an_answer_that_is_ready_too_late_is_not_given_but_kept(graph, monkeypatch):
-    served, clock = graph(cache=8), Clock()
-    submit = served.engine.submit
-
-    async def takes_a_while(work: Work, *, deadline: float) -> object:
-        clock.now += 0.1
-        return await submit(work, deadline=1e12)
-
-    monkeypatch.setattr(served.engine, "submit", takes_a_while)
-    monkeypatch.setattr(served.answerer, "_clock", clock)
+    served = graph(cache=8)
+    slow(served, monkeypatch)
 
     async def answer(deadline: float) -> Answer:
         body = request(served, "risk", RISKS)

@@ -294,40 +294,25 @@ def test_the_last_that_waits_is_dropped_where_it_is_hopeless():
     run(scenario)
 
 
-def test_a_batch_takes_half_of_the_time_that_the_most_urgent_in_it_was_given():
+# Seconds that works have when they arrive, behind a batch of so many tokens, a second for 100.
+@pytest.mark.parametrize(
+    ("running_tokens", "works", "batches"),
+    [
+        (10, [(30, 0.95), (10, FAR), (20, FAR)], [[30, 10], [20]]),  # half of 0.95 s, which it had
+        (50, [(20, 1.2), (20, 1.2), (20, 1.2)], [[20, 20, 20]]),  # half of 1.2 s, of which 0.7 left
+        (100, [(30, 1.5), (40, FAR)], [[30], [40]]),  # 0.5 s are left
+    ],
+)
+def test_a_batch_takes_half_of_the_time_given_and_no_more_than_is_left(
+    running_tokens, works, batches
+):
     async def scenario(model, batcher):
-        running = await busy(model, batcher, tokens=10)
-        soon = ask(batcher, 30, deadline=model.now + 0.95)
-        others = [ask(batcher, tokens) for tokens in (10, 20)]
+        running = await busy(model, batcher, tokens=running_tokens)
+        waiting = [ask(batcher, tokens, deadline=model.now + has_s) for tokens, has_s in works]
         await settle()
         model.gate.set()
-        await asyncio.gather(running, soon, *others)
-        assert model.batches == [[100], [10], [30, 10], [20]]
-
-    run(scenario)
-
-
-def test_work_that_has_waited_is_still_scored_together():
-    async def scenario(model, batcher):
-        running = await busy(model, batcher, tokens=50)
-        waiting = [ask(batcher, 20, deadline=model.now + 1.2) for _ in range(3)]
-        await settle()
-        model.gate.set()
-        await asyncio.gather(running, *waiting)  # 0.6 of 1.2 s, when 0.7 are left
-        assert model.batches == [[100], [50], [20, 20, 20]]
-
-    run(scenario)
-
-
-def test_a_batch_takes_no_longer_than_the_most_urgent_in_it_has_left():
-    async def scenario(model, batcher):
-        running = await busy(model, batcher, tokens=100)
-        soon = ask(batcher, 30, deadline=model.now + 1.5)
-        other = ask(batcher, 40)
-        await settle()
-        model.gate.set()
-        await asyncio.gather(running, soon, other)  # 0.5 s are left, of which soon needs 0.3
-        assert model.batches == [[100], [100], [30], [40]]
+        await asyncio.gather(running, *waiting)
+        assert model.batches == [[100], [running_tokens], *batches]
 
     run(scenario)
 
