@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from served_toy import RISKS
 
 from serve.answering import LargeReply
 from serve.batcher import DeadlinePassed
 from serve.schemas import Answer, request_models
 from serve.scoring import Work
 from serve.sections import Limits
-
-RISKS = {"country": "DE", "candidates": [{"item_text": "alpha"}, {"item_text": "beta"}]}
 
 
 class Clock:
