@@ -42,7 +42,7 @@ __all__ = ["SPREAD", "Served", "latency_curve", "measure_served", "to_speed"]
 Floats = NDArray[np.float64]
 
 _SHARE = 5  # the smaller of two sizes is this part of the candidates
-_CALLS, _SECONDS = 64, 2.5  # of each task and size: so many, or as many as go into this
+_CALLS, _SECONDS = 64, 2.5  # of each task and size, on average: so many, or what goes into this
 _FEWEST = 5
 _WARM_UP = 2
 _K = 10  # items recommended
@@ -105,23 +105,23 @@ def measure_served(
         seed: of the texts.
         clock: seconds of the process.
     """
-    random = np.random.default_rng(seed)
-    texts = _Texts(tokens, spread, random)
-    lines: dict[str, tuple[float, float]] = {}
-    ratios: list[float] = []
-    for task in tasks or model.tasks:
-        sizes = sorted({max(1, candidates // _SHARE), candidates})
-        if model.predictor.spec(task).has_catalogue:
-            sizes = [1]
-        found = {size: _calls(model, task, size, texts, clock) for size in sizes}
-        middle = {size: float(np.median(seconds)) for size, seconds in found.items()}
-        lines[task] = _line(middle)
-        ratios += [s / middle[size] for size, seconds in found.items() for s in seconds]
+    texts = _Texts(tokens, spread, np.random.default_rng(seed))
+    tasks = tasks or model.tasks
+    asked = [
+        (task, size)
+        for task in tasks
+        for size in _sizes(candidates, catalogue=model.predictor.spec(task).has_catalogue)
+    ]
+    seconds = _time(model, asked, texts, clock)
+    middle = {kind: float(np.median(taken)) for kind, taken in seconds.items()}
     return Served(
         version=model.version,
         backend=model.engine.encoder.name,
-        tasks=lines,
-        ratios=tuple(ratios),
+        tasks={
+            task: _line({size: each for (one, size), each in middle.items() if one == task})
+            for task in tasks
+        },
+        ratios=tuple(each / middle[kind] for kind, taken in seconds.items() for each in taken),
         memory_bytes=psutil.Process().memory_info().rss,
         candidates=candidates,
         tokens=tokens,
@@ -144,6 +144,11 @@ class _Texts:
         return [max(1, int(length) - _MARKS) for length in tokens]
 
 
+def _sizes(candidates: int, *, catalogue: bool) -> list[int]:
+    """Candidates of the requests that are timed: two sizes, or of a catalogue one request."""
+    return [1] if catalogue else sorted({max(1, candidates // _SHARE), candidates})
+
+
 def _line(middle: Mapping[int, float]) -> tuple[float, float]:
     """(fixed_s, candidate_s) through the two sizes, neither below 0; of one size, all is fixed."""
     if len(middle) == 1:
@@ -153,23 +158,29 @@ def _line(middle: Mapping[int, float]) -> tuple[float, float]:
     return more - slope * many, slope
 
 
-def _calls(
+def _time(
     model: PackagedModel,
-    task: str,
-    size: int,
+    asked: Sequence[tuple[str, int]],
     texts: _Texts,
     clock: Callable[[], float],
-) -> list[float]:
-    """Seconds of each call, the first ones left out."""
-    seconds: list[float] = []
-    while len(seconds) < _WARM_UP + _FEWEST or (
-        len(seconds) < _WARM_UP + _CALLS and sum(seconds) < _SECONDS
+) -> dict[tuple[str, int], list[float]]:
+    """Seconds of each call, by task and size; the first ones left out.
+
+    One of each in turn, so that a slow moment of the machine falls on all alike.
+    """
+    seconds: dict[tuple[str, int], list[float]] = {kind: [] for kind in asked}
+    rounds, spent = 0, 0.0
+    while rounds < _WARM_UP + _FEWEST or (
+        rounds < _WARM_UP + _CALLS and spent < _SECONDS * len(asked)
     ):
-        call = _request(model, task, size, texts)
-        begun = clock()
-        call()
-        seconds.append(clock() - begun)
-    return seconds[_WARM_UP:]
+        for kind in asked:
+            call = _request(model, *kind, texts)
+            begun = clock()
+            call()
+            seconds[kind].append(clock() - begun)
+            spent += seconds[kind][-1]
+        rounds += 1
+    return {kind: taken[_WARM_UP:] for kind, taken in seconds.items()}
 
 
 def _request(model: PackagedModel, task: str, size: int, texts: _Texts) -> Callable[[], object]:

@@ -88,5 +88,7 @@ def test_a_model_is_timed_by_texts_of_many_lengths_and_by_the_tasks_that_are_ask
         tasks=["risk"], clock=lambda: float(next(ticks)),
     )  # fmt: skip
     assert found.tasks == {"risk": (1.0, 0.0)} and set(found.ratios) == {1.0}
+    # Both sizes in turn: a slow moment of the machine falls on both.
+    assert [(task, size) for task, size, _ in asked[:4]] == 2 * [("risk", 4), ("risk", 20)]
     assert {(task, size) for task, size, _ in asked} == {("risk", 4), ("risk", 20)}
     assert len(set.union(*(lengths for _, _, lengths in asked))) > 5
