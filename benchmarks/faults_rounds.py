@@ -130,7 +130,8 @@ def replicas_killed(bench: Bench, *, capacity: dict[int, float]) -> list[Figure]
     with Watch(bench.graph) as watch, under as outcomes:
         begun = time.monotonic()
         for number, title in zip(range(kills), cycle((_INGRESS, _LARGE)), strict=False):
-            time.sleep(max(0.0, begun + (number + 0.5) * size.kill_s - time.monotonic()))
+            due = begun + (number + 0.5) * duration_s / kills  # the last of them under load, too
+            time.sleep(max(0.0, due - time.monotonic()))
             bench.graph.kill(title)
     lasted = watch.seconds(_INGRESS, begin=begun, end=begun + duration_s)
     possible = sum(capacity.get(n, 0.0) * seconds for n, seconds in lasted.items())

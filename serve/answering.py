@@ -229,7 +229,7 @@ class Answerer:
             return _Choice((), "not_asked")
         if self._ask_large is None:
             return _Choice((), "no_large")
-        if options.route == "large":
+        if options.route == "large" and len(scores):  # none: of ids that the catalogue lacks
             every = tuple(range(len(scores)))
             return _Choice(every, "asked") if left_s > self._large_s else _Choice((), "deadline")
         if policy is None:

@@ -103,7 +103,7 @@ def _endpoint(path: str, forms: RequestModels, asker: Asker) -> APIRouter:
     router = APIRouter(
         route_class=strict_route(lambda request: asker.admit(request, path)),
         tags=[ENDPOINTS[path]],
-        responses=_failures(400, 408, 413, 415, 422, 429, 503),
+        responses=_failures(400, 408, 413, 415, 422, 503),
     )
 
     async def single(request: Request, body: Any) -> Answer:

@@ -114,8 +114,9 @@ def check_port(settings: Settings) -> None:
     if cluster.is_joined():
         return
     host, port = settings.http.host, settings.http.port
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind, protocol) as listener:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET  # as Serve takes it
+    *_, address = socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not what has just ended
         try:
             listener.bind(address)

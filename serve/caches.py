@@ -16,19 +16,21 @@ __all__ = ["AnswerCache"]
 
 _LEARNED = 0.02  # weight of the last request in the share of hits
 _ITEMS = 32  # of an answer, on average: an item takes about 1 kB, and some answers have hundreds
+_ID_CHARS = 256  # of an id that count as one item more: up to 1 kB, at 4 bytes each
 
 
 class AnswerCache:
     """The answers used last, each for a limited time; of one process and one event loop.
 
     Args:
-        capacity: answers kept at most, and 32 times as many items in all; 0 keeps none.
+        capacity: answers kept at most, and 32 times as many items in all, where an item's id counts
+            as one more for each 256 characters; 0 keeps none.
         ttl_s: how long.
         clock: seconds that only grow.
 
     Attributes:
         hit_share: of the last requests that were looked for, 0 to 1.
-        num_items: in all answers.
+        num_items: in all answers, counted so.
     """
 
     def __init__(
@@ -69,10 +71,10 @@ class AnswerCache:
         """Keeps an answer, unless it alone is more than all that is kept."""
         self._drop(key)
         most = _ITEMS * self._capacity
-        if not self._capacity or len(answer.items) > most:
+        if not self._capacity or _num_items(answer) > most:
             return
         self._answers[key] = (self._clock() + self._ttl_s, answer)
-        self.num_items += len(answer.items)
+        self.num_items += _num_items(answer)
         while len(self._answers) > self._capacity or self.num_items > most:
             self._drop(next(iter(self._answers)))
 
@@ -88,4 +90,9 @@ class AnswerCache:
     def _drop(self, key: bytes) -> None:
         if key in self._answers:
             _, answer = self._answers.pop(key)
-            self.num_items -= len(answer.items)
+            self.num_items -= _num_items(answer)
+
+
+def _num_items(answer: Answer) -> int:
+    """By the memory that they take: an item's id is the client's own, and may be long."""
+    return sum(1 + len(item.item_id or "") // _ID_CHARS for item in answer.items)

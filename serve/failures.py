@@ -1,6 +1,6 @@
 """Failures as responses, and never a stack trace.
 
-422 and 413 are the client's to mend; 429 and 503 come with Retry-After.
+422 and 413 are the client's to mend; 503 comes with Retry-After.
 """
 
 from __future__ import annotations

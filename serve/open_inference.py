@@ -22,7 +22,7 @@ from rectrain.errors import DataError
 from serve.answering import Answerer
 from serve.asking import Asker, strict_route
 from serve.failure_form import OPEN_INFERENCE
-from serve.schemas import ENDPOINTS, Answer, RequestModels, field_names
+from serve.schemas import ENDPOINTS, Answer, FirstError, RequestModels, field_names
 
 __all__ = ["InferenceFailure", "health_router", "models_router"]
 
@@ -82,10 +82,14 @@ class InputTensor(_Model):
     """A field's values."""
 
     name: str
-    shape: tuple[Annotated[int, Strict(), Field(ge=0)], ...]
+    shape: Annotated[tuple[Annotated[int, Strict(), Field(ge=0)], ...], FirstError()]
     datatype: Datatype
     parameters: dict[str, Any] = Field(default={}, description="passed over")
-    data: tuple[Scalar | tuple[Scalar, ...], ...] = Field(description="in row-major order")
+    data: Annotated[
+        tuple[Scalar | Annotated[tuple[Scalar, ...], FirstError()], ...],
+        FirstError(),
+        Field(description="in row-major order"),
+    ]
 
 
 class RequestedOutput(_Model):
@@ -100,8 +104,10 @@ class InferenceRequest(_Model):
 
     id: str | None = Field(default=None, description="comes back with the answer")
     parameters: dict[str, Any] = Field(default={}, description="passed over")
-    inputs: tuple[InputTensor, ...]
-    outputs: tuple[RequestedOutput, ...] = Field(default=(), description="default: all")
+    inputs: Annotated[tuple[InputTensor, ...], FirstError()]
+    outputs: Annotated[
+        tuple[RequestedOutput, ...], FirstError(), Field(default=(), description="default: all")
+    ]
 
 
 class OutputTensor(_Model):
@@ -177,7 +183,7 @@ def models_router(
             route_class_override=strict_route(models.admit),
             strict_content_type=False,  # tritonclient names none
             openapi_extra=extra,
-            responses=unknown | _failures(400, 408, 413, 415, 422, 429, 503),
+            responses=unknown | _failures(400, 408, 413, 415, 422, 503),
             response_model_exclude_none=True,
         )
     return router

@@ -63,7 +63,7 @@ _SLOW_S = 1.0  # a body that is not there by then keeps its place only while nob
 _SLOW_BODY = 408  # of the application; Serve says so where a replica does not answer in time
 _BUSY = (_SLOW_BODY, 429, 503)
 _RETRY_AFTER_S = 1
-_SERVES_OWN = "/-/"  # its health and routes, for load balancers
+_SERVES_OWN = ("/-/healthz", "/-/routes")  # for load balancers; what else begins so is ours
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -180,7 +180,7 @@ class Front:
         self._machine = _machine()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(_SERVES_OWN):
+        if scope["type"] != "http" or scope["path"] in _SERVES_OWN:
             await self._app(scope, receive, send)
             return
         headers = MutableHeaders(scope=scope)

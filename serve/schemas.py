@@ -18,6 +18,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     Strict,
     StringConstraints,
@@ -37,6 +38,7 @@ __all__ = [
     "Answer",
     "BatchAnswer",
     "Failure",
+    "FirstError",
     "Item",
     "ModelFacts",
     "Options",
@@ -76,6 +78,14 @@ _NOT_BLANK = r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u20
 # What a model computes with; products of several of a vector's elements are added up there.
 _LARGEST = float(np.finfo(np.float32).max)
 _LARGEST_IN_VECTOR = 1e6
+
+
+class FirstError(FailFast):
+    """Of a sequence alone: a body of wrong elements would have some hundred thousand errors, and
+    list them on the event loop. (Parts of a union must have a hash, which pydantic's lacks.)"""
+
+    def __hash__(self) -> int:
+        return hash(self.fail_fast)
 
 
 class _Model(BaseModel):
@@ -314,6 +324,7 @@ def _score_model(
     )
     listed = Annotated[
         tuple[candidate, ...],  # type: ignore[valid-type]
+        FirstError(),
         Field(min_length=1, max_length=limits.candidates, description="what to score"),
     ]
     return create_model(
@@ -329,7 +340,11 @@ def _recommend_model(
     fields: Mapping[str, RowField], limits: Limits, options: type[Options]
 ) -> type[BaseModel]:
     text = _text(limits)
-    ids = Annotated[tuple[text, ...], Field(max_length=limits.candidates)]  # type: ignore[valid-type]
+    ids = Annotated[
+        tuple[text, ...],  # type: ignore[valid-type]
+        FirstError(),
+        Field(max_length=limits.candidates),
+    ]
     return create_model(
         "RecommendRequest",
         __base__=_Model,
@@ -347,6 +362,7 @@ def _recommend_model(
 def _batch_model(path: str, single: type[BaseModel], limits: Limits) -> type[BaseModel]:
     listed = Annotated[
         tuple[single, ...],  # type: ignore[valid-type]
+        FirstError(),
         Field(min_length=1, max_length=limits.requests),
     ]
     return create_model(f"{path.capitalize()}Batch", __base__=_Model, requests=(listed, ...))
@@ -380,11 +396,14 @@ def _type(field: RowField, limits: Limits) -> Any:
         ]
     if field.kind == "vector":
         element = Annotated[Number, Field(ge=-_LARGEST_IN_VECTOR, le=_LARGEST_IN_VECTOR)]
-        return Annotated[tuple[element, ...], Field(min_length=field.size, max_length=field.size)]
+        return Annotated[
+            tuple[element, ...], FirstError(), Field(min_length=field.size, max_length=field.size)
+        ]
     if field.kind == "text_list":
         text = _text(limits)
         return Annotated[
             tuple[text, ...],  # type: ignore[valid-type]
+            FirstError(),
             Field(max_length=limits.list_texts),
         ]
     return _text(limits, named=field.kind != "text")
