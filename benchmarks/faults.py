@@ -74,7 +74,9 @@ def main(argv: Sequence[str]) -> int:
     figures = list(_figures(options, packages, folder))
     print_table(figures)
     write_figures(Path(options.output) / "faults.json", figures)
-    return within(figures, BOUNDS)
+    # A load of seconds has no goodput to speak of.
+    passed_over = {"R1/goodput"} if options.quick else set()
+    return within([one for one in figures if one.id not in passed_over], BOUNDS)
 
 
 def within(figures: Sequence[Figure], bounds: Mapping[str, tuple[float, float]]) -> int:

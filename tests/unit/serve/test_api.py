@@ -113,6 +113,14 @@ def test_the_large_model_orders_a_doubtful_lists_head(graph, doubtful):
     assert len(served.asked[0].rows) == 3
 
 
+def test_where_nothing_was_found_there_is_nothing_to_ask_the_large_model(graph, doubtful):
+    served = graph(policy=doubtful)
+    body = {**USER, "candidates": ["unheard of"], "options": {"route": "large"}}
+    answer = served.post("/v1/recommend", body).json()
+    assert (answer["items"], answer["reason"], answer["deferred"]) == ([], "confident", False)
+    assert not served.asked
+
+
 def test_the_large_model_orders_what_the_small_one_recommends_first(graph, doubtful):
     served = graph(policy=doubtful)
     answer = served.post("/v1/recommend", {**USER, "k": 6}).json()

@@ -124,6 +124,8 @@ def test_a_port_that_somebody_listens_on_is_refused(monkeypatch):
         port = taken.getsockname()[1]
         given = settings(http={"port": port})
         taken.listen()
+        with pytest.raises(ConfigError, match=r"localhost can't be listened on"):
+            app.check_port(settings(http={"port": port, "host": "localhost"}))  # as IPv4, so Serve
         with pytest.raises(ConfigError, match=rf"http\.port: got {port}, .*must be free"):
             app.check_port(given)
         monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")

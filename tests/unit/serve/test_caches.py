@@ -52,6 +52,20 @@ def test_the_one_used_longest_ago_goes_first():
     assert [cache.get(name) is not None for name in (b"a", b"b", b"c")] == [True, False, True]
 
 
+def test_long_ids_count_as_the_items_whose_memory_they_take():
+    cache = AnswerCache(2, ttl_s=60, clock=Clock())
+    long = Item(item_id="x" * 4000, score=0.0, by="small")
+    kept = answer("a").model_copy(update={"items": (long, long)})
+    cache.put(b"a", kept)
+    assert cache.num_items == 2 * (1 + 15)
+    cache.put(b"b", kept)
+    assert cache.num_items == 64
+    cache.put(b"c", kept.model_copy(update={"items": (long,)}))
+    assert [cache.get(name) is not None for name in (b"a", b"b", b"c")] == [False, True, True]
+    cache.put(b"d", kept.model_copy(update={"items": (long,) * 5}))
+    assert len(cache) == 2  # alone it is more than all that is kept
+
+
 def test_all_answers_together_have_32_items_an_answer_at_most():
     clock = Clock()
     cache = AnswerCache(4, ttl_s=60, clock=clock)

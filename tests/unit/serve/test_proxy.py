@@ -135,6 +135,15 @@ def test_below_v2_it_refuses_in_the_form_of_that_protocol():
     assert list(json.loads(sent[1]["body"])) == ["error"]
 
 
+@pytest.mark.parametrize(
+    ("path", "is_serves"), [("/-/healthz", True), ("/-/routes", True), ("/-/x", False)]
+)
+def test_all_but_serves_own_answers_passes_the_front(path, is_serves):
+    proxy = Proxy(answer())
+    ask(proxy, path=path)
+    assert (b"x-request-id" not in proxy.headers[0]) == is_serves
+
+
 def test_what_dies_twice_is_told_when_to_come_back():
     sent, _ = ask(Proxy(LOST, LOST), headers={"X-Request-ID": "r1"})
     headers = dict(sent[0]["headers"])
