@@ -285,7 +285,7 @@ def load_prices(file: str | None = None) -> Prices:
 
     Args:
         file: YAML of the same form, with only what differs; a price in it is whole, and null takes
-            away what stands there.
+            away what stands there. Another `base_currency` takes away the shipped exchange rates.
 
     Raises:
         ConfigError: the file can't be read, or what it says is wrong.
@@ -300,6 +300,9 @@ def load_prices(file: str | None = None) -> Prices:
             what="prices", got=file, rule=f"must be a readable file ({error.strerror})",
             fix="give the path of a YAML file",
         ) from None  # fmt: skip
+    base = shipped["base_currency"]
+    if own.get("base_currency", base) != base:  # the shipped rates are for one of that
+        shipped = {key: value for key, value in shipped.items() if key != "exchange"}
     merged = _over(shipped, own)
     if "version" not in own:
         merged["version"] = f"{shipped['version']} + {Path(file).name}"
