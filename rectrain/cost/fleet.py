@@ -121,7 +121,7 @@ def _rented(case: Case, route: Route, purchase: Purchase, rates: Floats) -> list
             continue
         machines, term = held(server, needed), server.term_months
         price = prices_by_month(server.hourly, case.traffic.hardware_price_change, len(rates))
-        if term > 1:
+        if server.is_held:
             taken = contracts(needed.max(axis=1), term)
             paid = running(taken * price, term)
             price = np.divide(paid, machines, out=price, where=machines > 0)
