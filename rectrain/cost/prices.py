@@ -185,6 +185,16 @@ class Machine(_Hardware):
     )
     hosting: Monthly | None = Field(default=None, description="a month: room, network, upkeep")
 
+    @model_validator(mode="after")
+    def _draws_more_at_work(self) -> Machine:
+        if self.idle_watts > self.watts:
+            raise ConfigError(
+                what=f"idle_watts of {self.chip}", got=self.idle_watts,
+                rule=f"can't be above watts, {self.watts:g}: work would save energy",
+                fix="give both as they were measured, idle and under load",
+            )  # fmt: skip
+        return self
+
     @property
     def monthly_share(self) -> Fraction:
         """Of the purchase, that a month writes off in a straight line: (1 - resale) / life."""

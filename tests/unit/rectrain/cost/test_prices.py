@@ -124,6 +124,7 @@ def test_another_base_currency_has_rates_of_its_own_alone(own):
         ("instances: {aws-c7i-larg: null}", "aws-c7i-larg"),
         ("instances: {aws-g5-xlarge: {device: cpu}}", "a gpu machine has it, a cpu machine has"),
         ("exchange: {USD: {per_base: 0, date: 2026-01-01, source: a}}", "greater than 0"),
+        ("machines: {server-32-threads: {watts: 60}}", "idle_watts of .*got 90.*above watts, 60"),
         ("a: 1\na: 2", "stands twice"),
     ],
 )  # fmt: skip
