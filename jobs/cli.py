@@ -138,20 +138,25 @@ def lasting(output: str, *, what: str = "--output") -> str:
     return output
 
 
-def output_folder(given: str | None, *, checkpoint: str) -> Path:
+def output_folder(given: str | None, *, checkpoint: str, what: str = "--output") -> Path:
     """Where a job's files about a checkpoint go: where the user says, or into the run's folder.
+
+    Args:
+        given: as the user gave it.
+        checkpoint: of the run; a job that isn't about one has a default instead.
+        what: the setting that says it.
 
     Raises:
         ConfigError: a URI, or nothing where the run is not on this machine; see also `lasting`.
     """
     if "://" in (given or checkpoint):
         raise ConfigError(
-            what="--output",
+            what=what,
             got=given or f"nothing, and the run is {checkpoint}",
             rule="the files go into a folder of this machine",
-            fix="--output /path/of/a/folder",
+            fix=f"{what} /path/of/a/folder",
         )
-    return Path(lasting(given or run_folder(checkpoint)))
+    return Path(lasting(given or run_folder(checkpoint), what=what))
 
 
 def run(main: Main) -> NoReturn:

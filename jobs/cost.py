@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.cli import JobParser, count, lasting, run
+from jobs.cli import JobParser, count, output_folder, run
 from rectrain.cascade import read_policy
 from rectrain.config import help_text
 from rectrain.cost.assemble import (
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
     front = read_front(Path(options.search)) if options.search else None
     chosen = _chosen(front, tasks=packages["large"].tasks)
     every = {**packages, **{name: package for name, (package, _) in chosen.items()}}
-    output = Path(lasting(options.output))
+    output = output_folder(options.output, checkpoint="")
     pasts = pasts_of({role: str(one.path) for role, one in packages.items()})
     # Before anything is measured: what can't be priced must be told at once.
     money = traffic.currency or prices.currency

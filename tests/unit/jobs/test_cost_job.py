@@ -381,6 +381,7 @@ def test_mistakes_are_one_line_and_status_2(
         (["--models", *pair, "--mean_rate=-1"], "mean_rate"),
         (["--models", *pair, "--search", str(tmp_path)], "no front.json"),
         (["--models", *pair, "--linear", "nowhere.yaml"], "must be a readable file"),
+        (["--models", *pair, "--output", "s3://bucket/cost"], "a folder of this machine"),
         ([], "--models"),
     ):
         assert exit_status(cost.main, [*argv, "--dry-run"]) == 2, argv
