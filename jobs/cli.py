@@ -24,6 +24,7 @@ __all__ = [
     "parse_config",
     "run",
     "run_folder",
+    "seed",
 ]
 
 T = TypeVar("T", bound=Section)
@@ -78,12 +79,21 @@ class JobParser(argparse.ArgumentParser):
 
 def count(text: str) -> int:
     """A command line's whole number of 1 or more, for argparse's `type`."""
+    return _whole(text, least=1)
+
+
+def seed(text: str) -> int:
+    """A command line's whole number of 0 or more, as numpy's generators take it."""
+    return _whole(text, least=0)
+
+
+def _whole(text: str, *, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{value} is below {least}")
     return value
 
 
