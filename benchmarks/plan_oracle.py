@@ -96,7 +96,8 @@ def _costs(
         held = [end for end in held if end > month]
         while len(held) < max(hours):
             held.append(month + server["term_months"])
-        machines = sum(hours) / len(hours) if server["term_months"] == 1 else len(held)
+        goes = server["purchase"] in ("on demand", "spot")
+        machines = sum(hours) / len(hours) if goes else len(held)
         # A process that answers `rate` requests a second works for the share `busy` of it.
         at_work = sum(
             bounds["mean_rate"] * part * stage["share"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 
-from jobs.cli import JobParser, count, run
+from jobs.cli import JobParser, count, run, seed
 from rectrain.cascade import POLICY, Policy
 from rectrain.cascade.fit import Aim, Fitted, RowScores, fit_lists, fit_rows
 from rectrain.cascade.scores import check_pair, score_held_out
@@ -96,7 +96,7 @@ def _parser() -> JobParser:
     parser.add_argument(
         "--num-resamples", type=count, default=1000, help="resamples of the bootstrap, at most"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of halves and resamples")
+    parser.add_argument("--seed", type=seed, default=0, help="of halves and resamples")
     parser.add_argument(
         "--backend", default="auto", help="what runs the encoders; auto is what serving takes"
     )

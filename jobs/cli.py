@@ -24,6 +24,7 @@ __all__ = [
     "parse_config",
     "run",
     "run_folder",
+    "seed",
 ]
 
 T = TypeVar("T", bound=Section)
@@ -78,12 +79,21 @@ class JobParser(argparse.ArgumentParser):
 
 def count(text: str) -> int:
     """A command line's whole number of 1 or more, for argparse's `type`."""
+    return _whole(text, least=1)
+
+
+def seed(text: str) -> int:
+    """A command line's whole number of 0 or more, as numpy's generators take it."""
+    return _whole(text, least=0)
+
+
+def _whole(text: str, *, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{value} is below {least}")
     return value
 
 
@@ -138,20 +148,25 @@ def lasting(output: str, *, what: str = "--output") -> str:
     return output
 
 
-def output_folder(given: str | None, *, checkpoint: str) -> Path:
+def output_folder(given: str | None, *, checkpoint: str, what: str = "--output") -> Path:
     """Where a job's files about a checkpoint go: where the user says, or into the run's folder.
+
+    Args:
+        given: as the user gave it.
+        checkpoint: of the run; a job that isn't about one has a default instead.
+        what: the setting that says it.
 
     Raises:
         ConfigError: a URI, or nothing where the run is not on this machine; see also `lasting`.
     """
     if "://" in (given or checkpoint):
         raise ConfigError(
-            what="--output",
+            what=what,
             got=given or f"nothing, and the run is {checkpoint}",
             rule="the files go into a folder of this machine",
-            fix="--output /path/of/a/folder",
+            fix=f"{what} /path/of/a/folder",
         )
-    return Path(lasting(given or run_folder(checkpoint)))
+    return Path(lasting(given or run_folder(checkpoint), what=what))
 
 
 def run(main: Main) -> NoReturn:

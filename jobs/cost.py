@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.cli import JobParser, count, lasting, run
+from jobs.cli import JobParser, count, output_folder, run, seed
 from rectrain.cascade import read_policy
 from rectrain.config import help_text
 from rectrain.cost.assemble import (
@@ -32,6 +33,7 @@ from rectrain.cost.assemble import (
     make_case,
     measured_factors,
     options_of,
+    routes_of,
 )
 from rectrain.cost.case import Method
 from rectrain.cost.findings import Findings, find
@@ -73,7 +75,8 @@ def main(argv: list[str]) -> int:
     front = read_front(Path(options.search)) if options.search else None
     chosen = _chosen(front, tasks=packages["large"].tasks)
     every = {**packages, **{name: package for name, (package, _) in chosen.items()}}
-    output = Path(lasting(options.output))
+    output = output_folder(options.output, checkpoint="")
+    _check_writable(output)
     pasts = pasts_of({role: str(one.path) for role, one in packages.items()})
     # Before anything is measured: what can't be priced must be told at once.
     money = traffic.currency or prices.currency
@@ -83,6 +86,7 @@ def main(argv: list[str]) -> int:
     runs = trained_runs(pasts, every, prices, search=options.search, currency=money, tokens=tokens)
     factors, source = _factors(options.adapters)
     training, told = trainings(pasts, traffic, prices, factors=factors, source=source)
+    case = make_case(traffic, prices, training, device="cpu")
     mix = traffic.shares(packages["large"].tasks)
     print("\n".join([*_plan(every, traffic, mix), *(f"cost: {one}" for one in told)]))
     if options.dry_run:
@@ -96,10 +100,10 @@ def main(argv: list[str]) -> int:
         for role, one in served.items()
     }
     models, more = _models(packages, speeds)
-    case, currency = make_case(models, traffic, prices, training, device="cpu")
+    case = replace(case, routes=routes_of(models, traffic))
     print("cost: looking ahead", flush=True)
     found = find(
-        case, options=partial(options_of, models), currency=currency, seed=options.seed,
+        case, options=partial(options_of, models), currency=money, seed=options.seed,
         num_draws=options.num_draws,
     )  # fmt: skip
     notes = [*told, *more, f"Prices: version {prices.version}."]
@@ -141,14 +145,14 @@ def _parser() -> JobParser:
     )
     parser.add_argument("--output", default="runs/cost", help="folder of the report")
     parser.add_argument(
-        "--adapters", default=_ADAPTERS, metavar="FILE",
-        help="figures of benchmarks.adapters, where they are",
+        "--adapters", metavar="FILE",
+        help=f"figures of benchmarks.adapters (default: {_ADAPTERS}, where that is)",
     )  # fmt: skip
     parser.add_argument(
         "--backend", default="auto", help="what runs the encoders; auto: what a server takes"
     )
     parser.add_argument("--num-draws", type=count, default=1000, help="of the Monte Carlo")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--seed", type=seed, default=0, help="of the draws")
     parser.epilog = f"settings (in the traffic file, or --key=VALUE):\n{help_text(Traffic)}"
     return parser
 
@@ -193,6 +197,17 @@ def _chosen(
             found[name] = (package, made)
         versions.add(package.version)
     return found
+
+
+def _check_writable(output: Path) -> None:
+    """Nothing is made: what is there already must let a folder be made, or written into."""
+    there = next(one for one in (output, *output.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(
+            what="--output", got=output,
+            rule=f"{there} must be a folder that you may write into",
+            fix="give another folder",
+        )  # fmt: skip
 
 
 def _plan(packages: Mapping[str, Package], traffic: Traffic, mix: Mapping[str, float]) -> list[str]:
@@ -240,12 +255,23 @@ def _measure(path: str, backend: str, candidates: int, tokens: int) -> Served:
     return measure_served(model, candidates=candidates, tokens=tokens)
 
 
-def _factors(adapters: str) -> tuple[dict[Method, float], str]:
+def _factors(adapters: str | None) -> tuple[dict[Method, float], str]:
     """What each way of training takes of a full one, and how that is known."""
-    figures = Path(adapters)
-    if figures.is_file():
-        return measured_factors(json.loads(figures.read_text())), f"measured ({adapters})"
-    return closed_form_factors(), "closed form: LoRA and AdaLoRA save weight gradients"
+    if adapters is None and not Path(_ADAPTERS).is_file():
+        return closed_form_factors(), "closed form: LoRA and AdaLoRA save weight gradients"
+    file = adapters or _ADAPTERS
+    try:
+        return measured_factors(json.loads(Path(file).read_text())), f"measured ({file})"
+    except OSError as error:
+        why = f"must be a readable file ({error.strerror})"
+    except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+        why = f"must hold the figures of benchmarks.adapters as JSON ({error!r})"
+    raise ConfigError(
+        what="--adapters",
+        got=file,
+        rule=why,
+        fix="run python -m benchmarks.adapters, or leave it out",
+    )
 
 
 def _spent(pasts: Mapping[str, Sequence[Past]], prices: Prices, currency: str) -> Ledger:

@@ -30,7 +30,7 @@ import psutil
 
 from jobs import calibrate, compress, cost, evaluate, prepare, publish, train, tune
 from jobs.ask import REQUESTS, Asked, ask, served
-from jobs.cli import JobParser, lasting, run
+from jobs.cli import JobParser, output_folder, run
 from rectrain.cascade import read_policy
 from rectrain.data.shards import MANIFEST
 from rectrain.data.simulate import SIZES
@@ -63,8 +63,8 @@ _BUDGET = 0.1  # no bound of the loss: the held-out rows are too few to prove on
 def main(argv: list[str]) -> int:
     """Runs the jobs in turn, in this process and on one local cluster."""
     options = _parser().parse_args(argv)
-    data = Path(lasting(options.data, what="--data")) / options.preset
-    directory = Path(lasting(options.output)) / options.preset
+    data = output_folder(options.data, checkpoint="", what="--data") / options.preset
+    directory = output_folder(options.output, checkpoint="") / options.preset
     summary, steps = directory / "summary.json", _steps(data=data, directory=directory)
     if options.dry_run:
         _run_jobs(options, steps, data=data, directory=directory)

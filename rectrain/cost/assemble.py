@@ -25,6 +25,7 @@ __all__ = [
     "measured_factors",
     "options_of",
     "request_cost",
+    "routes_of",
 ]
 
 _GIB = 2**30
@@ -105,24 +106,18 @@ def measured_factors(figures: list[dict[str, Any]]) -> dict[Method, float]:
 
 
 def make_case(
-    models: Models,
-    traffic: Traffic,
-    prices: Prices,
-    training: Training,
-    *,
-    device: Literal["cpu", "gpu"],
-) -> tuple[Case, str]:
-    """The case, and its currency.
+    traffic: Traffic, prices: Prices, training: Training, *, device: Literal["cpu", "gpu"]
+) -> Case:
+    """The case without routes, which are known once models were measured: see `routes_of`.
 
     Args:
-        models: what answers.
         traffic: what is asked.
         prices: of machines and people.
         training: what trainings take.
-        device: that was measured: machines with others are left out.
+        device: that models are measured on: machines with others are left out.
 
     Raises:
-        ConfigError: no machine is left.
+        ConfigError: no machine is left, or a currency has no rate.
     """
     currency = traffic.currency or prices.currency
     servers = tuple(
@@ -139,7 +134,7 @@ def make_case(
     if not servers and not owned:
         raise ConfigError(
             what="machines of the prices", got=f"none with a {device}",
-            rule=f"the models were measured on a {device}",
+            rule=f"the models are measured on a {device}",
             fix=f"add an instance or a machine with device: {device} to your prices file",
         )  # fmt: skip
     single = {
@@ -147,9 +142,9 @@ def make_case(
         "kwh": prices.energy, "gib": prices.traffic.internet, "gib month": prices.storage.object,
     }  # fmt: skip
     amounts = {name: prices.amount(price, currency) for name, price in single.items()}
-    case = Case(
+    return Case(
         traffic=traffic,
-        routes=routes_of(models, traffic),
+        routes={},
         training=training,
         servers=servers,
         owned=owned,
@@ -164,7 +159,6 @@ def make_case(
             for name, one in prices.licences.items()
         },
     )
-    return case, currency
 
 
 def _rented(name: str, one: Instance, prices: Prices, currency: str) -> Iterator[Server]:

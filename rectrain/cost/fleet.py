@@ -39,12 +39,14 @@ class Fleet:
         lines: what is paid for them.
         machines: float64 [H], how many are paid for, on average over the month.
         machine: what they are.
+        in_cloud: float64 [H], the share of the requests that a cloud's machines answer.
         owned: those of one's own among them.
     """
 
     lines: tuple[Line, ...]
     machines: Floats
     machine: str
+    in_cloud: Floats
     owned: Owned | None = None
 
     @property
@@ -104,8 +106,10 @@ def _both(
         served = np.minimum(day, most).mean(axis=1)
         own = _on_own(case, route, owned, np.full(len(rates), float(count)), served)
         more = _cheapest(_rented(case, route, purchase, np.maximum(rates - most, 0.0)))
+        mean = day.mean(axis=1)
+        rest = 1 - np.divide(served, mean, out=np.ones(len(day)), where=mean > 0)
         name = f"{count} {own.machine} and {more.machine}"
-        yield Fleet(own.lines + more.lines, own.machines + more.machines, name, owned)
+        yield Fleet(own.lines + more.lines, own.machines + more.machines, name, rest, owned)
 
 
 def _rented(case: Case, route: Route, purchase: Purchase, rates: Floats) -> list[Fleet]:
@@ -117,7 +121,7 @@ def _rented(case: Case, route: Route, purchase: Purchase, rates: Floats) -> list
             continue
         machines, term = held(server, needed), server.term_months
         price = prices_by_month(server.hourly, case.traffic.hardware_price_change, len(rates))
-        if term > 1:
+        if server.is_held:
             taken = contracts(needed.max(axis=1), term)
             paid = running(taken * price, term)
             price = np.divide(paid, machines, out=price, where=machines > 0)
@@ -126,7 +130,7 @@ def _rented(case: Case, route: Route, purchase: Purchase, rates: Floats) -> list
             "deployment", "hardware", "hardware", "marginal", "machines that answer (cloud)",
             "hour", cited(name, server.source), machines * HOURS_PER_MONTH, price,
         )  # fmt: skip
-        found.append(Fleet((line,), machines, name))
+        found.append(Fleet((line,), machines, name, np.ones(len(rates))))
     return found
 
 
@@ -147,4 +151,4 @@ def _on_own(case: Case, route: Route, owned: Owned, machines: Floats, served: Fl
             watts * HOURS_PER_MONTH / 1000, np.full(months, case.kwh),
         ),
     )  # fmt: skip
-    return Fleet(lines, machines, server.name, owned)
+    return Fleet(lines, machines, server.name, np.zeros(months), owned)

@@ -139,7 +139,7 @@ def forecast(case: Case, strategy: Strategy, *, served: Fleet | None = None) -> 
     served = served or fleet(case, route, strategy)
     lines = (
         *served.lines, *training_lines(case, strategy, served.owned),
-        *labour_lines(case, strategy), *software_lines(case, requests),
+        *labour_lines(case, strategy), *software_lines(case, requests * served.in_cloud),
     )  # fmt: skip
     return Forecast(
         strategy=strategy,

@@ -159,10 +159,15 @@ def labour_lines(case: Case, strategy: Strategy) -> Iterator[Line]:
         yield Line(stage, part, "labour", "fixed", label, "hour", source, hours, price)
 
 
-def software_lines(case: Case, requests: Floats) -> Iterator[Line]:
-    """Of licences, of what is kept, and of answers that leave the cloud; `requests` is float64
-    [H]."""
-    months = np.ones(len(requests))
+def software_lines(case: Case, rented: Floats) -> Iterator[Line]:
+    """Of licences, of what is kept, and of answers that leave the cloud.
+
+    Args:
+        case: what is known.
+        rented: float64 [H], requests that the cloud answers. The place of a machine of one's own
+            has the network in its price.
+    """
+    months = np.ones(len(rented))
     first, _ = case.traffic.trainings()
     for name, (amount, unit, source) in case.licences.items():
         yield Line(
@@ -174,8 +179,8 @@ def software_lines(case: Case, requests: Floats) -> Iterator[Line]:
         case.sources.get("gib month", ""), months * case.traffic.stored_gib,
         months * case.gib_month,
     )  # fmt: skip
-    gib = requests * case.traffic.answer_kib / _KIB**2
+    gib = rented * case.traffic.answer_kib / _KIB**2
     yield Line(
-        "deployment", "software", "software", "marginal", "answers out of the cloud", "gib",
+        "maintenance", "resources", "hardware", "marginal", "answers out of the cloud", "gib",
         case.sources.get("gib", ""), gib, months * case.egress_gib,
     )  # fmt: skip

@@ -117,7 +117,7 @@ class Server:
         memory_bytes: of the machine.
         purchase: the way; "spot" may be taken back.
         interruptions_per_hour: how often it is.
-        term_months: for which one is held; 1: it goes when it isn't needed.
+        term_months: for which one is held, if it is; see `is_held`.
         load_hourly: what an hour under full load costs more: energy.
         source: of its price, and the date.
     """
@@ -132,6 +132,11 @@ class Server:
     term_months: int = 1
     load_hourly: float = 0.0
     source: str = ""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it is paid for its term, however short; others go when they aren't needed."""
+        return self.purchase in ("reserved", "own")
 
     @property
     def device_hour(self) -> float:
@@ -284,6 +289,6 @@ def held(server: Server, needed: Floats) -> Floats:
     Returns:
         float64 [H].
     """
-    if server.term_months == 1:
+    if not server.is_held:
         return np.asarray(needed.mean(axis=1))
     return running(contracts(needed.max(axis=1), server.term_months), server.term_months)

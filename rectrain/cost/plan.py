@@ -166,7 +166,7 @@ def _sized(server: Server, route: Route, bounds: Bounds) -> Plan | None:
         server=server,
         route=route,
         num_servers=int(needed.max()),
-        fewest=int((needed if server.term_months == 1 else paid).min()),
+        fewest=int((paid if server.is_held else needed).min()),
         num_processes=tuple(int(count) for count in most),
         machines=float(paid.mean()),
         cost=float(costs.mean()),

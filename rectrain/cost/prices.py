@@ -185,6 +185,16 @@ class Machine(_Hardware):
     )
     hosting: Monthly | None = Field(default=None, description="a month: room, network, upkeep")
 
+    @model_validator(mode="after")
+    def _draws_more_at_work(self) -> Machine:
+        if self.idle_watts > self.watts:
+            raise ConfigError(
+                what=f"idle_watts of {self.chip}", got=self.idle_watts,
+                rule=f"can't be above watts, {self.watts:g}: work would save energy",
+                fix="give both as they were measured, idle and under load",
+            )  # fmt: skip
+        return self
+
     @property
     def monthly_share(self) -> Fraction:
         """Of the purchase, that a month writes off in a straight line: (1 - resale) / life."""
@@ -285,7 +295,7 @@ def load_prices(file: str | None = None) -> Prices:
 
     Args:
         file: YAML of the same form, with only what differs; a price in it is whole, and null takes
-            away what stands there.
+            away what stands there. Another `base_currency` takes away the shipped exchange rates.
 
     Raises:
         ConfigError: the file can't be read, or what it says is wrong.
@@ -300,6 +310,9 @@ def load_prices(file: str | None = None) -> Prices:
             what="prices", got=file, rule=f"must be a readable file ({error.strerror})",
             fix="give the path of a YAML file",
         ) from None  # fmt: skip
+    base = shipped["base_currency"]
+    if own.get("base_currency", base) != base:  # the shipped rates are for one of that
+        shipped = {key: value for key, value in shipped.items() if key != "exchange"}
     merged = _over(shipped, own)
     if "version" not in own:
         merged["version"] = f"{shipped['version']} + {Path(file).name}"

@@ -303,7 +303,7 @@ def _known(found: Findings, facts: Mapping[str, Any]) -> list[str]:
             f"{one.name} {one.purchase}", str(one.threads), f"{one.speed:g}",
             money(one.hourly, found.currency),
             money(one.load_hourly, found.currency) if one.load_hourly else "-",
-            str(one.term_months) if one.term_months > 1 else "-",
+            str(one.term_months) if one.is_held else "-",
             one.source,
         ]
         for one in found.case.every_server

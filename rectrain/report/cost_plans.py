@@ -50,7 +50,10 @@ def _forecast_best(found: Findings, best: Plan) -> list[str]:
     strategy = top.strategy
     if (strategy.route, strategy.hosting, strategy.purchase) == (best.route.name, *where_of(best)):
         return []
-    why = "it counts prices as they move, and trainings on the machines that answer"
+    why = (
+        "it counts prices as they move, trainings on the machines that answer, and answers that"
+        " leave a cloud"
+    )
     if traffic.budget_per_month and top.serving.max() > traffic.budget_per_month:
         most = money(float(top.serving.max()), found.currency)
         why = f"its machines cost up to {most} a month, above the budget"

@@ -147,6 +147,15 @@ def test_a_count_below_one_is_refused(text):
     assert parser.parse_args(["--k=1"]).k == 1
 
 
+@pytest.mark.parametrize("job", ["cost", "calibrate"])
+def test_a_seed_that_numpy_would_not_take_is_refused(job, capsys):
+    module = importlib.import_module(f"jobs.{job}")
+    needed = ["--models=a"] if job == "cost" else ["--small=a", "--large=b", "--data=c"]
+    assert exit_status(module.main, [*needed, "--seed=-1"]) == 2
+    assert "--seed: -1 is below 0" in capsys.readouterr().err
+    assert module._parser().parse_args([*needed, "--seed=0"]).seed == 0
+
+
 def test_help_lists_every_key_with_its_default(capsys):
     with pytest.raises(SystemExit) as ended:
         parse_config(Run, ["--help"], parser=JobParser("What it does.\n\n    python -m jobs.x"))

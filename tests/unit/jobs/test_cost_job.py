@@ -22,6 +22,7 @@ from rectrain.cost.ledger import Ledger
 from rectrain.cost.overhead import Overhead
 from rectrain.cost.prices import load_prices
 from rectrain.cost.serving import Served
+from rectrain.errors import ConfigError
 from rectrain.metrics import Interval
 from rectrain.package import Card, Package, update_package, write_package
 from rectrain.train.usage import Usage
@@ -371,6 +372,10 @@ def test_mistakes_are_one_line_and_status_2(
     pair = [str(one.path) for one in packages.values()]
     (tmp_path / "prices.yaml").write_text("instances: {mine: {chip: x}}")
     (tmp_path / "traffic.yaml").write_text("mean_rates: 3")
+    (tmp_path / "none.yaml").write_text("{instances: null, machines: null}")
+    (tmp_path / "list.json").write_text('["adapters/lora/speed"]')
+    (tmp_path / "zero.json").write_text('[{"id": "adapters/lora/speed", "value": 0}]')
+    before = sorted(tmp_path.iterdir())
     for argv, said in (
         (["--models", pair[0], pair[0]], "two different ones"),
         (["--models", *pair, "--traffic", "nowhere.yaml"], "must be a readable file"),
@@ -381,8 +386,28 @@ def test_mistakes_are_one_line_and_status_2(
         (["--models", *pair, "--mean_rate=-1"], "mean_rate"),
         (["--models", *pair, "--search", str(tmp_path)], "no front.json"),
         (["--models", *pair, "--linear", "nowhere.yaml"], "must be a readable file"),
+        (["--models", *pair, "--output", "s3://bucket/cost"], "a folder of this machine"),
+        (["--models", *pair, "--output", f"{tmp_path}/none.yaml"], "that you may write into"),
+        (["--models", *pair, "--output", f"{tmp_path}/none.yaml/a/b"], "that you may write into"),
+        (["--models", *pair, "--adapters", "nowhere.json"], "must be a readable file"),
+        (["--models", *pair, "--adapters", f"{tmp_path}/none.yaml"], "as JSON"),
+        (["--models", *pair, "--adapters", f"{tmp_path}/list.json"], "as JSON"),
+        (["--models", *pair, "--adapters", f"{tmp_path}/zero.json"], "as JSON"),
+        (["--models", *pair, "--currency=XXX"], "add exchange.XXX to your prices file"),
+        (["--models", *pair, "--prices", f"{tmp_path}/none.yaml"], "got none with a cpu"),
         ([], "--models"),
     ):
         assert exit_status(cost.main, [*argv, "--dry-run"]) == 2, argv
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1 and "fix: " in error
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_folder_that_may_not_be_written_is_told_before_anything_is_measured(
+    packages: dict[str, Package], measured: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(cost.os, "access", lambda path, mode: path != tmp_path)
+    with pytest.raises(ConfigError, match=r"--output: .*that you may write into"):
+        call(packages, tmp_path / "new" / "out")
+    assert not measured

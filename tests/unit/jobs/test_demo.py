@@ -14,7 +14,7 @@ import yaml
 
 from jobs import demo
 from jobs.ask import Asked
-from rectrain.errors import PackageError, ResourceError
+from rectrain.errors import ConfigError, PackageError, ResourceError
 from rectrain.train.storage import Store
 
 #: Of the small model's.
@@ -277,6 +277,17 @@ def test_overwriting_removes_nothing_while_another_process_writes_one_of_the_run
         call("--overwrite")
     assert (tmp_path / "runs" / "tiny" / "summary.json").exists()
     assert (tmp_path / "data" / "tiny" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("option", ["--output", "--data"])
+def test_a_uri_is_refused_where_a_folder_is_needed(
+    option: str, jobs: FakeJobs, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for more in ([], ["--dry-run"]):
+        with pytest.raises(ConfigError, match=f"^{option}: .*a folder of this machine"):
+            call(f"{option}=s3://bucket/folder", *more)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_removes_and_writes_nothing(jobs: FakeJobs, call: Call, tmp_path: Path) -> None:

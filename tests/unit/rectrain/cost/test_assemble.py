@@ -40,8 +40,8 @@ def made(tmp_path):
     def make(text: str = "", *, device: str = "cpu") -> Case:
         path = tmp_path / "own.yaml"
         path.write_text(text)
-        case, _ = make_case(MODELS, Traffic(), load_prices(str(path)), TRAINING, device=device)
-        return case
+        case = make_case(Traffic(), load_prices(str(path)), TRAINING, device=device)
+        return replace(case, routes=routes_of(MODELS, case.traffic))
 
     return make
 

@@ -184,6 +184,18 @@ def test_machines_on_demand_may_follow_the_hours_and_reserved_ones_do_not():
     assert later is not None and (later.server, later.machines) == (HELD, 4.0)
 
 
+@pytest.mark.parametrize(
+    ("server", "paid"),
+    [(ONE, [2.5, 1.0]), (SPOT, [2.5, 1.0]), (HELD, [4.0, 1.0]), (OWN, [4.0, 1.0])],
+)
+def test_what_is_bought_for_one_month_stays_for_all_of_its_hours(server, paid):
+    needed = np.array([[4.0, 1.0], [1.0, 1.0]])
+    assert held(replace(server, term_months=1), needed).tolist() == paid
+    day = replace(BOUNDS, mean_rate=4.0, peak_rate=16.0, day=(4.0, 0.0, 0.0, 0.0))
+    (plan,) = plans([replace(server, term_months=1)], [CHEAP], day)
+    assert (plan.fewest, plan.machines >= 4.0) == ((4, True) if paid[0] == 4.0 else (0, False))
+
+
 def test_own_machines_draw_by_their_load():
     some = replace(CHEAP, busy=0.6)
     (plan,) = plans([OWN], [some], replace(BOUNDS, mean_rate=2.0, peak_rate=6.0))
@@ -215,7 +227,7 @@ def test_what_is_held_is_enough_and_no_contract_was_idle_when_it_was_taken(most,
     for month in np.flatnonzero(taken):
         assert there[month] == most[month]
     needed = np.array(most)[:, None]
-    assert held(replace(ONE, term_months=term), needed).tolist() == there.tolist()
+    assert held(replace(HELD, term_months=term), needed).tolist() == there.tolist()
 
 
 # --- against the forecast ------------------------------------------------------------------------

@@ -145,6 +145,24 @@ def test_software_is_paid_once_or_monthly_and_what_is_kept_all_of_the_time():
     assert more.tolist() == pytest.approx([652] + [52] * 5)
 
 
+@pytest.mark.parametrize(("hosting", "share"), [("cloud", 1.0), ("own", 0.0), ("both", 1 / 8)])
+def test_traffic_out_of_the_cloud_is_paid_of_answers_from_there_alone(hosting, share):
+    # Three machines of one's own carry 24 requests a second: all but 8 of 32 in 8 hours of a day,
+    # 64 of 16 · 16 + 8 · 32 = 512.
+    day = [16.0] * 16 + [32.0] * 8
+    wide = case(
+        mean_rate=None, peak_rate=None, hourly_rates=day, scales_hourly=True, answer_kib=2.0
+    )
+    wide = replace(wide, owned=(replace(wide.owned[0], monthly=10.0),))
+    dear = replace(wide, egress_gib=0.09)
+    plain, paid = (forecast(one, Strategy("large", hosting=hosting)) for one in (wide, dear))
+    gib = np.mean(day) * 3600 * 730 * 2 / 2**20
+    assert (paid.costs - plain.costs).tolist() == pytest.approx([share * gib * 0.09] * 6)
+    assert paid.serving.tolist() == plain.serving.tolist()
+    kinds = [(line.kind, line.behaviour) for line in paid.lines if line.unit == "gib"]
+    assert kinds == ([("hardware", "marginal")] if share else [])
+
+
 def test_people_are_paid_when_they_work():
     hours = {"data": 10.0, "shrinking": 2.0, "maintenance": 1.0, "retraining": 3.0}
     plain, busy = (forecast(case(effort), Strategy("small")) for effort in ({}, hours))

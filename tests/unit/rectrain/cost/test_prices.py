@@ -89,6 +89,16 @@ def test_a_new_machine_and_a_new_currency(own):
     assert "bank (2026-02-03)" in prices.rates.source
 
 
+def test_another_base_currency_has_rates_of_its_own_alone(own):
+    euro = "exchange: {EUR: {per_base: 0.92, date: 2026-02-03, source: bank}}"
+    for prices in (own("base_currency: USD"), own(f"base_currency: USD\n{euro}")):
+        with pytest.raises(ConfigError, match="exchange rate of GBP"):
+            prices.rates.factor("GBP", "USD")
+    assert prices.rates.factor("EUR", "USD") == 1 / Fraction("0.92")
+    same = own(f"base_currency: EUR\n{euro.replace('EUR', 'CNY')}")
+    assert same.exchange.keys() - {"CNY"} == load_prices().exchange.keys()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -114,6 +124,7 @@ def test_a_new_machine_and_a_new_currency(own):
         ("instances: {aws-c7i-larg: null}", "aws-c7i-larg"),
         ("instances: {aws-g5-xlarge: {device: cpu}}", "a gpu machine has it, a cpu machine has"),
         ("exchange: {USD: {per_base: 0, date: 2026-01-01, source: a}}", "greater than 0"),
+        ("machines: {server-32-threads: {watts: 60}}", "idle_watts of .*got 90.*above watts, 60"),
         ("a: 1\na: 2", "stands twice"),
     ],
 )  # fmt: skip
