@@ -10,10 +10,13 @@ after an interruption, it goes on: no trial that has ended is tried again.
 
 from __future__ import annotations
 
+from typing import Any
+
 from jobs.cli import JobParser, lasting, output_folder, parse_config, run
 from rectrain.cluster import connect, resources
 from rectrain.errors import without_credentials
 from rectrain.tune.config import SearchConfig
+from rectrain.tune.trials import Objectives, beyond
 
 __all__ = ["main"]
 
@@ -51,13 +54,18 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _line(name: str, facts: dict[str, object], *, currency: str) -> str:
-    worth = facts["objectives"]
-    assert isinstance(worth, dict)
+def _line(name: str, facts: dict[str, Any], *, currency: str) -> str:
+    """A package beside what its trial promised; the limits bound the trial, and not the package."""
+    worth, trial = Objectives(**facts["objectives"]), Objectives(**facts["promised"])
+    broken = beyond(facts["constraints"])
     return (
-        f"{name:<9} trial {facts['trial']}: lift {worth['mean_lift']:.3f}, "
-        f"{worth['cost_per_1000']:.4g} {currency} / 1,000 requests, p99 {worth['p99_ms']:.1f} ms "
-        f"({facts['engine']}): {facts['package']}"
+        f"{name:<9} trial {facts['trial']}: "
+        f"lift {worth.mean_lift:.3f} (trial: {trial.mean_lift:.3f}), "
+        f"{worth.cost_per_1000:.4g} {currency} / 1,000 requests "
+        f"(trial: {trial.cost_per_1000:.4g}), "
+        f"p99 {worth.p99_ms:.1f} ms (trial: {trial.p99_ms:.1f})"
+        + (f", beyond {', '.join(broken)}" if broken else "")
+        + f" ({facts['engine']}): {facts['package']}"
     )
 
 

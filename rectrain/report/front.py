@@ -5,7 +5,7 @@ The front is that of all three objectives, among trials that hold the constraint
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ __all__ = ["Front", "front_of", "render_front"]
 
 Floats = NDArray[np.float64]
 Importances = Mapping[str, Mapping[str, float]]
+Chosen = Mapping[int, Sequence[str]]
 
 _MAXIMISE = [one == "maximize" for one in DIRECTIONS]
 _NAMES = {"mean_lift": "lift", "cost_per_1000": "cost of 1,000 requests", "p99_ms": "p99"}
@@ -56,7 +57,7 @@ def render_front(
     facts: StudyFacts,
     *,
     importances: Importances,
-    chosen: Collection[int] = (),
+    chosen: Chosen | None = None,
 ) -> str:
     """The page as HTML.
 
@@ -64,9 +65,9 @@ def render_front(
         trials: of `read_study`.
         facts: of `read_facts`.
         importances: see `rectrain.tune.pareto.importances`.
-        chosen: numbers of the trials that were packaged.
+        chosen: numbers of the trials that were packaged -> limits that the package exceeds.
     """
-    front = front_of(trials)
+    front, chosen = front_of(trials), chosen or {}
     sections = [
         Section(
             "Quality against cost",
@@ -129,7 +130,7 @@ def _mixed(trials: Sequence[Trial]) -> str:
     )
 
 
-def _what_is_drawn(front: Front, chosen: Collection[int]) -> str:
+def _what_is_drawn(front: Front, chosen: Chosen) -> str:
     words = [
         "A trial is in the front if no other is as good in lift, cost and p99 and better in one. "
         "Lift is the mean over tasks, 0 of a random order and 1 of the large model. The line is "
@@ -142,6 +143,8 @@ def _what_is_drawn(front: Front, chosen: Collection[int]) -> str:
         )
     if chosen:
         words.append(f"Packaged: {', '.join(str(number) for number in sorted(chosen))}.")
+    if any(chosen.values()):
+        words.append("A package may be beyond a limit that its trial kept; the table says so.")
     return " ".join(words)
 
 
@@ -156,9 +159,7 @@ def _short(value: Any) -> str:
 # ── charts and tables ────────────────────────────────────────────────────────────────────────────
 
 
-def _quality(
-    trials: Sequence[Trial], front: Front, facts: StudyFacts, chosen: Collection[int]
-) -> str:
+def _quality(trials: Sequence[Trial], front: Front, facts: StudyFacts, chosen: Chosen) -> str:
     import plotly.graph_objects as go
 
     judged = [trial for trial in trials if trial.objectives is not None]
@@ -223,7 +224,7 @@ def _bound(front: Front) -> tuple[list[float], list[float]]:
     return corners[:, 1].tolist(), (-corners[:, 0]).tolist()
 
 
-def _front_table(front: Front, facts: StudyFacts, chosen: Collection[int]) -> str:
+def _front_table(front: Front, facts: StudyFacts, chosen: Chosen) -> str:
     if not front.trials:
         return paragraph("No trial has a result that holds the constraints.")
     names = list(dict.fromkeys(name for trial in front.trials for name in trial.parameters))
@@ -233,8 +234,10 @@ def _front_table(front: Front, facts: StudyFacts, chosen: Collection[int]) -> st
         assert trial.objectives is not None
         lift, cost, p99_ms = trial.objectives.values()
         size = (trial.facts or {}).get("num_bytes")
-        notes = ["knee"] * (trial.number == front.knee) + ["packaged"] * (trial.number in chosen)
+        notes = ["knee"] * (trial.number == front.knee)
         if trial.number in chosen:
+            broken = chosen[trial.number]
+            notes.append("packaged" + (f" (beyond {', '.join(broken)})" if broken else ""))
             marked.append(place)
         rows.append(
             [

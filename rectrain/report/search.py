@@ -12,7 +12,7 @@ from rectrain.errors import DataError
 from rectrain.report.front import front_of, render_front
 from rectrain.train.storage import Store
 from rectrain.tune.pareto import importances
-from rectrain.tune.trials import OBJECTIVES, Trial, open_study, read_facts, read_study
+from rectrain.tune.trials import OBJECTIVES, Trial, beyond, open_study, read_facts, read_study
 
 __all__ = ["FRONT_PAGE", "knee_of", "read_front", "write_front"]
 
@@ -31,7 +31,7 @@ def write_front(root: Path, *, made: Mapping[str, Mapping[str, Any]] | None = No
     """
     path = root / "study.db"
     trials, facts = read_study(path), read_facts(path)
-    chosen = {int(one["trial"]) for one in (made or {}).values()}
+    chosen = {int(one["trial"]): beyond(one["constraints"]) for one in (made or {}).values()}
     found = importances(open_study(path))
     page = render_front(trials, facts, importances=found, chosen=chosen)
     front = front_of(trials)

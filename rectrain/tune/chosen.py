@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,13 +100,15 @@ def finish(bench: Workbench, trial: Trial, *, say: Say) -> dict[str, Any]:
         say: is given the lines that a user should see.
 
     Returns:
-        What front.json says of it: the package's folder and version, and its three objectives
-        beside what the trial had.
+        What front.json says of it: the package's folder and version, its three objectives and by
+        what share they exceed each limit, and beside them, as `promised`, the trial's objectives.
     """
+    assert trial.objectives is not None
+    promised = asdict(trial.objectives)
     folder = bench.root / "chosen" / folder_name(trial, bench.config.finish)
     if (folder / _MADE).exists():
         found: dict[str, Any] = json.loads((folder / _MADE).read_bytes())
-        return found
+        return {**found, "promised": promised}  # that of an earlier version may lack it
     package = (_int8 if bench.config.finish.package == "int8" else _plain)(
         bench, trial, folder, say=say
     )
@@ -118,6 +121,7 @@ def finish(bench: Workbench, trial: Trial, *, say: Say) -> dict[str, Any]:
         "version": package.version,
         "engine": engine,
         **result.to_json(),
+        "promised": promised,
     }
     Store.open(str(folder)).replace(_MADE, (json.dumps(facts, indent=1) + "\n").encode())
     return facts

@@ -25,7 +25,7 @@ from rectrain.tune.plan import describe_search, num_concurrent, point_text
 from rectrain.tune.runs import check_settings, separate_run, supernet_run
 from rectrain.tune.study import SearchStudy
 from rectrain.tune.tracking import TrialTracker
-from rectrain.tune.trials import DIRECTIONS, Trial, chips_of, read_study
+from rectrain.tune.trials import DIRECTIONS, Trial, beyond, chips_of, read_study
 from rectrain.tune.workbench import Workbench
 
 __all__ = ["Session", "resolve_search"]
@@ -214,11 +214,11 @@ class Session:
         if trial.objectives is None:
             return f"{head}{point_text(trial.parameters)}: {trial.error or trial.state}"
         lift, cost, p99 = trial.objectives.values()
-        beyond = [name for name, excess in (trial.constraints or {}).items() if excess > 0]
+        broken = beyond(trial.constraints)
         return (
             f"{head}{point_text(trial.parameters)}: lift {lift:.3f}, cost {cost:.4g} "
             f"{self.config.price.currency}, p99 {p99:.1f} ms"
-            + (f" (beyond {', '.join(beyond)})" if beyond else "")
+            + (f" (beyond {', '.join(broken)})" if broken else "")
             + f"; hypervolume {volume:.4g}"
         )
 

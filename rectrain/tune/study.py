@@ -132,18 +132,25 @@ class SearchStudy:
         return optuna.samplers.RandomSampler(seed=seed)
 
     def _adopted(self) -> list[Question]:
-        """Tells what trials wrote before their driver died; returns those that didn't finish."""
-        left = []
+        """Tells what trials wrote before their driver died; returns those that didn't finish.
+
+        What it was drawing as it died is dropped: rows that wait or have half a point, and points
+        that another trial tries, whether it had marked them or not.
+        """
+        left: list[Question] = []
+        begun: dict[str, int] = {}  # point -> number of the first trial of it
         for trial in self._study.get_trials(deepcopy=False):
-            if trial.state.name != "RUNNING":
+            is_whole = trial.params.keys() == self._space.values.keys()
+            first = begun.setdefault(_key(trial.params), trial.number) if is_whole else -1
+            if trial.state.is_finished():
                 continue
             found = read_result(self._root, trial.number)
             if found is not None:
                 self.tell(trial.number, found)
-            elif trial.params.keys() == self._space.values.keys():
+            elif first == trial.number:
                 left.append(Question(trial.number, dict(trial.params)))
-            else:  # the driver died while it drew
-                self._drop(trial.number, known=-1)
+            else:
+                self._drop(trial.number, known=first)
         return left
 
     # --- questions -------------------------------------------------------------------------------
@@ -177,7 +184,8 @@ class SearchStudy:
     def _drop(self, number: int, *, known: int) -> None:
         """Makes no trial of a point that trial `known` tries; see `trials.trials_of`."""
         self._note(number, {"same_as": known})  # first: what has ended can't be noted of
-        self._study.tell(number, state=_state("FAIL"))
+        # Optuna is told of running trials alone, and this one may still wait.
+        self._study._storage.set_trial_state_values(self._trial_id(number), _state("FAIL"))
 
     def _unseen(self) -> Question | None:
         """A point that was not tried: of a grid the next, else any."""
@@ -230,10 +238,13 @@ class SearchStudy:
         self._study.tell(told, list(values))
 
     def _note(self, number: int, notes: Mapping[str, Any]) -> None:
-        trials = self._study.get_trials(deepcopy=False)
-        trial_id = next(one._trial_id for one in trials if one.number == number)
+        trial_id = self._trial_id(number)
         for key, value in notes.items():
             self._study._storage.set_trial_user_attr(trial_id, key, value)
+
+    def _trial_id(self, number: int) -> int:
+        trials = self._study.get_trials(deepcopy=False)
+        return next(one._trial_id for one in trials if one.number == number)
 
     def note(self, **facts: Any) -> None:
         """Notes facts of the whole study, as of `trials.StudyFacts`."""

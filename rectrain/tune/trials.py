@@ -25,6 +25,7 @@ __all__ = [
     "State",
     "StudyFacts",
     "Trial",
+    "beyond",
     "chips_of",
     "open_study",
     "read_facts",
@@ -95,9 +96,16 @@ class Trial:
     @property
     def is_feasible(self) -> bool:
         """Whether it has objectives and holds every constraint."""
-        return self.objectives is not None and all(
-            excess <= 0 for excess in (self.constraints or {}).values()
-        )
+        return self.objectives is not None and not beyond(self.constraints)
+
+
+def beyond(constraints: Mapping[str, float] | None) -> list[str]:
+    """The limits that are exceeded.
+
+    Args:
+        constraints: name -> what it is above its bound, as of `Trial`.
+    """
+    return [name for name, excess in (constraints or {}).items() if excess > 0]
 
 
 def chips_of(trials: Iterable[Trial]) -> list[str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 
 import pytest
 
 from rectrain.report.front import front_of, render_front
-from rectrain.tune.trials import Objectives, StudyFacts, Trial
+from rectrain.report.search import write_front
+from rectrain.tune.trials import DIRECTIONS, STUDY, Objectives, StudyFacts, Trial, study_url
 
 FACTS = StudyFacts("elastic", (0.0, 2.0, 40.0), "EUR", 100.0, {})
 BEGUN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -70,7 +71,7 @@ def test_the_front_has_what_is_feasible_and_not_dominated_the_cheapest_first():
 
 
 def test_its_table_has_each_models_shape_and_objectives():
-    rows = Tables(page(TRIALS, chosen=[5])).rows
+    rows = Tables(page(TRIALS, chosen={5: []})).rows
     at = rows.index(
         ["trial", "layers", "heads", "lift", "EUR / 1,000 requests", "p99 ms", "MB", ""]
     )
@@ -79,6 +80,29 @@ def test_its_table_has_each_models_shape_and_objectives():
         ["1", "2", "6", "0.800", "0.4", "8.0", "2.5", "knee"],
         ["5", "6", "6", "1.000", "1.5", "30.0", "2.5", "packaged"],
     ]
+
+
+def test_a_package_beyond_a_limit_that_its_trial_kept_is_said_to_be():
+    said = "A package may be beyond a limit"
+    made = page(TRIALS, chosen={1: ["p99_ms", "megabytes"], 5: []})
+    notes = [row[-1] for row in Tables(made).rows]
+    assert "knee, packaged (beyond p99_ms, megabytes)" in notes and "packaged" in notes
+    assert said in made and said not in page(TRIALS, chosen={1: [], 5: []})
+
+
+def test_the_page_of_a_search_has_the_limits_that_its_packages_exceed(tmp_path):
+    import optuna
+
+    url = study_url(tmp_path / "study.db")
+    study = optuna.create_study(study_name=STUDY, storage=url, directions=DIRECTIONS)
+    worth = Objectives(0.9, 1.0, 19.0)
+    study.add_trial(
+        optuna.trial.create_trial(values=worth.values(), user_attrs={"objectives": asdict(worth)})
+    )
+    made = {"trial": 0, "constraints": {"p99_ms": 1.0, "megabytes": -0.5}}
+    written = write_front(tmp_path, made={"best": made, "knee": made}).read_text()
+    notes = [row[-1] for row in Tables(written).rows]
+    assert "knee, packaged (beyond p99_ms)" in notes
 
 
 def test_a_failed_trial_stands_with_its_reason_and_cannot_end_the_script():

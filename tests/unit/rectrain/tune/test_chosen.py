@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -82,6 +83,27 @@ def test_other_settings_make_a_model_anew_and_the_same_ones_do_not(tmp_path, mon
     assert finished(package="int8", head_steps=4) == "v3"
     assert finished(package="plain", head_steps=3) == "v1"
     assert made == ["trial-0003-plain-3", "trial-0003-plain-4", "trial-0003-int8-200-4-0.002"]
+
+
+def test_what_was_made_stands_beside_what_its_trial_promised(tmp_path, monkeypatch):
+    """A package is timed anew, and may be slower than its shape was, and than a limit."""
+    package = SimpleNamespace(path=tmp_path / "package", version="v1")
+    monkeypatch.setattr(chosen, "_plain", lambda *_, **__: package)
+    slow = Result(Objectives(0.9, 2.0, 40.0), constraints={"p99_ms": 1.0})
+    monkeypatch.setattr(chosen, "_measured", lambda *_: (slow, "torch"))
+    config = SimpleNamespace(finish=FinishConfig(package="plain"))
+    bench = SimpleNamespace(root=tmp_path, config=config)
+    one = trial(7, 0.95, 1.0, 19.0, constraints={"p99_ms": -0.05})
+
+    facts = finish(bench, one, say=pytest.fail)
+    assert facts["objectives"] == {"mean_lift": 0.9, "cost_per_1000": 2.0, "p99_ms": 40.0}
+    assert facts["promised"] == {"mean_lift": 0.95, "cost_per_1000": 1.0, "p99_ms": 19.0}
+    assert facts["constraints"] == {"p99_ms": 1.0}
+    (made,) = tmp_path.rglob("made.json")
+    assert json.loads(made.read_bytes()) == facts
+    earlier = {name: value for name, value in facts.items() if name != "promised"}
+    made.write_text(json.dumps(earlier))  # of a version that did not note it
+    assert finish(bench, one, say=pytest.fail) == facts
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from rectrain.tune.config import SearchConfig
 from rectrain.tune.runs import heads_run
 from rectrain.tune.session import Session
 from rectrain.tune.study import Result, write_result
-from rectrain.tune.trials import Trial, open_study
+from rectrain.tune.trials import Objectives, Trial, open_study
 from rectrain.tune.workbench import Workbench
 
 Opened = Callable[..., Session]
@@ -120,7 +120,7 @@ def test_a_packaged_model_is_trained_with_what_its_trial_was(
     finish = {"package": package, "head_steps": 7, "num_steps": 9}
     bench = session(way="separate", space={"settings": searched}, finish=finish).bench
     last = {name: values[-1] for name, values in searched.items()}
-    trial = Trial(0, {**bench.space.largest, **last}, "complete")
+    trial = Trial(0, {**bench.space.largest, **last}, "complete", Objectives(0.5, 1.0, 10.0))
     runs = {run.name: run for run in trained(bench, trial, monkeypatch)}
     assert runs["heads"].train.num_steps == 7 and runs["heads"].train.freeze == "encoder"
     for run in runs.values():

@@ -14,6 +14,7 @@ from transformers import BertConfig
 from rectrain.errors import ConfigError
 from rectrain.train.storage import Store
 from rectrain.train.usage import recorded
+from rectrain.tune import study as study_module
 from rectrain.tune.config import SearchConfig, SpaceConfig
 from rectrain.tune.search import _Questions, _scheduler
 from rectrain.tune.space import Space
@@ -114,6 +115,48 @@ def test_a_killed_driver_loses_no_result_and_asks_again_what_was_unfinished(open
     fresh = again.ask()
     assert fresh.number not in (told.number, written.number, unfinished.number)
     assert len(again.trials()) == 4
+
+
+class Killed(Exception):
+    """The driver's end."""
+
+
+@pytest.mark.parametrize(
+    ("sampler", "owner", "reached"),
+    [
+        ("grid", SearchStudy, "_asked"),
+        ("random", SearchStudy, "_asked"),
+        ("tpe", SearchStudy, "_drop"),
+        ("tpe", study_module, "_state"),
+    ],
+    ids=["next-enqueued", "any-enqueued", "known-drawn", "known-marked"],
+)
+def test_a_driver_that_is_killed_while_it_draws_repeats_no_point(
+    open_again, tmp_path, monkeypatch, sampler, owner, reached
+):
+    """In `_drop`, the state comes after the mark."""
+    asked = {}
+
+    def ask_all(study) -> None:
+        while (question := study.ask()) is not None:
+            asked[question.number] = (question.parameters["layers"], question.parameters["heads"])
+
+    def killed(*_, **__):
+        raise Killed
+
+    first = open_again(sampler=sampler, num_trials=20)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, reached, killed)
+        with pytest.raises(Killed):
+            ask_all(first)
+    again = open_again(sampler=sampler, num_trials=20)
+    ask_all(again)
+    assert len(asked) == len(set(asked.values())) == 9
+    assert asked.keys() == {one.number for one in again.trials()}
+    for number in asked:
+        again.tell(number, result())
+    left = [one.state.name for one in open_study(tmp_path / "study.db").trials]
+    assert not {"WAITING", "RUNNING"} & set(left)
 
 
 def test_a_point_whose_process_died_is_tried_once_more(open_again, tmp_path):
