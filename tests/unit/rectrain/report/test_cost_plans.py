@@ -8,6 +8,7 @@ from rectrain.cost.case import Case, Owned, Training
 from rectrain.cost.findings import Findings, find
 from rectrain.cost.machines import Route, Server, Stage
 from rectrain.cost.traffic import Traffic
+from rectrain.report.cost_page import route_table
 from rectrain.report.cost_plans import what_to_run
 
 LARGE = Route("large", (Stage("large", 1.0, 4.0),), deferred=1.0, p99_ms=50.0)
@@ -58,3 +59,9 @@ def test_a_budget_is_named_as_the_reason():
     assert "Best: 5 × cloudy reserved, large." in text and "EUR 219 a month" in text
     assert "large, full, cloud on demand" in text and "cost up to EUR 365 a month, above" in text
     assert "The best plan, by traffic, whatever the budget:" in text
+
+
+def test_the_table_of_routes_says_which_of_them_is_too_slow():
+    head, rows = route_table(found(latency_ms=49.0))
+    assert dict(zip(head, rows[0], strict=True))["p99"] == "50 ms, above 49"
+    assert route_table(found(latency_ms=50.0))[1][0][-1] == "50 ms"
