@@ -24,14 +24,14 @@ class Overhead(Section):
     """What HTTP, Ray and the server take; python -m benchmarks.cost --only serving measures it."""
 
     request_ms: AtLeastZero = Field(
-        default=25.2,
+        default=16.5,
         description="of a core, of a request: HTTP, Serve's proxy, checks, the way to the model",
     )
     candidate_ms: AtLeastZero = Field(
-        default=0.013, description="of a core, of each candidate: read, checked, written"
+        default=0.0, description="of a core, of each candidate: read, checked, written"
     )
     idle_share: float = Field(
-        default=0.08, ge=0, lt=1,
+        default=0.065, ge=0, lt=1,
         description="share of each core that Ray's processes keep busy, whatever is asked",
     )  # fmt: skip
 
