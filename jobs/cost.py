@@ -95,10 +95,7 @@ def main(argv: list[str]) -> int:
         role: _measured(role, package, traffic.candidates, tokens, output, options.backend)
         for role, package in every.items()
     }
-    speeds = {
-        role: to_speed(one, role, mix, candidates=traffic.candidates, overhead=traffic.overhead)
-        for role, one in served.items()
-    }
+    speeds = _speeds(served, traffic, mix)
     models, more = _models(packages, speeds)
     case = replace(case, routes=routes_of(models, traffic))
     print("cost: looking ahead", flush=True)
@@ -253,6 +250,16 @@ def _measured(
 def _measure(path: str, backend: str, candidates: int, tokens: int) -> Served:
     model = load(path, backend=backend, threads=1, cached_texts=0)
     return measure_served(model, candidates=candidates, tokens=tokens)
+
+
+def _speeds(
+    served: Mapping[str, Served], traffic: Traffic, mix: Mapping[str, float]
+) -> dict[str, Speed]:
+    """Of each model as it is served, the server's overhead included."""
+    return {
+        role: to_speed(one, role, mix, candidates=traffic.candidates, overhead=traffic.overhead)
+        for role, one in served.items()
+    }
 
 
 def _factors(adapters: str | None) -> tuple[dict[Method, float], str]:
