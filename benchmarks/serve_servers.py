@@ -56,6 +56,7 @@ class Cluster(Child):
         command = [sys.executable, "-m", "benchmarks.serve_apps"]
         own = {
             **FLAGS[flags],
+            "RAY_worker_niceness": "0",  # what ours asks for, for peers on Ray too
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"/tmp/haproxy-{port}/haproxy.cfg",
             "RAY_SERVE_HAPROXY_SOCKET_PATH": f"/tmp/haproxy-{port}/admin.sock",
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"/tmp/haproxy-{port}/metrics.sock",

@@ -234,7 +234,7 @@ def _check_serve(settings: Settings) -> None:
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         return
-    names = (_HAPROXY, *settings.proxy_environment())
+    names = (_HAPROXY, *settings.serve_environment())
     # Its proxies' environment is the controller's, which Serve has no other way to tell.
     asked = client._controller.__ray_call__.remote(
         lambda _: {name: os.environ.get(name) for name in names}
@@ -264,7 +264,7 @@ def _check_running(
         raise _kept("request_timeout_s, for limits.body_s and deadlines.max_ms", wanted_s, found_s)
     if environment.get(_HAPROXY) == "1":  # nothing of ours runs in it
         return
-    for name, wanted in settings.proxy_environment().items():
+    for name, wanted in settings.serve_environment().items():
         if environment.get(name) != wanted:
             setting = "deadlines.default_ms, " if name == DEFAULT_MS else ""
             raise _kept(f"{setting}{name} of Serve's proxies", wanted, environment.get(name))

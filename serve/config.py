@@ -36,8 +36,8 @@ from serve.sections import (
 
 __all__ = [
     "APPLICATION",
-    "PROXY_ENVIRONMENT",
     "PROXY_LOCATION",
+    "SERVE_ENVIRONMENT",
     "SERVE_FILE",
     "SETTINGS_FILE",
     "Settings",
@@ -58,8 +58,11 @@ _HEADER = (
     "#     serve deploy serve/config.yaml\n"
 )
 
-#: What Serve's controller needs in its environment; the proxies that it starts take it from there.
-PROXY_ENVIRONMENT = {
+#: What Serve's controller needs in its environment; all that it starts takes it from there.
+SERVE_ENVIRONMENT = {
+    # As of any server. Ray gives its workers 15, so that bulk work leaves the core to Ray's own
+    # processes; an answer that somebody waits for would stand behind them, too.
+    "RAY_worker_niceness": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy:middlewares",
     # A dead proxy is replaced after three failed checks; Serve's own period is 10 s.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
@@ -147,13 +150,13 @@ class Settings(Section):
         late_s = self._longest_s + _GRACE_S
         return {**self.http.model_dump(exclude_none=True), "request_timeout_s": late_s}
 
-    def proxy_environment(self) -> dict[str, str]:
-        """What the environment of Serve's controller, and of the proxies it starts, must hold."""
-        return {**PROXY_ENVIRONMENT, DEFAULT_MS: str(float(self.deadlines.default_ms))}
+    def serve_environment(self) -> dict[str, str]:
+        """What the environment of Serve's controller, and of all that it starts, must hold."""
+        return {**SERVE_ENVIRONMENT, DEFAULT_MS: str(float(self.deadlines.default_ms))}
 
     def controller_options(self) -> dict[str, Any]:
         """How Serve's controller gets that."""
-        return {"runtime_env": {"env_vars": self.proxy_environment()}}
+        return {"runtime_env": {"env_vars": self.serve_environment()}}
 
     def logging_config(self) -> dict[str, Any]:
         """Serve's logs. Our own line says more than its access log; two would be two outcomes."""

@@ -6,7 +6,7 @@ replica is withdrawn: Serve sends requests to it until it has failed three healt
 requests than can be answered in time are refused at once, before their bodies are read: to take one
 in costs Serve about as much as to answer it: a proxy that takes in all of them soon answers none.
 
-It costs no hop, for it runs in the proxy's process (`config.PROXY_ENVIRONMENT` puts it there).
+It costs no hop, for it runs in the proxy's process (`config.SERVE_ENVIRONMENT` puts it there).
 Nothing heavy is imported: a proxy that was killed must be back in seconds.
 """
 

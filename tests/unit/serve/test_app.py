@@ -103,7 +103,7 @@ RUNNING = {"host": "127.0.0.1", "port": 8000, "request_timeout_s": 45.0}
 )
 def test_other_options_than_serve_runs_with_are_refused(running, environment, message):
     given = settings()
-    known = given.proxy_environment()
+    known = given.serve_environment()
     app._check_running(given, HTTPOptions(**RUNNING), known)
     with pytest.raises(ConfigError, match=message):
         app._check_running(given, HTTPOptions(**RUNNING | running), known | environment)
@@ -113,7 +113,7 @@ def test_what_serve_runs_with_may_wait_longer_and_haproxy_has_no_layer_of_ours()
     given = settings()
     for timeout_s in (None, 60.0):
         options = HTTPOptions(**RUNNING | {"request_timeout_s": timeout_s})
-        app._check_running(given, options, given.proxy_environment())
+        app._check_running(given, options, given.serve_environment())
     app._check_running(given, HTTPOptions(**RUNNING), {"RAY_SERVE_ENABLE_HA_PROXY": "1"})
 
 
