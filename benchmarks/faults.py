@@ -122,7 +122,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", choices=_ROUNDS, default=_ROUNDS, help="default: all")
     parser.add_argument(
-        "--quick", action="store_true", help="a minute: does it hold at all? no figures to keep"
+        "--quick", action="store_true", help="two to three minutes: no figures to keep"
     )
     add_packages(parser)
     parser.add_argument("--requests", type=int, help="of R1 (default: 50,000)")

@@ -5,8 +5,8 @@ alone on the vectors of that encoder (OUTPUT/NAME), which takes rows about a hun
 OUTPUT/NAME-small/package is the small model, beside the large one in OUTPUT/NAME-small/summary.md;
 the large one's package is OUTPUT/NAME/package. Both are served, and asked one request of each kind
 over HTTP: OUTPUT/NAME/answers.txt; `make serve` serves the same packages. A short search tells
-whether a still smaller shape would do: OUTPUT/NAME-tune/front.html. It ends with what all of these
-models cost: OUTPUT/NAME/cost/report.html.
+whether a still smaller shape would do: OUTPUT/NAME-tune/front.html. It ends with what both models
+cost, and the search's front beside them: OUTPUT/NAME/cost/report.html.
 
     python -m jobs.demo [--preset demo|tiny] [--output runs] [--overwrite] [--dry-run]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from jobs.cli import JobParser, lasting, parse_config, run
+from jobs.cli import JobParser, output_folder, parse_config, run
 from rectrain.config import dump_config
 from rectrain.data.config import PrepareConfig
 from rectrain.data.own_features import extend_tables, read_own_features
@@ -27,7 +27,8 @@ __all__ = ["main", "summarize", "task_specs"]
 def main(argv: list[str]) -> int:
     """Run the job; see the module's docstring."""
     config, options = parse_config(PrepareConfig, argv, parser=JobParser(__doc__))
-    config = config.model_copy(update={"output": lasting(config.output, what="output")})
+    folder = output_folder(config.output, checkpoint="", what="output")
+    config = config.model_copy(update={"output": str(folder)})
     specs = task_specs(config)
     if options.dry_run:
         print(dump_config(config) + plan(config, specs=specs))

@@ -1,7 +1,7 @@
 """Trains one encoder on all tasks of the prepared data, on Ray.
 
     python -m jobs.train --config run.yaml --train.zero_stage=3 --train.num_workers=8
-    ray job submit --working-dir . -- python -m jobs.train --config run.yaml
+    ray job submit --working-dir . -- python -m jobs.train --config run.yaml --output=/shared/runs
 
 Run again after an interruption, it goes on from the last complete checkpoint.
 """

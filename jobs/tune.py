@@ -1,7 +1,7 @@
 """Searches for the width, depth and training of a small model by quality, cost and latency.
 
     python -m jobs.tune --config tune.yaml
-    ray job submit --working-dir . -- python -m jobs.tune --config /shared/tune.yaml
+    ray job submit --working-dir . -- python -m jobs.tune --config tune.yaml --output=/shared/tune
 
 OUTPUT gets study.db (optuna-dashboard sqlite:///OUTPUT/study.db opens it), front.html, front.json,
 and the chosen models in chosen/, each with what it is worth and costs (docs/search.md). Run again

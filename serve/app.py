@@ -4,7 +4,7 @@
     serve run serve/config.yaml         # the same by Serve's own command
     serve deploy serve/config.yaml      # the same on a cluster
 
-The settings are in docs/serving.md.
+`--help` lists the settings with their defaults; docs/serving.md says what they do.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from ray import cloudpickle
 from ray.exceptions import RayTaskError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+from jobs import prepare
 from jobs.cli import JobParser, count, exit_status, lasting, output_folder, parse_config
 from rectrain.config import Section, help_text
 from rectrain.data.config import PrepareConfig
@@ -207,6 +208,12 @@ def test_files_about_a_run_elsewhere_need_a_folder_here():
     for given, checkpoint in ((None, "s3://bucket/a"), ("s3://bucket/b", "/runs/a")):
         with pytest.raises(ConfigError, match="go into a folder of this machine"):
             output_folder(given, checkpoint=checkpoint)
+
+
+def test_prepared_data_goes_into_a_folder_here(capsys):
+    given = ["--source=simulated", "--output=s3://bucket/data", "--dry-run"]
+    assert exit_status(prepare.main, given) == 2
+    assert "output: got s3://bucket/data; the files go into a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("job", ["evaluate", "predict", "interactions", "demo"])
