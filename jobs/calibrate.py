@@ -6,23 +6,24 @@
 Scores held-out rows with both packages, makes their probabilities come true (temperature, or
 isotonic where that is better), and chooses for each task what is deferred: as little as keeps the
 loss, with 95% certainty, below --max-loss of the large model's metric, or a share of --budget.
-Prints one table, and writes policy.json and calibration.png into the small package
-(docs/cascade.md).
+Prints one table, and writes policy.json and calibration.png into the small package, where other
+tasks keep their policy for these two models (docs/cascade.md).
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Mapping
 
 from jobs.cli import JobParser, count, run, seed
-from rectrain.cascade import POLICY, Policy
+from rectrain.cascade import POLICY, Policy, TaskPolicy, read_policy
 from rectrain.cascade.fit import Aim, Fitted, RowScores, fit_lists, fit_rows
 from rectrain.cascade.scores import check_pair, score_held_out
 from rectrain.cascade.thresholds import groups_to_prove
 from rectrain.data.loader import open_tasks
 from rectrain.data.shards import Prepared
-from rectrain.errors import ConfigError, DataError
+from rectrain.errors import ConfigError, DataError, PackageError
 from rectrain.inference.engine import steady_backend
 from rectrain.inference.packaged import PackagedModel, load
 from rectrain.package import open_package, update_package
@@ -46,7 +47,8 @@ def main(argv: list[str]) -> int:
     )
     data = _data(small, large, options)
     aim = _aim(options)
-    print(_plan(small, large, data, options))
+    kept = _kept(small, large, data)
+    print(_plan(small, large, data, options, kept=kept))
     if options.dry_run:
         return 0
     fitted = {
@@ -56,7 +58,7 @@ def main(argv: list[str]) -> int:
     policy = Policy(
         small=small.version,
         large=large.version,
-        tasks={task: one.policy for task, one in fitted.items()},
+        tasks={**kept, **{task: one.policy for task, one in fitted.items()}},
     )
     files = {POLICY: policy.to_json(), _PICTURE: draw_calibration(fitted)}
     update_package(small.package, files)
@@ -168,6 +170,8 @@ def _plan(
     large: PackagedModel,
     data: dict[str, Prepared],
     options: argparse.Namespace,
+    *,
+    kept: Mapping[str, TaskPolicy],
 ) -> str:
     lines = [
         f"calibrate: {name} {model.package.path}, version {model.version[:12]},"
@@ -178,7 +182,21 @@ def _plan(
         rows = prepared.shards(task, options.split).num_rows
         lines.append(f"calibrate: {task}: {rows:,} rows of {options.split} in {prepared.root}")
     had = "replaces the policy of" if POLICY in small.package.files else "writes a policy into"
-    return "\n".join([*lines, f"calibrate: {had} {small.package.path}"])
+    lines.append(f"calibrate: {had} {small.package.path}")
+    if kept:
+        lines.append(f"calibrate: keeps there what it decides for {', '.join(kept)}")
+    return "\n".join(lines)
+
+
+def _kept(
+    small: PackagedModel, large: PackagedModel, data: Mapping[str, Prepared]
+) -> dict[str, TaskPolicy]:
+    """What is there for other tasks than these, where it was made for the same two models."""
+    try:
+        before = read_policy(small.package, large=large.package)
+    except PackageError:
+        return {}
+    return {task: one for task, one in before.tasks.items() if task not in data} if before else {}
 
 
 def _fit(

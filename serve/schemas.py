@@ -106,7 +106,8 @@ class Item(_Model):
     item_id: str | None = Field(default=None, description="of the candidate or of the catalogue")
     score: float = Field(description="of the model named in `by`; only its order counts in a list")
     probability: float | None = Field(
-        default=None, description="calibrated; of 0/1 tasks (ctr, risk)"
+        default=None,
+        description="of 0/1 tasks (ctr, risk): calibrated where there is a policy, else the score",
     )
     by: Literal["small", "large"] = Field(description="which model gave the score")
 

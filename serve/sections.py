@@ -150,7 +150,8 @@ class Replicas(Section):
         default=2,
         gt=0,
         description="requests in a process that scaling aims at: one is computed, one waits; far"
-        " more would scale down what is just enough, and up again",
+        " more would scale down what is just enough, and up again; what waits for the large model"
+        " counts at the ingress, too",
     )
     upscale_delay_s: Seconds = Field(
         default=10, description="load must last so long before a start"

@@ -8,6 +8,7 @@ Shapes: n rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -38,6 +39,7 @@ _MIN_PROBABILITY = 1e-15  # a sigmoid in float64 is 1 from a logit of 37 on
 _MIN_SLOPE = 0.01  # of a model that says nothing, or the opposite: its ranking stays
 _STEPS = 50  # Newton; 6 are usual
 _MAX_BINS, _MIN_BIN_ROWS = 50, 25
+_APART = 1e-9  # logits between two knots, at least
 _TILT = 1e-3  # of isotonic's flat blocks, in logits a logit: they keep their ranking
 
 
@@ -194,10 +196,18 @@ def _isotonic(z: Floats, y: Floats, w: Floats, base: Calibration) -> Calibration
     ends = np.concatenate([[True], np.diff(pooled) > 0]) | np.concatenate(
         [np.diff(pooled) > 0, [True]]
     )
-    ends &= np.concatenate([[True], np.diff(at) > 0])
     value = logit(pooled) + _TILT * at
-    knots = tuple(zip(at[ends].tolist(), value[ends].tolist(), strict=True))
+    knots = _rising(zip(at[ends].tolist(), value[ends].tolist(), strict=True))
     return Calibration("isotonic", base.temperature, base.bias, knots)
+
+
+def _rising(knots: Iterable[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """Those that lie above the one before: bins of one score differ by no more than rounding."""
+    kept: list[tuple[float, float]] = []
+    for z, value in knots:
+        if not kept or (z - kept[-1][0] > _APART and value > kept[-1][1]):
+            kept.append((z, value))
+    return tuple(kept)
 
 
 # --- judging ---------------------------------------------------------------------------------

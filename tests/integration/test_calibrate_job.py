@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,28 @@ def test_an_altered_policy_is_refused(packages: tuple[Path, Path], marketplace: 
     with pytest.raises(rectrain.PackageError, match=r"policy\.json"):
         open_package(packages[0])
     path.write_bytes(content)
-    assert list(json.loads(content)["tasks"]) == ["risk"]
+
+
+def test_other_tasks_keep_their_policy_for_the_same_two_models(
+    packages: tuple[Path, Path],
+    marketplace: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    small = shutil.copytree(packages[0], tmp_path / "small")
+    path, pair = small / "policy.json", (small, packages[1])
+    assert calibrate.main(arguments(pair, marketplace, "--budget=0.25")) == 0
+    before = json.loads(path.read_text())["tasks"]
+    capsys.readouterr()
+    assert calibrate.main(arguments(pair, marketplace, "--tasks", "risk", "--budget=0.1")) == 0
+    others = [task for task in before if task != "risk"]
+    assert f"keeps there what it decides for {', '.join(others)}\n" in capsys.readouterr().out
+    after = json.loads(path.read_text())["tasks"]
+    assert set(after) == set(TASKS) and after["risk"] != before["risk"]
+    assert {task: after[task] for task in others} == {task: before[task] for task in others}
+    another = publish_run(write_run(tmp_path / "another", marketplace, seed=2))
+    assert calibrate.main(arguments((small, another), marketplace, "--tasks=risk")) == 0
+    assert list(json.loads(path.read_text())["tasks"]) == ["risk"]  # the others were another pair's
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -80,6 +80,15 @@ def test_isotonic_is_taken_where_a_sigmoid_does_not_fit():
     assert np.abs(found.probability(sigmoid(z)) - truth).mean() < 0.03
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_many_rows_of_one_score_and_of_different_weights_are_calibrated(seed):
+    rng = np.random.default_rng(seed)
+    scores = rng.choice([0.1, 0.3, 0.7, 0.9], 3000)
+    labels = (rng.random(3000) < scores**2).astype(float)
+    found = fit_calibration(scores, labels, rng.uniform(0.1, 3, 3000))
+    assert (np.diff(found.probability(np.array([0.1, 0.3, 0.7, 0.9]))) > 0).all()
+
+
 @pytest.mark.parametrize("label", [0.0, 1.0])
 @pytest.mark.parametrize("count", [1, 2, 40])
 def test_labels_of_one_class_give_a_finite_calibration(label, count):
