@@ -144,6 +144,8 @@ class SearchStudy:
             first = begun.setdefault(_key(trial.params), trial.number) if is_whole else -1
             if trial.state.is_finished():
                 continue
+            if is_whole and trial.state.name == "RUNNING":
+                self._mark_generation(trial._trial_id)
             found = read_result(self._root, trial.number)
             if found is not None:
                 self.tell(trial.number, found)
@@ -179,7 +181,19 @@ class SearchStudy:
 
     def _asked(self) -> Question:
         trial = self._study.ask(self._space.distributions())
+        self._mark_generation(trial._trial_id)
         return Question(trial.number, dict(trial.params))
+
+    def _mark_generation(self, trial_id: int) -> None:
+        """Counts a trial in NSGA-II's generation of now, where it has none; nothing is drawn.
+
+        Optuna marks a trial as it draws a parameter of it, and breeds of marked trials alone. A
+        point that was enqueued, or has one value for each parameter, has nothing to draw; nor has
+        one whose driver died before the mark.
+        """
+        if self._config.sampler == "nsga2":
+            frozen = self._study._storage.get_trial(trial_id)
+            self._study.sampler.get_trial_generation(self._study, frozen)  # type: ignore[attr-defined]
 
     def _drop(self, number: int, *, known: int) -> None:
         """Makes no trial of a point that trial `known` tries; see `trials.trials_of`."""

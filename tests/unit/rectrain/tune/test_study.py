@@ -159,6 +159,56 @@ def test_a_driver_that_is_killed_while_it_draws_repeats_no_point(
     assert not {"WAITING", "RUNNING"} & set(left)
 
 
+def generations(root) -> dict[int, int | None]:
+    """Number of a trial of ours -> its generation in NSGA-II."""
+    drawn = open_study(root / "study.db").trials
+    key = "NSGAIISampler:generation"
+    return {
+        one.number: one.system_attrs.get(key) for one in drawn if "same_as" not in one.user_attrs
+    }
+
+
+def ask_and_tell(study, root, *, up_to=100) -> None:
+    """Tries points one after the other; the result is a function of the point."""
+    while len(study.trials()) < up_to and (question := study.ask()) is not None:
+        write_result(root, question.number, result(question.parameters["layers"] / 4))
+        study.tell(question.number, read_result(root, question.number))
+
+
+@pytest.mark.parametrize("values", [SPACE, {"layers": [1, 2, 3, 4], "heads": [1, 2, 4]}])
+def test_every_trial_of_nsga2_has_a_generation(open_again, tmp_path, values):
+    """The smallest, which is enqueued, and those that are drawn in the place of known ones, too."""
+    ask_and_tell(open_again(sampler="nsga2", num_trials=12, values=values), tmp_path)
+    found = list(generations(tmp_path).values())
+    assert found == [place // 4 for place in range(len(found))] and len(found) >= 9
+
+
+@pytest.mark.parametrize("num_told", [1, 3, 4, 6])
+def test_a_restored_search_by_nsga2_goes_on_with_its_generation(
+    open_again, tmp_path, monkeypatch, num_told
+):
+    """Of a driver that was killed between the drawing of a point and its mark."""
+    values = {"layers": [1, 2, 3, 4], "heads": [1, 2, 4]}
+
+    def opened() -> SearchStudy:
+        return open_again(sampler="nsga2", num_trials=12, values=values)
+
+    def killed(*_, **__):
+        raise Killed
+
+    first = opened()
+    ask_and_tell(first, tmp_path, up_to=num_told)
+    number = len(open_study(tmp_path / "study.db").trials)
+    with monkeypatch.context() as patch:
+        patch.setattr(SearchStudy, "_mark_generation", killed)
+        with pytest.raises(Killed):
+            first._unseen()
+    if num_told % 2:
+        write_result(tmp_path, number, result(0.5))
+    ask_and_tell(opened(), tmp_path)
+    assert list(generations(tmp_path).values()) == [place // 4 for place in range(12)]
+
+
 def test_a_point_whose_process_died_is_tried_once_more(open_again, tmp_path):
     study, told = open_again(num_trials=2), []
     questions = _Questions(study, tmp_path, told=told.append)
