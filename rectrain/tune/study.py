@@ -192,8 +192,8 @@ class SearchStudy:
         one whose driver died before the mark.
         """
         if self._config.sampler == "nsga2":
-            frozen = self._study._storage.get_trial(trial_id)
-            self._study.sampler.get_trial_generation(self._study, frozen)  # type: ignore[attr-defined]
+            sampler: Any = self._study.sampler
+            sampler.get_trial_generation(self._study, self._study._storage.get_trial(trial_id))
 
     def _drop(self, number: int, *, known: int) -> None:
         """Makes no trial of a point that trial `known` tries; see `trials.trials_of`."""
