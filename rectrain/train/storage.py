@@ -14,9 +14,40 @@ from pyarrow import fs
 
 from rectrain.errors import ResourceError, StorageError
 
-__all__ = ["LOCK", "Store"]
+__all__ = ["LOCK", "Store", "lock_file"]
 
 LOCK = ".lock"
+
+
+@contextmanager
+def lock_file(path: Path, *, mode: int = 0o666) -> Iterator[int]:
+    """A file to hold by `flock`, made where it isn't there; what it says is left alone.
+
+    Args:
+        path: in a folder that is there.
+        mode: of a new file, without the bits of the umask.
+
+    Returns:
+        Its descriptor, open for writing: NFS locks none that is read-only.
+
+    Raises:
+        StorageError: a symbolic link, or not this user's to write.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        file = os.open(path, flags, mode)
+    except OSError as error:
+        reason = "a symbolic link" if path.is_symlink() else error.strerror
+        raise StorageError(
+            what="lock file",
+            got=f"{path} ({reason})",
+            rule="must be a plain file that this process can write",
+            fix="remove it, or mend its permissions",
+        ) from error
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 @dataclass(frozen=True)
@@ -175,7 +206,7 @@ class Store:
             yield
             return
         self.make()
-        with (self.local / LOCK).open("w") as file:  # a file: NFS locks none that is read-only
+        with lock_file(self.local / LOCK) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:

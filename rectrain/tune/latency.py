@@ -34,7 +34,7 @@ from rectrain.compress.samples import unpack
 from rectrain.data.batch import distinct_texts
 from rectrain.inference.predictor import Predictor
 from rectrain.package import ModelParts
-from rectrain.train.storage import Store
+from rectrain.train.storage import Store, lock_file
 from rectrain.train.usage import cpu_name
 from rectrain.tune.config import MeasureConfig
 
@@ -71,7 +71,7 @@ def alone() -> Any:
 @contextmanager
 def _held(kind: int) -> Iterator[None]:
     path = Path(tempfile.gettempdir()) / f"rectrain-{os.getuid()}.stopwatch"
-    with path.open("w") as file:
+    with lock_file(path, mode=0o600) as file:  # others write into that folder, too
         waits = threading.Timer(_SILENT_S, print, [_WAITS.format(path=path)], {"flush": True})
         waits.daemon = True
         waits.start()

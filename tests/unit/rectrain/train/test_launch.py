@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rectrain.data.config import DataConfig
-from rectrain.errors import ConfigError, ResourceError
+from rectrain.errors import ConfigError, ResourceError, StorageError
 from rectrain.train.config import RunConfig, TrackingConfig, TrainConfig
 from rectrain.train.launch import check_resources
 from rectrain.train.preflight import RunPlace, begin, claim
@@ -76,6 +76,16 @@ def test_a_cluster_too_small_for_the_fewest_workers_is_refused(
     else:
         with pytest.raises(ResourceError, match=problem):
             check_resources(config, have)
+
+
+def test_a_lock_that_is_a_link_is_refused_and_what_it_names_is_left_alone(tmp_path):
+    (tmp_path / "mine").write_text("kept")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "mine")
+    store = Store.open(str(tmp_path / "run"))
+    with pytest.raises(StorageError, match="a symbolic link"), store.locked():
+        pass
+    assert (tmp_path / "mine").read_text() == "kept"
 
 
 def test_one_process_at_a_time_holds_a_run(tmp_path: Path) -> None:

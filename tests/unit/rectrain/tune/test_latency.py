@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from packaged_toy import orders, searches, toy_parts
 
+from rectrain.errors import StorageError
 from rectrain.inference.predictor import Predictor
 from rectrain.tune import latency
 from rectrain.tune.config import MeasureConfig
@@ -77,6 +78,22 @@ def test_who_measures_waits_for_all_who_compute_and_they_for_it():
     first.join(20)
     second.join(20)
     assert order == ["computed", "computed", "measured"]
+
+
+@pytest.mark.usefixtures("own_lock")
+def test_the_lock_is_a_file_of_this_user_alone(tmp_path: Path) -> None:
+    with busy():
+        (lock,) = tmp_path.glob("*.stopwatch")
+    assert lock.stat().st_mode & 0o777 == 0o600
+    lock.unlink()
+    (tmp_path / "mine").write_text("kept")
+    lock.symlink_to(tmp_path / "mine")
+    with (
+        pytest.raises(StorageError, match=r"lock file: got .*stopwatch \(a symbolic link\)"),
+        busy(),
+    ):
+        pass
+    assert (tmp_path / "mine").read_text() == "kept"
 
 
 @pytest.mark.usefixtures("own_lock")
