@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -32,6 +33,7 @@ __all__ = [
     "Judged",
     "Latency",
     "Measured",
+    "Quiet",
     "TokenisingPredictor",
     "judged_rows",
     "least_share",
@@ -40,6 +42,8 @@ __all__ = [
 ]
 
 Floats = NDArray[np.float32]
+#: A context in which models are timed.
+Quiet = Callable[[], AbstractContextManager[None]]
 
 BATCH_SIZES = (1, 32)
 _CALLS = {1: 120, 32: 40}  # timed calls of each size
@@ -191,6 +195,7 @@ def measure(
     encoder: TextEncoder | None = None,
     num_bytes: int | None = None,
     is_trained: bool = True,
+    quiet: Quiet = nullcontext,
 ) -> Measured:
     """Measures a model on the prepared data of its tasks.
 
@@ -203,6 +208,7 @@ def measure(
         encoder: in the place of the model's own, which torch runs.
         num_bytes: of the stored weights; those of fp32 by default.
         is_trained: whether its heads are; if not, it has no metrics and no latency.
+        quiet: a context in which it is timed.
     """
     own = encoder or open_torch(parts.model.encoder)
     predictor = TokenisingPredictor.of(parts, encoder=own)
@@ -217,17 +223,20 @@ def measure(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        return Measured(
-            name=name,
-            metrics=metrics,
-            num_parameters=num_parameters,
-            num_bytes=4 * num_parameters if num_bytes is None else num_bytes,
-            latency=_latencies(Predictor.of(parts, encoder=own), tables) if is_trained else {},
-            tokens_per_s=_throughput(own, take_texts(texts, every)),
-            backend=own.name,
-        )
+        with quiet():
+            latency = _latencies(Predictor.of(parts, encoder=own), tables) if is_trained else {}
+            tokens_per_s = _throughput(own, take_texts(texts, every))
     finally:
         torch.set_num_threads(before)
+    return Measured(
+        name=name,
+        metrics=metrics,
+        num_parameters=num_parameters,
+        num_bytes=4 * num_parameters if num_bytes is None else num_bytes,
+        latency=latency,
+        tokens_per_s=tokens_per_s,
+        backend=own.name,
+    )
 
 
 def _intervals(

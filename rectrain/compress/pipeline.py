@@ -26,7 +26,7 @@ import torch
 from rectrain.compress.card import small_card
 from rectrain.compress.config import CompressConfig
 from rectrain.compress.cutting import cut_and_refit, open_cut, write_encoder
-from rectrain.compress.measure import Measured, measure, worst_share
+from rectrain.compress.measure import Measured, Quiet, measure, worst_share
 from rectrain.compress.quantize import check_engines, export_graphs, pack
 from rectrain.compress.runs import Run, run_config, train_run
 from rectrain.compress.samples import digest, held_out_texts, renumbered, sample
@@ -103,6 +103,7 @@ class Pipeline:
         config: from `resolve`.
         say: is given the lines that a user should see.
         train: trains a run to its end, from where it is; on the Ray cluster by default.
+        quiet: a context in which models are timed; none by default.
         model: settings of the small model that are other than the teacher's.
 
     Raises:
@@ -116,10 +117,11 @@ class Pipeline:
         *,
         say: Callable[[str], None],
         train: Callable[[RunConfig], None] | None = None,
+        quiet: Quiet = nullcontext,
         model: Mapping[str, Any] | None = None,
     ) -> None:
         self.config, self._say, self._model = config, say, model or {}
-        self._train_run = train or partial(train_run, say=say)
+        self._train_run, self._quiet = train or partial(train_run, say=say), quiet
         self.space = Workspace(config)
         check_engines()
         check_threads(config.threads)
@@ -358,7 +360,10 @@ class Pipeline:
 
     def _measure(self, name: str, parts: ModelParts, **more: Any) -> Measured:
         config = self.config
-        return measure(name, parts, self.data, split=config.split, threads=config.threads, **more)
+        return measure(
+            name, parts, self.data, split=config.split, threads=config.threads, quiet=self._quiet,
+            **more,
+        )  # fmt: skip
 
     def _measure_cut(self) -> Measured:
         """The cut encoder, whose heads are still fresh."""
@@ -375,7 +380,8 @@ class Pipeline:
         candidates = {
             name: partial(self._open_graph, graphs[name]["files"][0]) for name in names or graphs
         }
-        choice = choose(candidates, pack(self._calibration()))
+        with self._quiet():
+            choice = choose(candidates, pack(self._calibration()))
         self._say(f"fastest here: {choice.backend}")
         return self._measure(
             SMALL,

@@ -23,6 +23,7 @@ from rectrain.inference.predictor import Predictor
 from rectrain.package import Card, ModelParts, Package, num_head_bytes, open_package, write_package
 from rectrain.train.build import load_model, load_trained_encoder
 from rectrain.train.checkpoint import manifest_sha256
+from rectrain.train.config import RunConfig
 from rectrain.train.export import base_model, history
 from rectrain.train.selection import find_checkpoint
 from rectrain.train.storage import Store
@@ -31,6 +32,7 @@ from rectrain.tune.latency import time_requests
 from rectrain.tune.pareto import knee, minimised, non_dominated
 from rectrain.tune.quality import values_of
 from rectrain.tune.runs import VECTORS, heads_run, with_settings
+from rectrain.tune.stopwatch import alone, busy, training
 from rectrain.tune.study import Result
 from rectrain.tune.trials import DIRECTIONS, Trial
 from rectrain.tune.workbench import Workbench
@@ -152,7 +154,10 @@ def _int8(bench: Workbench, trial: Trial, folder: Path, *, say: Say) -> Package:
             },
         }
     )
-    Pipeline(resolve(made), say=say, model=found["model"]).run()
+    Pipeline(
+        resolve(made), say=say, train=partial(_train, bench, say=say),
+        quiet=partial(alone, bench.root), model=found["model"],
+    ).run()  # fmt: skip
     return open_package(folder / "made" / "package")
 
 
@@ -161,7 +166,7 @@ def _plain(bench: Workbench, trial: Trial, folder: Path, *, say: Say) -> Package
     _write_cut(bench, trial, folder)
     settings = bench.space.settings(trial.parameters)
     run = heads_run(bench.config, bench.teacher, bench.data, root=folder, settings=settings)
-    train_run(run, say=say)
+    _train(bench, run, say=say)
     loaded = load_model(str(folder / "heads"))
     parts = ModelParts.of(loaded)
     catalogues = {task: one for task, one in bench.data.items() if one.has_items(task)}
@@ -182,6 +187,12 @@ def _plain(bench: Workbench, trial: Trial, folder: Path, *, say: Say) -> Package
     if not (package.path / GOLDEN).exists():
         publish_golden(package)
     return open_package(package.path)
+
+
+def _train(bench: Workbench, run: RunConfig, *, say: Say) -> None:
+    """Trains a run to its end, and nothing of the search is timed beside it."""
+    with training(bench.root):
+        train_run(run, say=say)
 
 
 def _write_cut(bench: Workbench, trial: Trial, folder: Path) -> None:
@@ -206,18 +217,20 @@ def _encoder(bench: Workbench, trial: Trial) -> BertModel:
 def _measured(bench: Workbench, package: Package) -> tuple[Result, str]:
     """A package's objectives by the fastest of its engines, and that engine's name."""
     config, parts = bench.config.measure, package.read()
-    engine = open_engine(
-        package,
-        parts.model.encoder,
-        backend="auto",
-        threads=config.threads,
-        device="cpu",
-        max_length=max(limit.max_length for limit in parts.limits.values()),
-    )
-    predictor = TokenisingPredictor.of(parts, encoder=engine.encoder)
-    tables = {task: predictor.tokenised(task, rows) for task, rows in bench.tables.items()}
-    latency = time_requests(Predictor.of(parts, encoder=engine.encoder), tables, config)
-    values = values_of(predictor, bench.data)
+    with alone(bench.root):  # the engines are timed, too
+        engine = open_engine(
+            package,
+            parts.model.encoder,
+            backend="auto",
+            threads=config.threads,
+            device="cpu",
+            max_length=max(limit.max_length for limit in parts.limits.values()),
+        )
+        predictor = TokenisingPredictor.of(parts, encoder=engine.encoder)
+        tables = {task: predictor.tokenised(task, rows) for task, rows in bench.tables.items()}
+        latency = time_requests(Predictor.of(parts, encoder=engine.encoder), tables, config)
+    with busy():
+        values = values_of(predictor, bench.data)
     num_bytes = _encoder_bytes(package, parts, engine.encoder.name) + num_head_bytes(parts)
     return bench.result(values, latency, num_bytes=num_bytes), engine.encoder.name
 

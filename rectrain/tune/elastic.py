@@ -11,6 +11,7 @@ from rectrain.compress.runs import train_run
 from rectrain.train.storage import Store
 from rectrain.train.usage import read_usage, recorded
 from rectrain.tune.runs import SUPERNET, supernet_run
+from rectrain.tune.stopwatch import busy, training
 from rectrain.tune.workbench import Workbench
 
 __all__ = ["train_supernet"]
@@ -32,12 +33,13 @@ def train_supernet(bench: Workbench, *, say: Callable[[str], None]) -> float:
     store = Store.open(str(bench.root))
     if store.exists(_SPENT):
         return float(json.loads(store.read(_SPENT))["device_seconds"])
-    with recorded(store, work="tune", label=_START, num_threads=torch.get_num_threads(),
-                  on_gpu=False):  # fmt: skip
+    with busy(), recorded(store, work="tune", label=_START, num_threads=torch.get_num_threads(),
+                          on_gpu=False):  # fmt: skip
         bench.start()
     config = supernet_run(bench.config, bench.teacher, bench.data, space=bench.space)
     say(f"training {SUPERNET}: {config.train.num_steps} steps")
-    train_run(config, say=say)
+    with training(bench.root):
+        train_run(config, say=say)
     lives = [life for life in read_usage(store) if life.label == _START]
     lives += read_usage(store.sub(SUPERNET))
     spent = sum(life.device_seconds for life in lives)

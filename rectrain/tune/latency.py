@@ -1,8 +1,4 @@
-"""How long a request takes, measured alone on its machine.
-
-Trials judge models on all cores of a machine at a time, and would disturb each other's clocks. So
-each holds the machine's lock together with the others while it computes, and by itself while it
-measures. It is a lock of the kernel's on a file of the machine: a process that dies lets go.
+"""How long a request takes, measured alone on its machine; see `stopwatch`.
 
 Latency is a matter of a shape and not of weights, so each shape is measured once on each kind of
 processor, with fresh ones.
@@ -10,13 +6,10 @@ processor, with fresh ones.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import json
-import os
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,15 +27,14 @@ from rectrain.compress.samples import unpack
 from rectrain.data.batch import distinct_texts
 from rectrain.inference.predictor import Predictor
 from rectrain.package import ModelParts
-from rectrain.train.storage import Store, lock_file
+from rectrain.train.storage import Store
 from rectrain.train.usage import cpu_name
 from rectrain.tune.config import MeasureConfig
+from rectrain.tune.stopwatch import alone
 
-__all__ = ["Latency", "LatencyTable", "alone", "busy", "measure_latency", "time_requests"]
+__all__ = ["Latency", "LatencyTable", "measure_latency", "time_requests"]
 
 _SCALING_TEXTS = 20
-_SILENT_S = 30.0  # that one waits before it says so
-_WAITS = "tune: waits for another trial or search on this machine (it holds {path})"
 
 
 @dataclass(frozen=True)
@@ -58,28 +50,6 @@ class Latency:
     p99_ms: float
 
 
-def busy() -> Any:
-    """A context in which this process computes beside others of this machine's searches."""
-    return _held(fcntl.LOCK_SH)
-
-
-def alone() -> Any:
-    """A context in which no other process of this machine's searches computes."""
-    return _held(fcntl.LOCK_EX)
-
-
-@contextmanager
-def _held(kind: int) -> Iterator[None]:
-    path = Path(tempfile.gettempdir()) / f"rectrain-{os.getuid()}.stopwatch"
-    with lock_file(path, mode=0o600) as file:  # others write into that folder, too
-        waits = threading.Timer(_SILENT_S, print, [_WAITS.format(path=path)], {"flush": True})
-        waits.daemon = True
-        waits.start()
-        fcntl.flock(file, kind)
-        waits.cancel()
-        yield
-
-
 class LatencyTable:
     """Latencies of shapes, a file each; what is there of a processor as this is not measured again.
 
@@ -87,13 +57,14 @@ class LatencyTable:
         spent_s: seconds that this process measured, without those that it waited.
 
     Args:
-        folder: of the files.
+        root: the search's folder; the files are in its latency/.
         config: how they are measured.
         tables: task -> rows that requests are made of.
     """
 
-    def __init__(self, folder: Path, config: MeasureConfig, tables: Mapping[str, pa.Table]) -> None:
-        self._store, self._config, self._tables = Store.open(str(folder)), config, tables
+    def __init__(self, root: Path, config: MeasureConfig, tables: Mapping[str, pa.Table]) -> None:
+        self._root, self._store = root, Store.open(str(root / "latency"))
+        self._config, self._tables = config, tables
         self.spent_s = 0.0
 
     def of(self, key: Mapping[str, Any], make: Callable[[], ModelParts]) -> Latency:
@@ -107,7 +78,7 @@ class LatencyTable:
         name = f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
         if not self._store.exists(name):
             parts = make()
-            with alone():
+            with alone(self._root):
                 if not self._store.exists(name):  # another trial may have been faster
                     began = time.monotonic()
                     found = measure_latency(parts, self._tables, self._config)

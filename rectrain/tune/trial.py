@@ -18,9 +18,9 @@ from rectrain.errors import without_credentials
 from rectrain.train.storage import Store
 from rectrain.train.usage import read_usage, recorded
 from rectrain.tune.config import SearchConfig
-from rectrain.tune.latency import busy
 from rectrain.tune.objective import lifts
 from rectrain.tune.runs import separate_run
+from rectrain.tune.stopwatch import busy, training
 from rectrain.tune.study import Question, Result, read_result, write_result
 from rectrain.tune.workbench import Workbench
 
@@ -142,7 +142,9 @@ def _separate(bench: Workbench, question: Question, report: Report) -> Result:
         settings = bench.space.settings(point)
         run = separate_run(config, bench.teacher, bench.data, root=folder, settings=settings)
         seconds = time.monotonic() - began
+    with training(bench.root):
         train_run(run, say=_log, listen=listen if config.asha else None)
+    with busy():
         began = time.monotonic()
         with _noted(config, question):
             values = bench.run_values(folder / "run")

@@ -96,7 +96,7 @@ class Workbench:
 
     @cached_property
     def _latencies(self) -> LatencyTable:
-        return LatencyTable(self.root / "latency", self.config.measure, self.tables)
+        return LatencyTable(self.root, self.config.measure, self.tables)
 
     def latency(self, point: Point) -> Latency:
         """What a point's model takes, measured alone."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from pathlib import Path
 
 import pytest
 from packaged_toy import orders, searches, toy_parts
 
-from rectrain.errors import StorageError
 from rectrain.inference.predictor import Predictor
-from rectrain.tune import latency
+from rectrain.tune import latency, stopwatch
 from rectrain.tune.config import MeasureConfig
-from rectrain.tune.latency import Latency, LatencyTable, alone, busy, measure_latency
+from rectrain.tune.latency import Latency, LatencyTable, measure_latency
 
 CONFIG = MeasureConfig(backend="torch", rows=4, requests=6, rounds=3)
 
@@ -21,79 +18,7 @@ CONFIG = MeasureConfig(backend="torch", rows=4, requests=6, rounds=3)
 @pytest.fixture
 def own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock that a search on this machine doesn't hold."""
-    monkeypatch.setattr(latency.tempfile, "gettempdir", lambda: str(tmp_path))
-
-
-@pytest.mark.usefixtures("own_lock")
-def test_who_waits_long_says_for_what(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(latency, "_SILENT_S", 0.05)
-    with busy(), busy():
-        time.sleep(0.2)
-    assert capsys.readouterr().out == ""
-    entered, leave = threading.Event(), threading.Event()
-
-    def compute() -> None:
-        with busy():
-            entered.set()
-            leave.wait(20)
-
-    first = threading.Thread(target=compute)
-    first.start()
-    entered.wait(20)
-    release = threading.Timer(0.5, leave.set)
-    release.start()
-    with alone():
-        pass
-    first.join()
-    assert capsys.readouterr().out.startswith("tune: waits for another trial or search")
-
-
-@pytest.mark.usefixtures("own_lock")
-def test_who_measures_waits_for_all_who_compute_and_they_for_it():
-    order: list[str] = []
-    entered, leave = threading.Event(), threading.Event()
-
-    def compute() -> None:
-        with busy():
-            entered.set()
-            leave.wait(20)
-            order.append("computed")
-
-    def measure() -> None:
-        with alone():
-            order.append("measured")
-
-    first = threading.Thread(target=compute)
-    first.start()
-    assert entered.wait(20)
-    with busy():  # beside the other one
-        order.append("computed")
-    second = threading.Thread(target=measure)
-    second.start()
-    second.join(0.2)
-    assert order == ["computed"] and second.is_alive()
-    leave.set()
-    first.join(20)
-    second.join(20)
-    assert order == ["computed", "computed", "measured"]
-
-
-@pytest.mark.usefixtures("own_lock")
-def test_the_lock_is_a_file_of_this_user_alone(tmp_path: Path) -> None:
-    with busy():
-        (lock,) = tmp_path.glob("*.stopwatch")
-    assert lock.stat().st_mode & 0o777 == 0o600
-    lock.unlink()
-    (tmp_path / "mine").write_text("kept")
-    lock.symlink_to(tmp_path / "mine")
-    with (
-        pytest.raises(StorageError, match=r"lock file: got .*stopwatch \(a symbolic link\)"),
-        busy(),
-    ):
-        pass
-    assert (tmp_path / "mine").read_text() == "kept"
+    monkeypatch.setattr(stopwatch.tempfile, "gettempdir", lambda: str(tmp_path))
 
 
 @pytest.mark.usefixtures("own_lock")
