@@ -85,6 +85,38 @@ def test_other_settings_make_a_model_anew_and_the_same_ones_do_not(tmp_path, mon
     assert made == ["trial-0003-plain-3", "trial-0003-plain-4", "trial-0003-int8-200-4-0.002"]
 
 
+def test_a_package_is_timed_alone_and_judged_beside_others(tmp_path, monkeypatch, held):
+    """Which of its engines is the fastest is measured, too."""
+    steps = []
+
+    def step(name, result):
+        def called(*_, **__):
+            steps.append((name, held()))
+            return result
+
+        return called
+
+    engine = SimpleNamespace(encoder=SimpleNamespace(name="torch"))
+    monkeypatch.setattr(chosen, "open_engine", step("chosen", engine))
+    monkeypatch.setattr(chosen, "time_requests", step("timed", None))
+    monkeypatch.setattr(chosen, "values_of", step("judged", {}))
+    for name in ("TokenisingPredictor", "Predictor"):
+        monkeypatch.setattr(chosen, name, SimpleNamespace(of=lambda *_, **__: None))
+    monkeypatch.setattr(chosen, "_encoder_bytes", lambda *_: 1)
+    monkeypatch.setattr(chosen, "num_head_bytes", lambda *_: 1)
+    bench = SimpleNamespace(
+        root=tmp_path, config=SearchConfig(teacher="t", output=str(tmp_path)), tables={}, data={},
+        result=lambda *_, **__: Result(),
+    )  # fmt: skip
+    limits = {"risk": SimpleNamespace(max_length=8)}
+    parts = SimpleNamespace(model=SimpleNamespace(encoder=None), limits=limits)
+    package = SimpleNamespace(read=lambda: parts)
+    assert chosen._measured(bench, package) == (Result(), "torch")
+    alone = {"training": "alone", "stopwatch": "alone"}
+    beside = {"stopwatch": "with others"}
+    assert steps == [("chosen", alone), ("timed", alone), ("judged", beside)]
+
+
 def test_what_was_made_stands_beside_what_its_trial_promised(tmp_path, monkeypatch):
     """A package is timed anew, and may be slower than its shape was, and than a limit."""
     package = SimpleNamespace(path=tmp_path / "package", version="v1")

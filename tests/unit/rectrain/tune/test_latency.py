@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from packaged_toy import orders, searches, toy_parts
 
 from rectrain.inference.predictor import Predictor
-from rectrain.tune import latency, stopwatch
+from rectrain.tune import latency
 from rectrain.tune.config import MeasureConfig
 from rectrain.tune.latency import Latency, LatencyTable, measure_latency
 
 CONFIG = MeasureConfig(backend="torch", rows=4, requests=6, rounds=3)
 
 
-@pytest.fixture
-def own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lock that a search on this machine doesn't hold."""
-    monkeypatch.setattr(stopwatch.tempfile, "gettempdir", lambda: str(tmp_path))
-
-
-@pytest.mark.usefixtures("own_lock")
-def test_a_shape_is_measured_once_and_another_way_of_measuring_anew(tmp_path, monkeypatch):
+def test_a_shape_is_measured_once_and_another_way_of_measuring_anew(tmp_path, monkeypatch, held):
     calls: list[str] = []
 
     def measured(parts, tables, config) -> Latency:
+        assert held() == {"training": "alone", "stopwatch": "alone"}
         calls.append(parts)
         return Latency(0.5, 7.0)
 

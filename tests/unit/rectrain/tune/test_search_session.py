@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prepared_toy import PRICE, write_encoder, write_prepared
 from untrained import write_run
 
+from rectrain.compress import measure as measuring
+from rectrain.compress import pipeline
+from rectrain.compress.config import CompressConfig
 from rectrain.compress.pipeline import Pipeline
 from rectrain.errors import ConfigError
+from rectrain.inference.backends import open_torch
 from rectrain.train.config import RunConfig
-from rectrain.tune import chosen
+from rectrain.tune import chosen, elastic
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.runs import heads_run
 from rectrain.tune.session import Session
@@ -136,7 +142,7 @@ def trained(bench: Workbench, trial: Trial, monkeypatch: pytest.MonkeyPatch) -> 
     runs: list[RunConfig] = []
 
     class Compression(Pipeline):
-        def __init__(self, config: Any, *, say: Any, model: Any) -> None:
+        def __init__(self, config: Any, *, say: Any, model: Any, **_: Any) -> None:
             self.config, self._model = config, model
             self.teacher, self.data, self._paths = bench.teacher, bench.data, ["data"]
 
@@ -154,3 +160,101 @@ def trained(bench: Workbench, trial: Trial, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(InterruptedError):
         chosen.finish(bench, trial, say=pytest.fail)
     return runs
+
+
+@pytest.mark.parametrize("package", ["plain", "int8"])
+def test_a_chosen_model_is_trained_where_nothing_is_timed_and_timed_alone(
+    session: Opened, monkeypatch: pytest.MonkeyPatch, held: Callable[[], Any], package: str
+) -> None:
+    """What a compression times, too: it tells of each model on its way how fast it is."""
+    steps: list[tuple[str, dict[str, str]]] = []
+    bench = session(finish={"package": package}).bench
+    trial = Trial(0, bench.space.largest, "complete", Objectives(0.5, 1.0, 10.0))
+
+    class Compression:
+        def __init__(self, config: Any, *, train: Any, quiet: Any, **_: Any) -> None:
+            self._train, self._quiet = train, quiet
+
+        def run(self) -> None:
+            with self._quiet():
+                steps.append(("timed", held()))
+            self._train("a run")
+
+    def train(run: Any, *, say: Any) -> None:
+        steps.append(("trained", held()))
+        raise InterruptedError
+
+    monkeypatch.setattr(chosen, "Pipeline", Compression)
+    monkeypatch.setattr(chosen, "train_run", train)
+    monkeypatch.setattr(chosen, "_write_cut", lambda *_: None)
+    with pytest.raises(InterruptedError):
+        chosen.finish(bench, trial, say=pytest.fail)
+    timed = ("timed", {"training": "alone", "stopwatch": "alone"})
+    trained = ("trained", {"training": "with others"})
+    assert steps == ([timed, trained] if package == "int8" else [trained])
+
+
+def test_the_super_network_is_trained_where_nothing_is_timed(
+    session: Opened, monkeypatch: pytest.MonkeyPatch, held: Callable[[], Any]
+) -> None:
+    steps: list[tuple[str, dict[str, str]]] = []
+    bench = session().bench
+
+    def cut(*_: Any, **__: Any) -> None:
+        steps.append(("cut", held()))
+
+    def train(*_: Any, **__: Any) -> None:
+        steps.append(("trained", held()))
+
+    monkeypatch.setattr(Workbench, "cut_encoder", cut)
+    monkeypatch.setattr(elastic, "train_run", train)
+    elastic.train_supernet(bench, say=lambda text: None)
+    assert steps == [
+        ("cut", {"stopwatch": "with others"}),
+        ("trained", {"training": "with others"}),
+    ]
+
+
+def test_a_compression_times_its_models_in_the_context_that_it_is_given(
+    session: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside, steps = [False], []
+    bench = session().bench
+
+    @contextmanager
+    def quiet() -> Iterator[None]:
+        inside[0] = True
+        yield
+        inside[0] = False
+
+    def step(name: str, result: Any) -> Callable[..., Any]:
+        def called(*_: Any, **__: Any) -> Any:
+            steps.append((name, inside[0]))
+            return result
+
+        return called
+
+    class Compression(Pipeline):
+        def __init__(self) -> None:
+            self.config = CompressConfig(teacher="t", output="o", split="validation")
+            self.data, self._quiet, self._say = bench.data, quiet, lambda text: None
+
+        def _small(self) -> Any:
+            return bench.parts
+
+        def _graphs(self) -> Any:
+            return {"torch": {"num_bytes": 1, "files": ["none"]}}
+
+        def _calibration(self) -> Any:
+            return [[1, 2]]
+
+        def _open_graph(self, file: str) -> Any:
+            return open_torch(bench.parts.model.encoder)
+
+    choice = SimpleNamespace(backend="torch")
+    monkeypatch.setattr(pipeline, "choose", step("engines", choice))
+    monkeypatch.setattr(measuring, "_intervals", step("judged", {}))
+    monkeypatch.setattr(measuring, "_latencies", step("requests", {}))
+    monkeypatch.setattr(measuring, "_throughput", step("texts", 1.0))
+    Compression()._measure_small()
+    assert steps == [("engines", True), ("judged", False), ("requests", True), ("texts", True)]

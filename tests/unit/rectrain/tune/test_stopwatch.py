@@ -20,13 +20,6 @@ PATIENCE_S = 600.0
 SPAWN = multiprocessing.get_context("spawn")
 
 
-@pytest.fixture(autouse=True)
-def own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Locks that no search on this machine holds; also of processes that a test starts."""
-    monkeypatch.setattr(stopwatch.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-
-
 def test_who_waits_long_says_for_what(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,7 +76,7 @@ def test_who_measures_waits_for_all_who_compute_and_they_for_it(tmp_path: Path) 
 
 def test_the_lock_is_a_file_of_this_user_alone(tmp_path: Path) -> None:
     with busy():
-        (lock,) = tmp_path.glob("*.stopwatch")
+        (lock,) = (tmp_path / "locks").glob("*.stopwatch")
     assert lock.stat().st_mode & 0o777 == 0o600
     lock.unlink()
     (tmp_path / "mine").write_text("kept")

@@ -95,7 +95,10 @@ def test_validations_on_the_way_are_told_and_that_of_the_last_step_is_not(tmp_pa
     assert [one["mean_lift"] for one in told] == pytest.approx([(0.5 + 0.0) / 2, (1.0 + 0.5) / 2])
 
 
-def test_a_separate_trial_does_not_count_the_time_in_which_its_workers_train(tmp_path, monkeypatch):
+def test_a_separate_trial_does_not_count_the_time_in_which_its_workers_train(
+    tmp_path, monkeypatch, held
+):
+    """Nor does it compute then: it holds what keeps clocks from its training."""
     config = SearchConfig(teacher="t", output=str(tmp_path), way="separate", threads_per_trial=3)
     noted, steps = [], []
 
@@ -109,7 +112,7 @@ def test_a_separate_trial_does_not_count_the_time_in_which_its_workers_train(tmp
         """Keeps what is being noted while it runs."""
 
         def called(*_, **__):
-            steps.append((name, list(noted)))
+            steps.append((name, list(noted), held()))
             return result
 
         return called
@@ -126,4 +129,10 @@ def test_a_separate_trial_does_not_count_the_time_in_which_its_workers_train(tmp
     monkeypatch.setattr(trial.torch, "set_num_threads", lambda count: None)
     assert trial.answer(config, Question(4, {}), report=pytest.fail) == Result()
     own = [(str(tmp_path), "trial 4", 3)]
-    assert steps == [("cut", own), ("train", []), ("values", own), ("judged", own)]
+    beside = {"stopwatch": "with others"}
+    assert steps == [
+        ("cut", own, beside),
+        ("train", [], {"training": "with others"}),
+        ("values", own, beside),
+        ("judged", own, {}),
+    ]
