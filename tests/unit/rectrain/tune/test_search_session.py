@@ -253,6 +253,7 @@ def test_a_compression_times_its_models_in_the_context_that_it_is_given(
 
     choice = SimpleNamespace(backend="torch")
     monkeypatch.setattr(pipeline, "choose", step("engines", choice))
+    monkeypatch.setattr(measuring.TokenisingPredictor, "tokenised", lambda self, task, rows: rows)
     monkeypatch.setattr(measuring, "_intervals", step("judged", {}))
     monkeypatch.setattr(measuring, "_latencies", step("requests", {}))
     monkeypatch.setattr(measuring, "_throughput", step("texts", 1.0))
