@@ -27,7 +27,7 @@ from rectrain.train.export import base_model, history
 from rectrain.train.selection import find_checkpoint
 from rectrain.train.storage import Store
 from rectrain.tune.config import FinishConfig
-from rectrain.tune.latency import time_requests
+from rectrain.tune.latency import alone, time_requests
 from rectrain.tune.pareto import knee, minimised, non_dominated
 from rectrain.tune.quality import values_of
 from rectrain.tune.runs import VECTORS, heads_run, with_settings
@@ -216,7 +216,8 @@ def _measured(bench: Workbench, package: Package) -> tuple[Result, str]:
     )
     predictor = TokenisingPredictor.of(parts, encoder=engine.encoder)
     tables = {task: predictor.tokenised(task, rows) for task, rows in bench.tables.items()}
-    latency = time_requests(Predictor.of(parts, encoder=engine.encoder), tables, config)
+    with alone():
+        latency = time_requests(Predictor.of(parts, encoder=engine.encoder), tables, config)
     values = values_of(predictor, bench.data)
     num_bytes = _encoder_bytes(package, parts, engine.encoder.name) + num_head_bytes(parts)
     return bench.result(values, latency, num_bytes=num_bytes), engine.encoder.name

@@ -2,7 +2,12 @@
 
 Trials judge models on all cores of a machine at a time, and would disturb each other's clocks. So
 each holds the machine's lock together with the others while it computes, and by itself while it
-measures. It is a lock of the kernel's on a file of the machine: a process that dies lets go.
+measures. They are locks of the kernel's on files of the machine: a process that dies lets go.
+
+Who waits to measure holds a second one, the gate: who wants to compute waits there, or computing
+that begins anew all of the time would let nobody measure. It waits for a minute at most: what
+computes may need what the one at the gate holds, a CPU of the cluster's. Who computes must not ask
+for either a second time.
 
 Latency is a matter of a shape and not of weights, so each shape is measured once on each kind of
 processor, with fresh ones.
@@ -19,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +37,7 @@ import torch
 from rectrain.compress.openvino import OPENVINO
 from rectrain.compress.samples import unpack
 from rectrain.data.batch import distinct_texts
+from rectrain.errors import StorageError
 from rectrain.inference.predictor import Predictor
 from rectrain.package import ModelParts
 from rectrain.train.storage import Store
@@ -42,6 +48,7 @@ __all__ = ["Latency", "LatencyTable", "alone", "busy", "measure_latency", "time_
 
 _SCALING_TEXTS = 20
 _SILENT_S = 30.0  # that one waits before it says so
+_GATE_S, _POLL_S = 60.0, 0.05  # at the gate
 _WAITS = "tune: waits for another trial or search on this machine (it holds {path})"
 
 
@@ -60,24 +67,64 @@ class Latency:
 
 def busy() -> Any:
     """A context in which this process computes beside others of this machine's searches."""
-    return _held(fcntl.LOCK_SH)
+    return _computing()
 
 
 def alone() -> Any:
     """A context in which no other process of this machine's searches computes."""
-    return _held(fcntl.LOCK_EX)
+    return _measuring()
 
 
 @contextmanager
-def _held(kind: int) -> Iterator[None]:
-    path = Path(tempfile.gettempdir()) / f"rectrain-{os.getuid()}.stopwatch"
-    with path.open("w") as file:
-        waits = threading.Timer(_SILENT_S, print, [_WAITS.format(path=path)], {"flush": True})
-        waits.daemon = True
-        waits.start()
-        fcntl.flock(file, kind)
-        waits.cancel()
+def _computing() -> Iterator[None]:
+    with _opened("gate") as gate:
+        for _ in range(round(_GATE_S / _POLL_S)):
+            with suppress(BlockingIOError):
+                fcntl.flock(gate, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                break
+            time.sleep(_POLL_S)
+    with _opened("stopwatch") as file:
+        _lock(file, fcntl.LOCK_SH)
         yield
+
+
+@contextmanager
+def _measuring() -> Iterator[None]:
+    with _opened("gate") as gate, _opened("stopwatch") as file:
+        _lock(gate, fcntl.LOCK_EX)
+        _lock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _lock(file: int, kind: int) -> None:
+    waiting = _WAITS.format(path=_path("stopwatch"))
+    waits = threading.Timer(_SILENT_S, print, [waiting], {"flush": True})
+    waits.daemon = True
+    waits.start()
+    fcntl.flock(file, kind)
+    waits.cancel()
+
+
+def _path(name: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"rectrain-{os.getuid()}.{name}"
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[int]:
+    """A file of this user's; closed, it is unlocked."""
+    path = _path(name)
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StorageError(
+            what=f"lock {path}", got=error.strerror or str(error),
+            rule="must be a file of this user's, and no link",
+            fix="remove it, or set TMPDIR to a folder of your own",
+        ) from error  # fmt: skip
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 class LatencyTable:
@@ -127,7 +174,7 @@ def measure_latency(
         tables: task -> prepared rows.
         config: how.
     """
-    with _opened(parts, tables, config) as predictor:
+    with _in_engine(parts, tables, config) as predictor:
         return time_requests(predictor, tables, config)
 
 
@@ -161,7 +208,7 @@ def time_requests(
 
 
 @contextmanager
-def _opened(
+def _in_engine(
     parts: ModelParts, tables: Mapping[str, pa.Table], config: MeasureConfig
 ) -> Iterator[Predictor]:
     """The model with its encoder in the engine."""

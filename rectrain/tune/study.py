@@ -148,6 +148,7 @@ class SearchStudy:
             if found is not None:
                 self.tell(trial.number, found)
             elif first == trial.number:
+                self._mark(trial.number)
                 left.append(Question(trial.number, dict(trial.params)))
             else:
                 self._drop(trial.number, known=first)
@@ -179,7 +180,19 @@ class SearchStudy:
 
     def _asked(self) -> Question:
         trial = self._study.ask(self._space.distributions())
+        self._mark(trial.number)
         return Question(trial.number, dict(trial.params))
+
+    def _mark(self, number: int) -> None:
+        """Gives a trial its generation where the sampler has some: Optuna does for points that it
+        draws itself alone, and a generation of others would never be full."""
+        import optuna
+
+        sampler = self._study.sampler
+        if isinstance(sampler, optuna.samplers.NSGAIISampler):
+            trials = self._study.get_trials(deepcopy=False)
+            trial = next(one for one in trials if one.number == number)
+            sampler.get_trial_generation(self._study, trial)
 
     def _drop(self, number: int, *, known: int) -> None:
         """Makes no trial of a point that trial `known` tries; see `trials.trials_of`."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from datetime import UTC, datetime
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
-from rectrain.tune import chosen
+from rectrain.tune import chosen, latency
 from rectrain.tune.chosen import choose, finish, folder_name
 from rectrain.tune.config import FinishConfig, SearchConfig
+from rectrain.tune.latency import Latency
 from rectrain.tune.study import Result
 from rectrain.tune.tracking import TrialTracker
 from rectrain.tune.trials import Objectives, Trial
@@ -104,6 +107,31 @@ def test_what_was_made_stands_beside_what_its_trial_promised(tmp_path, monkeypat
     earlier = {name: value for name, value in facts.items() if name != "promised"}
     made.write_text(json.dumps(earlier))  # of a version that did not note it
     assert finish(bench, one, say=pytest.fail) == facts
+
+
+def test_a_package_is_timed_while_nothing_else_computes(tmp_path, monkeypatch):
+    monkeypatch.setattr(latency.tempfile, "gettempdir", lambda: str(tmp_path))
+    timed, leave = threading.Event(), threading.Event()
+
+    def time_requests(*_):
+        timed.set()
+        assert leave.is_set()
+        return Latency(0.001, 2.0)
+
+    everything = MagicMock()
+    for name in ("open_engine", "TokenisingPredictor", "Predictor", "values_of", "_encoder_bytes"):
+        monkeypatch.setattr(chosen, name, everything)
+    monkeypatch.setattr(chosen, "num_head_bytes", lambda parts: 0)
+    monkeypatch.setattr(chosen, "time_requests", time_requests)
+    package = MagicMock()
+    package.read.return_value.limits = {"risk": SimpleNamespace(max_length=8)}
+    timing = threading.Thread(target=chosen._measured, args=[MagicMock(tables={}), package])
+    with latency.busy():
+        timing.start()
+        assert not timed.wait(0.3)
+        leave.set()
+    timing.join(20)
+    assert timed.is_set() and not timing.is_alive()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from packaged_toy import orders, searches, toy_parts
 
+from rectrain.errors import StorageError
 from rectrain.inference.predictor import Predictor
 from rectrain.tune import latency
 from rectrain.tune.config import MeasureConfig
@@ -47,6 +48,62 @@ def test_who_waits_long_says_for_what(
         pass
     first.join()
     assert capsys.readouterr().out.startswith("tune: waits for another trial or search")
+
+
+@pytest.mark.usefixtures("own_lock")
+def test_who_computes_again_and_again_lets_who_waits_measure():
+    """Two by turns, so that one of them holds the lock at any moment."""
+    stop, measured = threading.Event(), threading.Event()
+    turns = [threading.Event(), threading.Event()]
+
+    def compute(own: int) -> None:
+        while not stop.is_set():
+            with busy():
+                turns[own].set()
+                turns[1 - own].wait(0.3)  # until the other one has it, too
+                turns[1 - own].clear()
+
+    def measure() -> None:
+        with alone():
+            measured.set()
+
+    threads = [threading.Thread(target=compute, args=[own]) for own in (0, 1)]
+    for thread in [*threads, last := threading.Thread(target=measure)]:
+        thread.start()
+    try:
+        assert measured.wait(20)
+    finally:
+        stop.set()
+    for thread in [*threads, last]:
+        thread.join(20)
+
+
+@pytest.mark.usefixtures("own_lock")
+def test_who_waits_at_the_gate_for_long_goes_in(monkeypatch: pytest.MonkeyPatch):
+    """What computes may need a CPU that it holds."""
+    monkeypatch.setattr(latency, "_GATE_S", 0.2)
+    with busy():
+        first = threading.Thread(target=lambda: alone().__enter__(), daemon=True)
+        first.start()
+        time.sleep(0.3)
+        with busy():
+            pass
+        assert first.is_alive()  # it measures later
+    first.join(20)
+    assert not first.is_alive()
+
+
+def test_the_lock_is_this_users_alone_and_no_link(own_lock: None, tmp_path: Path):
+    with busy():
+        files = sorted(tmp_path.glob("rectrain-*"))
+        assert [path.suffix for path in files] == [".gate", ".stopwatch"]
+        assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
+    for path in files:
+        path.unlink()
+        path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="no link"), busy():
+        pass
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.usefixtures("own_lock")

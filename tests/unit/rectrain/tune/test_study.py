@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from types import SimpleNamespace
 
 import pytest
@@ -69,6 +70,26 @@ def test_the_smallest_shape_is_tried_first_and_once(open_again, sampler, seed):
     tried = [study.ask().parameters for _ in range(4)]
     smallest = {"layers": 1, "heads": 1}
     assert [smallest.items() <= one.items() for one in tried] == [True, False, False, False]
+
+
+def test_every_point_belongs_to_a_generation_whoever_drew_it(open_again, tmp_path):
+    """Also the smallest shape, which is given, and what a killed driver had only just drawn."""
+    key = "NSGAIISampler:generation"
+
+    def generations() -> list[int]:
+        trials = open_study(tmp_path / "study.db").get_trials()
+        return [one.system_attrs[key] for one in trials if one.state.name == "COMPLETE"]
+
+    study = open_again(sampler="nsga2", num_trials=9)
+    for _ in range(2):
+        study.tell(study.ask().number, result())
+    study.ask()
+    with sqlite3.connect(tmp_path / "study.db") as file:  # killed before it was marked
+        file.execute("DELETE FROM trial_system_attributes WHERE key = ? AND trial_id = 3", [key])
+    study = open_again(sampler="nsga2", num_trials=9)
+    while (question := study.ask()) is not None:
+        study.tell(question.number, result(question.parameters["layers"] / 4))
+    assert generations() == [0, 0, 0, 0, 1, 1, 1, 1, 2]  # of four, as 9 trials have
 
 
 def test_it_ends_after_enough_trials_failed_ones_among_them(open_again):
