@@ -52,29 +52,29 @@ def test_who_waits_long_says_for_what(
 
 @pytest.mark.usefixtures("own_lock")
 def test_who_computes_again_and_again_lets_who_waits_measure():
-    """Two by turns, so that one of them holds the lock at any moment."""
+    """There are so many that some hold the lock at any moment."""
     stop, measured = threading.Event(), threading.Event()
-    turns = [threading.Event(), threading.Event()]
 
-    def compute(own: int) -> None:
+    def compute() -> None:
         while not stop.is_set():
             with busy():
-                turns[own].set()
-                turns[1 - own].wait(0.3)  # until the other one has it, too
-                turns[1 - own].clear()
+                time.sleep(0.05)
 
     def measure() -> None:
         with alone():
             measured.set()
 
-    threads = [threading.Thread(target=compute, args=[own]) for own in (0, 1)]
-    for thread in [*threads, last := threading.Thread(target=measure)]:
+    threads = [threading.Thread(target=compute) for _ in range(6)]
+    for place, thread in enumerate(threads):
         thread.start()
+        time.sleep(0.007 * place)
+    threads.append(threading.Thread(target=measure))
+    threads[-1].start()
     try:
-        assert measured.wait(20)
+        assert measured.wait(10)
     finally:
         stop.set()
-    for thread in [*threads, last]:
+    for thread in threads:
         thread.join(20)
 
 
