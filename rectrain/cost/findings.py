@@ -11,7 +11,7 @@ import numpy as np
 
 from rectrain.cost.case import Case, Hosting, Strategy, strategies
 from rectrain.cost.fleet import Fleet, fleet
-from rectrain.cost.forecast import Forecast, break_even, forecast, payback
+from rectrain.cost.forecast import Forecast, break_even, forecast, lead, payback
 from rectrain.cost.machines import Purchase, Route, Server
 from rectrain.cost.plan import Bounds, Choice, Plan, choose
 from rectrain.cost.ranges import Effect, Range, draw, sensitivity, spread_of
@@ -25,13 +25,15 @@ _FACTORS = tuple(float(f) for f in np.round(10.0 ** np.linspace(-1, 3, 33), 6))
 
 class Crossing(NamedTuple):
     """one costs no more than other from `rates` on (requests a second, each is a change of the
-    cheaper one), and what it costs more at first is back after `month` months (0: it never is
-    more; None: not within the horizon)."""
+    cheaper one). With the worth of the answers, by costs alone where nothing is worth anything, it
+    is `behind` by at most so much money, and no more after `month` months (0: it never is; None:
+    not within the horizon)."""
 
     one: str
     other: str
     rates: tuple[float, ...]
     month: int | None
+    behind: float
 
 
 class Step(NamedTuple):
@@ -254,7 +256,9 @@ def _crossings(
     for one in routes:
         if one != "large" and "large" in routes:
             rates = break_even(case, chosen[one], chosen["large"])
-            found.append(Crossing(one, "large", rates, payback(routes[one], routes["large"])))
+            behind = max(0.0, -float(lead(routes[one], routes["large"]).min()))
+            month = payback(routes[one], routes["large"])
+            found.append(Crossing(one, "large", rates, month, behind))
     return found
 
 
@@ -282,8 +286,8 @@ def _monthly(one: Strategy) -> Callable[[Case], float]:
 
 
 def _lead(one: Strategy, other: Strategy) -> Callable[[Case], float]:
-    def lead(case: Case) -> float:
-        ahead = forecast(case, one).net - forecast(case, other).net
-        return ahead / case.traffic.horizon_months
+    def ahead(case: Case) -> float:
+        more = forecast(case, one).net - forecast(case, other).net
+        return more / case.traffic.horizon_months
 
-    return lead
+    return ahead

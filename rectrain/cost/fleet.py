@@ -30,6 +30,8 @@ from rectrain.cost.traffic import Floats
 
 __all__ = ["Fleet", "fleet"]
 
+_STEPS = 200  # of a number of machines: a step is at most this part of it
+
 
 @dataclass(frozen=True)
 class Fleet:
@@ -74,14 +76,21 @@ def fleet(case: Case, route: Route, strategy: Strategy) -> Fleet:
         if needed is not None and strategy.hosting == "own":
             found.append(_on_own(case, route, owned, held(server, needed), mean))
         elif needed is not None:
-            counts = range(1, max(2, int(needed.max())))
-            found += _both(case, route, strategy.purchase, owned, counts, rates)
+            counts = _counts(int(needed.max()))
+            found.append(_cheapest(_both(case, route, strategy.purchase, owned, counts, rates)))
     return _cheapest(found)
 
 
-def _cheapest(found: list[Fleet]) -> Fleet:
-    assert found, "a strategy for which there are no machines"
-    return min(found, key=lambda one: one.cost)
+def _cheapest(found: Iterable[Fleet]) -> Fleet:
+    return min(found, key=lambda one: one.cost)  # a strategy has machines; see `strategies`
+
+
+def _counts(needed: int) -> Iterator[int]:
+    """Numbers of machines below what is needed, at least 1: all to 400, then in steps of 0.5%."""
+    count = 1
+    while count < max(2, needed):
+        yield count
+        count += max(1, count // _STEPS)
 
 
 def _needed(case: Case, route: Route, server: Server, rates: Floats) -> Floats | None:

@@ -20,7 +20,7 @@ from rectrain.cost.ledger import Entry, Ledger, exact
 from rectrain.cost.lines import Line, labour_lines, software_lines, training_lines
 from rectrain.cost.traffic import SECONDS_PER_MONTH, Floats
 
-__all__ = ["Forecast", "break_even", "forecast", "payback"]
+__all__ = ["Forecast", "break_even", "forecast", "lead", "payback"]
 
 _GRID, _RANGE = 284, 1000.0  # steps of 1000 ** (2 / 284) = 1.05
 
@@ -154,17 +154,23 @@ def forecast(case: Case, strategy: Strategy, *, served: Fleet | None = None) -> 
 # --- comparisons -------------------------------------------------------------------------------
 
 
+def lead(one: Forecast, other: Forecast) -> Floats:
+    """float64 [H]: at the end of each month, by how much its worth less its costs, summed from the
+    first month on, is above that of the other; below 0 it is behind."""
+    return np.cumsum(other.costs - other.worth) - np.cumsum(one.costs - one.worth)
+
+
 def payback(extra: Forecast, plain: Forecast) -> int | None:
-    """The month, from 1, at whose end what was spent more at first is saved for good.
+    """The month, from 1, from whose end on it is behind no more; see `lead`.
 
     Args:
-        extra: costs more at first.
+        extra: is behind at first, as what needs further training is.
         plain: what it is compared with.
 
     Returns:
-        0: it never costs more; None: it is not paid back within the horizon.
+        0: it never is behind; None: it is, at the horizon's end.
     """
-    ahead = np.cumsum(plain.costs - plain.worth) - np.cumsum(extra.costs - extra.worth)
+    ahead = lead(extra, plain)
     behind = np.flatnonzero(ahead < 0)
     if not len(behind):
         return 0

@@ -35,6 +35,8 @@ Floats = NDArray[np.float64]
 
 _KINDS: tuple[Kind, ...] = get_args(Kind)
 _RESAMPLES = 1000
+_LEAST_RATIOS = 3
+_SAME_RATIO = 1e-3  # radians between P and C: closer ones are one
 
 
 class Coefficients(NamedTuple):
@@ -138,12 +140,13 @@ def fit(runs: Sequence[Run], *, seed: int = 0, resamples: int = _RESAMPLES) -> F
     section 9.5, pairs); draws in which all runs have one ratio P : C are drawn anew.
 
     Args:
-        runs: at least three, of different ratios P : C.
+        runs: of at least three ratios P : C. Two lines through two ratios fit without a residual,
+            so their interval would say nothing.
         seed: of the draws.
         resamples: number of draws.
 
     Raises:
-        DataError: too few runs, or P and C can't be told apart.
+        DataError: too few ratios, or costs that are none.
     """
     shapes = np.array([[run.p, run.c] for run in runs], dtype=float).reshape(-1, 2)
     costs = np.array([[run.costs.get(kind, 0.0) for kind in _KINDS] for run in runs], dtype=float)
@@ -161,12 +164,12 @@ def fit(runs: Sequence[Run], *, seed: int = 0, resamples: int = _RESAMPLES) -> F
 
 
 def _check(shapes: Floats, costs: Floats) -> None:
-    rule = "needs at least three runs whose parameters and complexity are not proportional"
-    if len(shapes) < 3 or np.linalg.matrix_rank(shapes) < 2:
+    ratios = _num_ratios(shapes)
+    if ratios < _LEAST_RATIOS:
         raise DataError(
             what="fit of the linear cost model",
-            got=f"{len(shapes)} runs with (P, C) {shapes.round(3).tolist()}",
-            rule=rule,
+            got=f"{ratios} ratios P : C in runs with (P, C) {shapes.round(3).tolist()}",
+            rule="needs runs of at least three ratios of parameters to complexity",
             fix="measure models of other widths and depths",
         )
     if not (np.isfinite(shapes).all() and np.isfinite(costs).all()) or costs.min() < 0:
@@ -174,6 +177,12 @@ def _check(shapes: Floats, costs: Floats) -> None:
             what="runs of the linear cost model", got=costs.tolist(),
             rule="costs must be finite and at least 0", fix="leave the run out",
         )  # fmt: skip
+
+
+def _num_ratios(shapes: Floats) -> int:
+    """How many ratios P : C there are that differ by more than rounding."""
+    angles = np.sort(np.arctan2(shapes[:, 0], shapes[:, 1]))
+    return int((np.diff(angles) > _SAME_RATIO).sum()) + min(len(angles), 1)
 
 
 def _solved(shapes: Floats, costs: Floats) -> Floats:

@@ -164,12 +164,13 @@ def linear(
 
     Args:
         of: what is paid for.
-        runs: measured points, of hardware.
+        runs: measured points, of hardware; equal ones count once.
         given: coefficients that are stated.
         candidates: models to choose the cheapest from.
         least_lift: bound of their quality; None: there is none.
         latency_ms: bound of their latency.
     """
+    runs = _distinct(runs)
     found: Fit | None = None
     if given.hardware is not None:
         hardware, how = Coefficients(*given.hardware), "stated"
@@ -177,7 +178,7 @@ def linear(
         try:
             found = fit(runs)
         except DataError as error:
-            how = f"left out: {error.rule}; there are {len(runs)}"
+            how = f"left out: {error.rule}; points: {len(runs)}"
             return Linear(of, tuple(runs), None, None, how)
         hardware, how = found.model.hardware, f"fitted to {len(runs)} of them"
     model = LinearCost(hardware, Coefficients(*given.software), Coefficients(*given.labour))
@@ -191,6 +192,14 @@ def linear(
     except ConfigError as error:
         return Linear(of, tuple(runs), model, found, how, None, f"{bounds}: {error.rule}")
     return Linear(of, tuple(runs), model, found, how, best, bounds)
+
+
+def _distinct(runs: Sequence[Run]) -> list[Run]:
+    """Each point once: a package that has two names was measured once."""
+    points: dict[tuple[object, ...], Run] = {}
+    for run in runs:
+        points.setdefault((run.p, run.c, *sorted(run.costs.items())), run)
+    return list(points.values())
 
 
 # --- points of training --------------------------------------------------------------------------

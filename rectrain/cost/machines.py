@@ -27,6 +27,7 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
+from scipy.stats import binom  # type: ignore[import-untyped]
 
 from rectrain.cost.traffic import Floats
 
@@ -242,16 +243,9 @@ def spares(needed: int, server: Server, *, availability: float, restart_h: float
 
 @lru_cache(maxsize=1 << 14)
 def _spares(needed: int, q: float, availability: float) -> int:
-    for extra in range(_MOST_SPARES):
-        total = needed + extra
-        chance = total * math.log1p(-q)  # its logarithm: none of them is away
-        running = math.exp(chance)
-        for gone in range(1, extra + 1):
-            chance += math.log((total - gone + 1) / gone * q / (1 - q))
-            running += math.exp(chance)
-        if 1 - running <= 1 - availability:
-            return extra
-    return _MOST_SPARES
+    extra = np.arange(_MOST_SPARES)
+    enough = binom.cdf(extra, needed + extra, q) >= availability  # no more are away than are spare
+    return int(enough.argmax()) if enough.any() else _MOST_SPARES
 
 
 # --- which are paid for --------------------------------------------------------------------------

@@ -114,9 +114,24 @@ def maker(folder: str) -> str | None:
         places.append(f"{around}/heads")
     for place in places:
         store = Store.open(place or "/")
-        if any(store.exists(name) for name in (*_WORK, _RUN, FOLDER)):
+        if _file(store) or store.exists(FOLDER):
             return place
     return None
+
+
+def _file(store: Store) -> str | None:
+    """The settings of the work that was done in a folder; others' files may have a run's name."""
+    return next((name for name in _WORK if store.exists(name)), _RUN if _is_run(store) else None)
+
+
+def _is_run(store: Store) -> bool:
+    if not store.exists(_RUN) or store.exists(FOLDER):
+        return store.exists(_RUN)
+    try:
+        settings = yaml_mapping(store.read(_RUN), name=f"{store.root}/{_RUN}")
+    except ConfigError:
+        return False
+    return all(isinstance(settings.get(section), Mapping) for section in ("model", "train"))
 
 
 def _collect(folder: str, found: dict[str, Past]) -> None:
@@ -124,7 +139,7 @@ def _collect(folder: str, found: dict[str, Past]) -> None:
     if folder in found:
         return
     store = Store.open(folder)
-    file = next((name for name in (*_WORK, _RUN) if store.exists(name)), None)
+    file = _file(store)
     settings = yaml_mapping(store.read(file), name=f"{folder}/{file}") if file else {}
     for origin in _origins(settings):
         _collect(origin, found)
@@ -148,9 +163,9 @@ def _parts(store: Store, file: str | None) -> Sequence[str]:
 def runs_of(past: Past) -> list[Store]:
     """The folders of trainings and pre-trainings in a work: its own, or those within it."""
     store = Store.open(past.folder)
-    file = next((name for name in (*_WORK, _RUN) if store.exists(name)), None)
+    file = _file(store)
     places = [store, *(store.sub(part) for part in _parts(store, file))]
-    return [one for one in places if one.exists(_RUN)]
+    return [one for one in places if _is_run(one)]
 
 
 def _origins(settings: Mapping[str, Any]) -> Iterator[str]:

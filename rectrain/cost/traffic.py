@@ -24,6 +24,7 @@ SECONDS_PER_MONTH = 3600.0 * HOURS_PER_MONTH
 _HOURS = 24
 _PEAK = 3.0  # times the mean, where only that is given
 _ROUNDING = 1e-9
+_MOST = 1e6  # requests a second: beyond, something was mistyped
 
 AboveZero = Annotated[float, Field(gt=0)]
 AtLeastZero = Annotated[float, Field(ge=0)]
@@ -248,7 +249,22 @@ class Traffic(Section):
                 "some month of the horizon must have requests",
                 "mend seasons or start_month, or look further ahead (horizon_months)",
             )  # fmt: skip
+        self._check_size()
         return self
+
+    def _check_size(self) -> None:
+        months = self.peak * self.months()
+        if (most := float(months.max())) <= _MOST:
+            return
+        month = int(months.argmax()) + 1
+        rule = f"must stay below {_MOST:,.0f} requests a second in every month"
+        if self.peak > _MOST:
+            raise _wrong("peak_rate", f"{self.peak:g}", rule, "give requests a second")
+        growth = f"{self.growth_per_month:g} is {self.growth_per_month:.0%} a month"
+        raise _wrong(
+            "growth_per_month", f"{growth}: {most:.3g} requests a second in month {month}", rule,
+            "lower it (0.02: 2% a month), or seasons or horizon_months",
+        )  # fmt: skip
 
     @property
     def mean(self) -> float:

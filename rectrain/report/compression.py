@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from rectrain.compress.measure import BATCH_SIZES, Measured
 from rectrain.metrics import Interval
+from rectrain.report.strict_json import strict_json
 
 __all__ = ["compression_table", "draw_compression", "write_compression"]
 
@@ -101,7 +101,7 @@ def write_compression(
     )
     files = {
         "summary.md": text.encode(),
-        "summary.json": (json.dumps(_finite(summary), indent=1, allow_nan=False) + "\n").encode(),
+        "summary.json": strict_json(summary).encode(),
         _PICTURE: picture,
     }
     for name, content in files.items():
@@ -109,12 +109,3 @@ def write_compression(
         draft.write_bytes(content)
         draft.replace(folder / name)
     return picture
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for numbers that are none."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

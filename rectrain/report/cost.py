@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from rectrain.cost.forecast import Forecast
 from rectrain.cost.ledger import Ledger
 from rectrain.cost.plan import Plan
 from rectrain.report.cost_page import cost_page, route_table
+from rectrain.report.strict_json import strict_json
 
 __all__ = ["SPENT", "cost_json", "cost_table", "write_cost"]
 
@@ -48,22 +47,13 @@ def write_cost(folder: Path, found: Findings, facts: Mapping[str, Any], spent: L
     files = {
         REPORT: cost_page(found, facts),
         LEDGER: ledger.to_csv(),
-        SUMMARY: json.dumps(_finite(summary), indent=1, allow_nan=False) + "\n",
+        SUMMARY: strict_json(summary),
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         draft = folder / f".{name}.tmp"
         draft.write_text(content, encoding="utf-8")
         draft.replace(folder / name)
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for numbers that are none."""
-    if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def cost_json(found: Findings, facts: Mapping[str, Any]) -> dict[str, Any]:

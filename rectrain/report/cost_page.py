@@ -235,10 +235,10 @@ def _crossing(one: Crossing, found: Findings) -> str:
 
 
 def _paid_back(one: Crossing, found: Findings) -> str:
+    counted = "With what answers are worth, it is" if found.has_worth else "By its costs, it is"
     if one.month == 0:
-        return f"It costs no more than {one.other}, from the first month on."
-    more = found.routes[one.one].costs[0] - found.routes[one.other].costs[0]
-    first = f"It costs {money(more, found.currency)} more in the first month, which is"
+        return f"{counted} behind {one.other} in no month."
+    first = f"{counted} behind by at most {money(one.behind, found.currency)}, which is"
     if one.month is None:
         months = found.case.traffic.horizon_months
         return f"{first} not back within {months} months at this traffic."

@@ -10,6 +10,7 @@ from typing import Any
 
 from rectrain.errors import DataError
 from rectrain.report.front import front_of, render_front
+from rectrain.report.strict_json import strict_json
 from rectrain.train.storage import Store
 from rectrain.tune.pareto import importances
 from rectrain.tune.trials import OBJECTIVES, Trial, beyond, open_study, read_facts, read_study
@@ -48,7 +49,7 @@ def write_front(root: Path, *, made: Mapping[str, Mapping[str, Any]] | None = No
         "models": None if made is None else dict(made),
     }
     store = Store.open(str(root))
-    store.replace(FRONT, (json.dumps(content, indent=1) + "\n").encode())
+    store.replace(FRONT, strict_json(content).encode())
     store.replace(FRONT_PAGE, page.encode())
     return root / FRONT_PAGE
 

@@ -248,7 +248,9 @@ def test_one_process_without_ray_comes_to_the_same(
     weights = {n: t for n, t in expected.items() if not n.startswith("exp_avg")}
     for name, tensor in weights.items():
         if not name.endswith("key.bias"):  # its gradient is zero but for rounding
-            assert (got[name] - tensor).norm() <= 1e-5 * tensor.norm(), name
+            # Adam makes steps of the learning rate, here 1e-3, of gradients that are little more
+            # than rounding, which differs by processor. test_train_parity has the bound of 1e-5.
+            assert (got[name] - tensor).norm() <= 5e-5 * tensor.norm(), name
 
 
 @pytest.mark.slow

@@ -323,8 +323,8 @@ def test_the_linear_model_is_left_out_with_a_reason_or_as_stated(
 ) -> None:
     assert call(packages, tmp_path) == 0  # two models of one shape tell nothing apart
     requests, training = json.loads((tmp_path / "cost.json").read_text())["linear"]
-    assert requests["how"].startswith("left out: ") and requests["how"].endswith("there are 2")
-    assert training["how"].endswith("there are 0")
+    assert requests["how"].startswith("left out: ") and requests["how"].endswith("points: 2")
+    assert training["how"].endswith("points: 0")
     assert "<b>1,000 requests:</b> left out" in (tmp_path / "report.html").read_text()
     file = tmp_path / "linear.yaml"
     file.write_text("currency: EUR\nrequests: {hardware: [100, 10], software: [20, 5]}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rectrain.cost import fleet as fleet_module
 from rectrain.cost.case import Case, Licence, Owned, Strategy, Training, strategies
-from rectrain.cost.forecast import break_even, forecast, payback
+from rectrain.cost.forecast import break_even, forecast, lead, payback
 from rectrain.cost.machines import Route, Server, Stage, num_servers
 from rectrain.cost.ranges import INPUTS, draw, sensitivity, spread_of, vary
 from rectrain.cost.traffic import Traffic, load_traffic
@@ -252,6 +254,33 @@ def test_what_was_spent_first_is_back_when_the_sums_cross():
     assert payback(large, small) is None and payback(large, large) == 0
 
 
+def test_what_answers_are_worth_counts_in_what_is_paid_back():
+    # As much dearer at first, but its answers bring 2,628 a month less: never back.
+    some = case({"shrinking": 1000 / 90}, retrain_every_months=0)
+    worthless = replace(SMALL, worth_per_1000=0.0)
+    some = replace(some, routes={**some.routes, "small": worthless})
+    small, large = (forecast(some, Strategy(name)) for name in ("small", "large"))
+    assert payback(small, large) is None
+    assert lead(small, large)[:2].tolist() == pytest.approx(
+        [-1003 + 292 - 2628, -1003 + 2 * (292 - 2628)], abs=8
+    )
+    assert lead(small, large).tolist() == (-lead(large, small)).tolist()
+
+
+def test_many_machines_are_counted_in_small_steps_and_cost_hardly_more(monkeypatch):
+    day = [400.0] * 12 + [4000.0] * 12  # 50 to 500 own machines of 8 a second
+    wide = case(mean_rate=None, peak_rate=None, hourly_rates=day, retrain_every_months=0)
+    wide = replace(wide, traffic=wide.traffic.model_copy(update={"scales_hourly": True}))
+    both = Strategy("large", hosting="both")
+    found = forecast(wide, both).cost
+    counts = list(fleet_module._counts(50_000))
+    assert counts[:400] == list(range(1, 401)) and len(counts) < 1500
+    assert all(200 * (more - count) <= count for count, more in itertools.pairwise(counts[399:]))
+    monkeypatch.setattr(fleet_module, "_counts", lambda needed: iter(range(1, needed)))
+    exact = forecast(wide, both).cost
+    assert exact <= found <= 1.005 * exact
+
+
 def test_at_the_break_even_volume_both_cost_the_same_and_then_the_cheaper_one_changes():
     some = case({"shrinking": 5.0})
     (rate,) = break_even(some, Strategy("small"), Strategy("large"))
@@ -346,6 +375,9 @@ def test_a_day_has_the_mean_and_the_peak(mean, factor):
         ("seasons: [0,1,1,1,1,1,1,1,1,1,1,1]\nhorizon_months: 1", "some month of the horizon"),
         ("worth: {clicks: 1}", "worth.click"),
         ("mean_rate: .nan", "mean_rate"),
+        ("growth_per_month: 2", "2 is 200% a month"),
+        ("growth_per_month: 2", "in month 24"),
+        ("mean_rate: 900_000", "peak_rate"),
     ],
 )
 def test_a_wrong_traffic_file_is_refused_with_its_key(text, said, tmp_path):

@@ -70,10 +70,12 @@ def test_a_seed_gives_the_same_draws():
 
 
 @pytest.mark.parametrize(
-    "shapes", [[(1, 1), (2, 3)], [(1, 2), (2, 4), (3, 6)], []], ids=["two", "one ratio", "none"]
+    "shapes",
+    [[(1, 1), (2, 3)], [(1, 2), (2, 4), (3, 6)], [(1, 1), (2, 3), (4, 6.000001), (9, 9)], []],
+    ids=["two", "one ratio", "two ratios", "none"],
 )
 def test_runs_that_cannot_tell_p_from_c_are_refused(shapes):
-    with pytest.raises(DataError, match="not proportional"):
+    with pytest.raises(DataError, match="at least three ratios"):
         fit([Run("r", p, c, {"hardware": 1.0}) for p, c in shapes])
 
 

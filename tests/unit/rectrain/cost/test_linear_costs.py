@@ -46,6 +46,14 @@ def test_points_give_the_coefficients_and_the_cheapest_that_keeps_the_bounds():
     json.dumps(told, allow_nan=False)
 
 
+def test_a_point_with_two_names_counts_once():
+    again = [Run(f"{one.name} again", one.p, one.c, one.costs) for one in RUNS]
+    found = linear("a day", [*RUNS, *again], Given(), CANDIDATES, latency_ms=1e9)
+    assert (list(found.runs), found.how) == (RUNS, "fitted to 4 of them")
+    found = linear("a day", [*RUNS[:2], *again[:2]], Given(), CANDIDATES, latency_ms=1e9)
+    assert found.model is None and found.how.endswith("points: 2")
+
+
 def test_without_bounds_the_smallest_is_the_cheapest():
     found = linear("a day", RUNS, Given(), CANDIDATES, latency_ms=1e9)
     assert found.cheapest is not None and found.cheapest.name == "tiny"
@@ -59,11 +67,11 @@ def test_what_is_stated_needs_no_points_and_is_not_fitted():
 
 
 def test_with_too_few_points_it_is_left_out_and_says_why():
-    for runs in (RUNS[:2], [RUNS[0]] * 3, []):
+    for runs, points in ((RUNS[:2], 2), ([RUNS[0]] * 3, 1), ([], 0)):
         found = linear("a day", runs, Given(software=(1, 1)), CANDIDATES, latency_ms=1e9)
         assert found.model is None and found.cheapest is None
-        assert found.how.startswith("left out: needs at least three runs")
-        assert found.how.endswith(f"; there are {len(runs)}")
+        assert found.how.startswith("left out: needs runs of at least three ratios")
+        assert found.how.endswith(f"; points: {points}")
         assert "coefficients" not in found.to_json()
 
 

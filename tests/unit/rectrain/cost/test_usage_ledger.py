@@ -11,6 +11,7 @@ import pytest
 from rectrain.cost.measure import (
     device_hours,
     history,
+    maker,
     most_memory,
     training_ledger,
 )
@@ -46,6 +47,23 @@ def write(folder, *lives, settings=None):
     for name, text in (settings or {"config.yaml": "name: r"}).items():
         (folder / name).write_text(text)
     return folder
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["- a\n- b", "site_name: docs\nnav: []", "apiVersion: v1\nkind: Config", "a: [", "train: all"],
+    ids=["list", "pages", "cluster", "damaged", "train"],
+)
+def test_somebody_elses_settings_make_no_run(tmp_path, text):
+    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "package").mkdir()
+    assert maker(str(tmp_path / "package")) is None
+    with pytest.raises(DataError, match="must be a run"):
+        history(str(tmp_path / "package"))
+    # A run that is older than the recording of usage is one all the same.
+    (tmp_path / "config.yaml").write_text("model: {encoder: tiny}\ntrain: {num_steps: 3}")
+    (past,) = history(str(tmp_path / "package"))
+    assert (past.folder, past.lives) == (str(tmp_path), ())
 
 
 def test_device_seconds_of_all_lives_cost_instance_hours(tmp_path):
@@ -112,7 +130,9 @@ def test_what_went_into_a_model_counts_once_and_in_order(tmp_path):
 def test_a_run_of_before_usage_was_recorded_has_no_lives(tmp_path):
     run = tmp_path / "old"
     run.mkdir()
-    (run / "config.yaml").write_text(f"train: {{start_from: {tmp_path}/gone/checkpoints/step-1}}")
+    (run / "config.yaml").write_text(
+        f"model: {{encoder: tiny}}\ntrain: {{start_from: {tmp_path}/gone/checkpoints/step-1}}"
+    )
     pasts = history(str(run))
     assert [(past.folder, past.lives) for past in pasts] == [
         (f"{tmp_path}/gone", ()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
@@ -96,13 +97,14 @@ def test_the_page_of_a_search_has_the_limits_that_its_packages_exceed(tmp_path):
     url = study_url(tmp_path / "study.db")
     study = optuna.create_study(study_name=STUDY, storage=url, directions=DIRECTIONS)
     worth = Objectives(0.9, 1.0, 19.0)
-    study.add_trial(
-        optuna.trial.create_trial(values=worth.values(), user_attrs={"objectives": asdict(worth)})
-    )
+    found = {"objectives": asdict(worth), "values": {"risk": float("nan")}}
+    study.add_trial(optuna.trial.create_trial(values=worth.values(), user_attrs=found))
     made = {"trial": 0, "constraints": {"p99_ms": 1.0, "megabytes": -0.5}}
     written = write_front(tmp_path, made={"best": made, "knee": made}).read_text()
     notes = [row[-1] for row in Tables(written).rows]
     assert "knee, packaged (beyond p99_ms)" in notes
+    front = json.loads((tmp_path / "front.json").read_bytes(), parse_constant=pytest.fail)
+    assert front["front"][0]["values"] == {"risk": None}  # JSON has no word for NaN
 
 
 def test_a_failed_trial_stands_with_its_reason_and_cannot_end_the_script():
