@@ -53,6 +53,7 @@ from rectrain.inference.packaged import load
 from rectrain.package import Package, open_package
 from rectrain.report.cost import cost_table, write_cost
 from rectrain.report.search import FRONT_PAGE, read_front
+from rectrain.strict_json import strict_json
 from rectrain.train.usage import cpu_name
 
 __all__ = ["main"]
@@ -242,7 +243,7 @@ def _measured(
     kept[key] = asdict(found)
     output.mkdir(parents=True, exist_ok=True)
     draft = output / f".{_MEASURED}.tmp"
-    draft.write_text(json.dumps(kept, indent=1) + "\n")
+    draft.write_text(strict_json(kept))
     draft.replace(file)
     return found
 

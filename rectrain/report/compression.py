@@ -10,7 +10,7 @@ from typing import Any
 
 from rectrain.compress.measure import BATCH_SIZES, Measured
 from rectrain.metrics import Interval
-from rectrain.report.strict_json import strict_json
+from rectrain.strict_json import strict_json
 
 __all__ = ["compression_table", "draw_compression", "write_compression"]
 

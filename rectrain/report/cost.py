@@ -11,7 +11,7 @@ from rectrain.cost.forecast import Forecast
 from rectrain.cost.ledger import Ledger
 from rectrain.cost.plan import Plan
 from rectrain.report.cost_page import cost_page, route_table
-from rectrain.report.strict_json import strict_json
+from rectrain.strict_json import strict_json
 
 __all__ = ["SPENT", "cost_json", "cost_table", "write_cost"]
 

@@ -12,6 +12,7 @@ from typing import Any
 from rectrain.inference.compare import MetricResult
 from rectrain.inference.evaluate import TaskResult
 from rectrain.metrics import Interval
+from rectrain.strict_json import finite, strict_json
 
 __all__ = ["details", "evaluation_json", "table", "write_evaluation", "write_summary"]
 
@@ -96,17 +97,13 @@ def _metric_json(metric: MetricResult) -> dict[str, Any]:
         "best_baseline": metric.best_baseline,
         "baselines": {name: _interval_json(value) for name, value in metric.baselines.items()},
         "differences": {name: _interval_json(value) for name, value in metric.differences.items()},
-        "best_possible": _finite(metric.best_possible),
+        "best_possible": finite(metric.best_possible),
         "higher_is_better": metric.higher_is_better,
     }
 
 
 def _interval_json(interval: Interval) -> dict[str, float | None]:
-    return {name: _finite(value) for name, value in interval._asdict().items()}
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else value
+    return {name: finite(value) for name, value in interval._asdict().items()}
 
 
 def write_evaluation(results: Results, directory: Path, **facts: object) -> None:
@@ -118,7 +115,7 @@ def write_evaluation(results: Results, directory: Path, **facts: object) -> None
         facts: what was judged (checkpoint, data, split); JSON-serialisable.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / "evaluation.json", _json(evaluation_json(results, **facts)))
+    _write(directory / "evaluation.json", strict_json(evaluation_json(results, **facts)))
     title = f"Evaluation of {facts.get('checkpoint', directory)}"
     _write(directory / "evaluation.md", details(results, title=title))
 
@@ -164,12 +161,8 @@ def write_summary(
         "config": evaluation["config"],
     }
     path = directory / "summary.json"
-    _write(path, _json(summary))
+    _write(path, strict_json(summary))
     return path
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def _write(path: Path, text: str) -> None:

@@ -9,7 +9,6 @@ Shapes: K tasks, P parameters of the encoder.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from rectrain.errors import ConfigError
 from rectrain.metrics import Interval
 from rectrain.model.balancing import task_gradients
 from rectrain.model.multitask import MultiTaskModel
+from rectrain.strict_json import number, strict_json
 
 __all__ = [
     "Gain",
@@ -209,17 +209,13 @@ def _check_same_rows(task: str, name: str, joint: Evaluation, single: Evaluation
 def _gain(task: str, joint: Evaluation, single: Evaluation) -> Gain:
     name = joint["tasks"][task]["primary"]
     metrics = [run["tasks"][task]["metrics"][name] for run in (single, joint)]
-    one, both = (Interval(*(_number(m[key]) for key in Interval._fields)) for m in metrics)
+    one, both = (Interval(*(number(m[key]) for key in Interval._fields)) for m in metrics)
     better, worse = (both, one) if metrics[0]["higher_is_better"] is not False else (one, both)
     value = better.value - worse.value
     below = math.hypot(better.value - better.low, worse.high - worse.value)
     above = math.hypot(better.high - better.value, worse.value - worse.low)
     difference = Interval(value=value, low=value - below, high=value + above)
     return Gain(task, name, one, both, difference, (int(single["step"]), int(joint["step"])))
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 # ── Files ────────────────────────────────────────────────────────────────────────────────────────
@@ -276,8 +272,7 @@ def write_interactions(
     """
     directory.mkdir(parents=True, exist_ok=True)
     content = {**facts, "gradients": asdict(gradients), "gains": [_gain_json(g) for g in gains]}
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    (directory / "interactions.json").write_text(text, encoding="utf-8")
+    (directory / "interactions.json").write_text(strict_json(content), encoding="utf-8")
     title = f"# Tasks of {facts.get('checkpoint', directory)} and one another"
     note = (
         f"Gradients of {gradients.num_micro_batches} micro-batches at the encoder, without dropout."

@@ -10,10 +10,18 @@ from typing import Any
 
 from rectrain.errors import DataError
 from rectrain.report.front import front_of, render_front
-from rectrain.report.strict_json import strict_json
+from rectrain.strict_json import strict_json
 from rectrain.train.storage import Store
 from rectrain.tune.pareto import importances
-from rectrain.tune.trials import OBJECTIVES, Trial, beyond, open_study, read_facts, read_study
+from rectrain.tune.trials import (
+    OBJECTIVES,
+    Trial,
+    beyond,
+    open_study,
+    read_facts,
+    read_study,
+    with_numbers,
+)
 
 __all__ = ["FRONT_PAGE", "knee_of", "read_front", "write_front"]
 
@@ -72,7 +80,8 @@ def read_front(root: Path) -> dict[str, Any]:
             rule="must be the output of a search that has come to its end",
             fix="run jobs.tune to its end, and give its output",
         )
-    return found
+    models = {name: with_numbers(one) for name, one in found["models"].items()}
+    return {**found, "front": [with_numbers(one) for one in found["front"]], "models": models}
 
 
 def knee_of(front: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from rectrain.inference.golden import GOLDEN, publish_golden
 from rectrain.inference.packaged import item_indexes
 from rectrain.inference.predictor import Predictor
 from rectrain.package import Card, ModelParts, Package, num_head_bytes, open_package, write_package
+from rectrain.strict_json import strict_json
 from rectrain.train.build import load_model, load_trained_encoder
 from rectrain.train.checkpoint import manifest_sha256
 from rectrain.train.config import RunConfig
@@ -34,7 +35,7 @@ from rectrain.tune.quality import values_of
 from rectrain.tune.runs import VECTORS, heads_run, with_settings
 from rectrain.tune.stopwatch import alone, busy, training
 from rectrain.tune.study import Result
-from rectrain.tune.trials import DIRECTIONS, Trial
+from rectrain.tune.trials import DIRECTIONS, Trial, with_numbers
 from rectrain.tune.workbench import Workbench
 
 __all__ = ["choose", "finish", "folder_name"]
@@ -109,7 +110,7 @@ def finish(bench: Workbench, trial: Trial, *, say: Say) -> dict[str, Any]:
     promised = asdict(trial.objectives)
     folder = bench.root / "chosen" / folder_name(trial, bench.config.finish)
     if (folder / _MADE).exists():
-        found: dict[str, Any] = json.loads((folder / _MADE).read_bytes())
+        found = with_numbers(json.loads((folder / _MADE).read_bytes()))
         return {**found, "promised": promised}  # that of an earlier version may lack it
     package = (_int8 if bench.config.finish.package == "int8" else _plain)(
         bench, trial, folder, say=say
@@ -125,7 +126,7 @@ def finish(bench: Workbench, trial: Trial, *, say: Say) -> dict[str, Any]:
         **result.to_json(),
         "promised": promised,
     }
-    Store.open(str(folder)).replace(_MADE, (json.dumps(facts, indent=1) + "\n").encode())
+    Store.open(str(folder)).replace(_MADE, strict_json(facts).encode())
     return facts
 
 

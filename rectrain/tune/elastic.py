@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 
 from rectrain.compress.runs import train_run
+from rectrain.strict_json import strict_json
 from rectrain.train.storage import Store
 from rectrain.train.usage import read_usage, recorded
 from rectrain.tune.runs import SUPERNET, supernet_run
@@ -43,5 +44,5 @@ def train_supernet(bench: Workbench, *, say: Callable[[str], None]) -> float:
     lives = [life for life in read_usage(store) if life.label == _START]
     lives += read_usage(store.sub(SUPERNET))
     spent = sum(life.device_seconds for life in lives)
-    store.replace(_SPENT, json.dumps({"device_seconds": spent}).encode())
+    store.replace(_SPENT, strict_json({"device_seconds": spent}).encode())
     return spent

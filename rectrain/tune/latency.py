@@ -27,6 +27,7 @@ from rectrain.compress.samples import unpack
 from rectrain.data.batch import distinct_texts
 from rectrain.inference.predictor import Predictor
 from rectrain.package import ModelParts
+from rectrain.strict_json import strict_json
 from rectrain.train.storage import Store
 from rectrain.train.usage import cpu_name
 from rectrain.tune.config import MeasureConfig
@@ -84,7 +85,7 @@ class LatencyTable:
                     found = measure_latency(parts, self._tables, self._config)
                     self.spent_s += time.monotonic() - began
                     content = {"of": json.loads(facts), "latency": asdict(found)}
-                    self._store.replace(name, json.dumps(content, indent=1).encode())
+                    self._store.replace(name, strict_json(content).encode())
         return Latency(**json.loads(self._store.read(name))["latency"])
 
 

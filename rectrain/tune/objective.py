@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 from rectrain.errors import DataError
+from rectrain.strict_json import number
 from rectrain.tune.config import LimitsConfig, PriceConfig
 from rectrain.tune.trials import Objectives
 
@@ -27,6 +29,12 @@ class Standard:
     trivial: float
     teacher: float
     error: float
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Self:
+        """From its fields, with null for NaN."""
+        values = {name: number(value) for name, value in stored.items() if name != "metric"}
+        return cls(metric=stored["metric"], **values)
 
     @property
     def tells(self) -> bool:

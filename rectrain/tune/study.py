@@ -14,10 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from rectrain.errors import ConfigError
+from rectrain.strict_json import finite, strict_json
 from rectrain.train.storage import Store
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.space import Point, Space
-from rectrain.tune.trials import DIRECTIONS, STUDY, Objectives, Trial, study_url, trials_of
+from rectrain.tune.trials import (
+    DIRECTIONS,
+    STUDY,
+    Objectives,
+    Trial,
+    study_url,
+    trials_of,
+    with_numbers,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -62,6 +71,7 @@ class Result:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`."""
+        stored = with_numbers(stored)
         given = stored["objectives"]
         return cls(**{**stored, "objectives": Objectives(**given) if given else None})
 
@@ -69,7 +79,7 @@ class Result:
 def write_result(root: Path, number: int, result: Result) -> None:
     """Writes what came of a trial, at once and lastingly."""
     store = Store.open(str(root / _FOLDER))
-    store.replace(f"{number:04d}.json", (json.dumps(result.to_json(), indent=1) + "\n").encode())
+    store.replace(f"{number:04d}.json", strict_json(result.to_json()).encode())
 
 
 def read_result(root: Path, number: int) -> Result | None:
@@ -254,7 +264,7 @@ class SearchStudy:
     def _note(self, number: int, notes: Mapping[str, Any]) -> None:
         trial_id = self._trial_id(number)
         for key, value in notes.items():
-            self._study._storage.set_trial_user_attr(trial_id, key, value)
+            self._study._storage.set_trial_user_attr(trial_id, key, finite(value))
 
     def _trial_id(self, number: int) -> int:
         trials = self._study.get_trials(deepcopy=False)

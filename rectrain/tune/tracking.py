@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rectrain.errors import without_credentials
+from rectrain.strict_json import strict_json
 from rectrain.train.storage import Store
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.trials import Trial
@@ -77,7 +78,7 @@ class TrialTracker:
                 self._warn(name, error)
             else:
                 self._has(name).append(trial.number)
-                self._store.replace(_TRACKED, json.dumps(self._tracked, indent=1).encode())
+                self._store.replace(_TRACKED, strict_json(self._tracked).encode())
 
     def _has(self, name: str) -> list[int]:
         return self._tracked.setdefault(self._places[name], [])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rectrain.errors import StorageError
+from rectrain.strict_json import number
 
 if TYPE_CHECKING:
     from optuna.study import Study
@@ -32,6 +33,7 @@ __all__ = [
     "read_study",
     "study_url",
     "trials_of",
+    "with_numbers",
 ]
 
 State = Literal["complete", "failed", "pruned", "running"]
@@ -43,6 +45,7 @@ STUDY = "rectrain"
 OBJECTIVES = ("mean_lift", "cost_per_1000", "p99_ms")
 DIRECTIONS: tuple[Direction, ...] = ("maximize", "minimize", "minimize")
 
+_NUMBERS = {"objectives", "promised", "constraints", "values"}  # name -> number, each of them
 _STATES: Mapping[str, State] = {"COMPLETE": "complete", "FAIL": "failed", "PRUNED": "pruned"}
 
 
@@ -111,6 +114,21 @@ def beyond(constraints: Mapping[str, float] | None) -> list[str]:
 def chips_of(trials: Iterable[Trial]) -> list[str]:
     """The processors that trials were timed on; of more than one, cost and p99 don't compare."""
     return sorted({one.facts["chip"] for one in trials if one.facts and "chip" in one.facts})
+
+
+def with_numbers(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What was written of a trial or a package, with NaN again where `strict_json` has null.
+
+    Args:
+        stored: with any of "objectives", "promised", "constraints" and "values", each by name, and
+            "facts" that may have them, too.
+    """
+    found = dict(stored)
+    for key in _NUMBERS & {key for key, value in stored.items() if value is not None}:
+        found[key] = {name: number(value) for name, value in stored[key].items()}
+    if stored.get("facts") is not None:
+        found["facts"] = with_numbers(stored["facts"])
+    return found
 
 
 @dataclass(frozen=True)
@@ -206,7 +224,7 @@ def trials_of(found: Iterable[FrozenTrial]) -> list[Trial]:
 
 
 def _trial(found: FrozenTrial) -> Trial:
-    facts = dict(found.user_attrs)
+    facts = with_numbers(found.user_attrs)
     return Trial(
         number=found.number,
         parameters=dict(found.params),

@@ -36,6 +36,7 @@ from rectrain.model.multitask import MultiTaskModel
 from rectrain.model.shape import Shape
 from rectrain.model.slicing import cut, measure_importance, ordered, reorder
 from rectrain.package import ModelParts
+from rectrain.strict_json import strict_json
 from rectrain.train.build import load_model
 from rectrain.train.storage import Store
 from rectrain.train.usage import cpu_name
@@ -81,10 +82,10 @@ class Workbench:
         store = Store.open(str(self.root))
         if not store.exists("standards.json"):
             found = standards_of(Predictor.of(self.parts), self.data)
-            text = json.dumps({task: asdict(one) for task, one in found.items()}, indent=1)
-            store.replace("standards.json", text.encode())
+            content = {task: asdict(one) for task, one in found.items()}
+            store.replace("standards.json", strict_json(content).encode())
         stored = json.loads(store.read("standards.json"))
-        return {task: Standard(**one) for task, one in stored.items()}
+        return {task: Standard.from_json(one) for task, one in stored.items()}
 
     @cached_property
     def tables(self) -> dict[str, pa.Table]:

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = (
     "rectrain.errors",
     "rectrain.idle",
+    "rectrain.strict_json",
     "rectrain.config",
     "rectrain.cluster",
     "rectrain.metrics",

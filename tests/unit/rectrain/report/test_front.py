@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
@@ -11,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 
 from rectrain.report.front import front_of, render_front
-from rectrain.report.search import write_front
+from rectrain.report.search import read_front, write_front
 from rectrain.tune.trials import DIRECTIONS, STUDY, Objectives, StudyFacts, Trial, study_url
 
 FACTS = StudyFacts("elastic", (0.0, 2.0, 40.0), "EUR", 100.0, {})
@@ -99,12 +100,17 @@ def test_the_page_of_a_search_has_the_limits_that_its_packages_exceed(tmp_path):
     worth = Objectives(0.9, 1.0, 19.0)
     found = {"objectives": asdict(worth), "values": {"risk": float("nan")}}
     study.add_trial(optuna.trial.create_trial(values=worth.values(), user_attrs=found))
-    made = {"trial": 0, "constraints": {"p99_ms": 1.0, "megabytes": -0.5}}
+    constraints = {"p99_ms": 1.0, "megabytes": -0.5}
+    made = {"trial": 0, "constraints": constraints, "objectives": {"mean_lift": float("nan")}}
     written = write_front(tmp_path, made={"best": made, "knee": made}).read_text()
     notes = [row[-1] for row in Tables(written).rows]
     assert "knee, packaged (beyond p99_ms)" in notes
     front = json.loads((tmp_path / "front.json").read_bytes(), parse_constant=pytest.fail)
     assert front["front"][0]["values"] == {"risk": None}  # JSON has no word for NaN
+    assert front["models"]["knee"]["objectives"] == {"mean_lift": None}
+    again = read_front(tmp_path)
+    assert math.isnan(again["front"][0]["values"]["risk"])
+    assert math.isnan(again["models"]["knee"]["objectives"]["mean_lift"])
 
 
 def test_a_failed_trial_stands_with_its_reason_and_cannot_end_the_script():

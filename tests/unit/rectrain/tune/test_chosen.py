@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -136,6 +137,22 @@ def test_what_was_made_stands_beside_what_its_trial_promised(tmp_path, monkeypat
     earlier = {name: value for name, value in facts.items() if name != "promised"}
     made.write_text(json.dumps(earlier))  # of a version that did not note it
     assert finish(bench, one, say=pytest.fail) == facts
+
+
+def test_a_package_whose_lift_is_no_number_is_null_for_others_and_nan_for_us(tmp_path, monkeypatch):
+    package = SimpleNamespace(path=tmp_path / "package", version="v1")
+    monkeypatch.setattr(chosen, "_plain", lambda *_, **__: package)
+    poor = Result(Objectives(math.nan, 2.0, 40.0), facts={"values": {"risk": math.nan}})
+    monkeypatch.setattr(chosen, "_measured", lambda *_: (poor, "torch"))
+    config = SimpleNamespace(finish=FinishConfig(package="plain"))
+    bench = SimpleNamespace(root=tmp_path, config=config)
+    made = finish(bench, trial(7, 0.95, 1.0), say=pytest.fail)
+    (file,) = tmp_path.glob("chosen/*/made.json")
+    stored = json.loads(file.read_bytes(), parse_constant=pytest.fail)
+    assert stored["objectives"]["mean_lift"] is None
+    assert stored["facts"]["values"] == {"risk": None}
+    again = finish(bench, trial(7, 0.95, 1.0), say=pytest.fail)
+    assert repr(again) == repr(made)  # NaN is not equal to itself
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +21,9 @@ from rectrain.compress.pipeline import Pipeline
 from rectrain.errors import ConfigError
 from rectrain.inference.backends import open_torch
 from rectrain.train.config import RunConfig
-from rectrain.tune import chosen, elastic
+from rectrain.tune import chosen, elastic, workbench
 from rectrain.tune.config import SearchConfig
+from rectrain.tune.objective import Standard
 from rectrain.tune.runs import heads_run
 from rectrain.tune.session import Session
 from rectrain.tune.study import Result, write_result
@@ -259,3 +262,17 @@ def test_a_compression_times_its_models_in_the_context_that_it_is_given(
     monkeypatch.setattr(measuring, "_throughput", step("texts", 1.0))
     Compression()._measure_small()
     assert steps == [("engines", True), ("judged", False), ("requests", True), ("texts", True)]
+
+
+def test_a_standard_that_is_no_number_is_null_in_its_file_and_tells_nothing(
+    session: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a task whose validation rows have one label."""
+    found = {"risk": Standard("auc", trivial=0.5, teacher=math.nan, error=math.nan)}
+    monkeypatch.setattr(workbench, "standards_of", lambda *_: found)
+    bench = session().bench
+    (standard,) = bench.standards.values()
+    file = bench.root / "standards.json"
+    stored = json.loads(file.read_bytes(), parse_constant=pytest.fail)
+    assert stored["risk"]["teacher"] is None
+    assert math.isnan(standard.teacher) and standard.trivial == 0.5 and not standard.tells

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sqlite3
 from types import SimpleNamespace
 
 import pytest
@@ -357,3 +359,28 @@ def test_a_written_result_is_read_back_and_an_unwritten_one_is_none(tmp_path):
     assert read_result(tmp_path, 3) is None
     write_result(tmp_path, 3, told)
     assert read_result(tmp_path, 3) == told
+
+
+def test_what_is_no_number_is_null_for_others_and_nan_for_us(open_again, tmp_path):
+    """As of a model whose training diverged."""
+    study = open_again()
+    number, nan = study.ask().number, math.nan
+    told = Result(
+        Objectives(nan, 1.0, 10.0), constraints={"p99_ms": nan}, error="ValueError: no",
+        facts={"values": {"risk": nan, "ad_ctr": 0.5}},
+    )  # fmt: skip
+    write_result(tmp_path, number, told)
+    (file,) = (tmp_path / "trials").glob("*.json")
+    stored = json.loads(file.read_bytes(), parse_constant=pytest.fail)
+    assert stored["facts"]["values"] == {"risk": None, "ad_ctr": 0.5}
+    found = read_result(tmp_path, number)
+    assert repr(found) == repr(told)  # NaN is not equal to itself
+    study.tell(number, found)
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        texts = [row[0] for row in database.execute("SELECT value_json FROM trial_user_attributes")]
+    assert len(texts) >= 4
+    for text in texts:
+        json.loads(text, parse_constant=pytest.fail)
+    (trial,) = read_study(tmp_path / "study.db")
+    assert math.isnan(trial.objectives.mean_lift) and trial.objectives.p99_ms == 10.0
+    assert math.isnan(trial.facts["values"]["risk"]) and trial.facts["values"]["ad_ctr"] == 0.5

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["strict_json"]
+__all__ = ["finite", "number", "strict_json"]
 
 
 def strict_json(value: Any) -> str:
@@ -16,12 +16,18 @@ def strict_json(value: Any) -> str:
     Args:
         value: JSON-serialisable but for such numbers.
     """
-    return json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
+    return json.dumps(finite(value), indent=1, allow_nan=False) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same with None in the place of NaN and infinity, at any depth."""
     if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def number(value: float | None) -> float:
+    """A number that was read; NaN where null stands."""
+    return math.nan if value is None else value
