@@ -27,6 +27,7 @@ from rectrain.inference.predictor import Predictor
 from rectrain.inference.text_encoder import TextEncoder
 from rectrain.metrics import Examples, Interval, bootstrap_interval, metric, resample
 from rectrain.package import ModelParts
+from rectrain.strict_json import number
 
 __all__ = [
     "BATCH_SIZES",
@@ -104,8 +105,8 @@ class Measured:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Measured:
-        """The inverse of `to_json`."""
-        metrics = {task: Interval(*value) for task, value in stored["metrics"].items()}
+        """The inverse of `to_json`, with null for NaN."""
+        metrics = {task: Interval(*map(number, value)) for task, value in stored["metrics"].items()}
         latency = {int(size): Latency(**found) for size, found in stored["latency"].items()}
         return cls(**{**stored, "metrics": metrics, "latency": latency})
 

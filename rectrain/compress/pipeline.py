@@ -42,6 +42,7 @@ from rectrain.inference.text_encoder import TextEncoder
 from rectrain.model.shape import Shape, preset_shape
 from rectrain.model.vocabulary import kept_pieces, measure_fallback, trim
 from rectrain.package import Card, ModelParts, num_head_bytes, open_package, write_package
+from rectrain.strict_json import strict_json
 from rectrain.train import preflight
 from rectrain.train.build import load_model, new_model
 from rectrain.train.checkpoint import manifest_sha256
@@ -354,8 +355,8 @@ class Pipeline:
                 return Measured.from_json(stored["measured"])
         self._say(f"measure {name}")
         found = make()
-        text = json.dumps({**facts, "measured": found.to_json()}, indent=1)
-        self.space.write(f"measured/{name}.json", text + "\n")
+        text = strict_json({**facts, "measured": found.to_json()})
+        self.space.write(f"measured/{name}.json", text)
         return found
 
     def _measure(self, name: str, parts: ModelParts, **more: Any) -> Measured:

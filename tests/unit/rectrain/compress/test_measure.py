@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import numpy as np
 
-from rectrain.compress.measure import Judged, least_share
-from rectrain.metrics import Examples
+from rectrain.compress.measure import Judged, Latency, Measured, least_share
+from rectrain.metrics import Examples, Interval
+from rectrain.strict_json import strict_json
 
 
 def _judged(score: list[float], label: list[float]) -> Judged:
@@ -35,3 +39,10 @@ def test_the_worst_task_counts_a_standard_error_in_its_favour() -> None:
     near = _judged(list(exact.rows.score + rng.normal(0, 0.05, 4000)), list(label))
     plain = least_share({"near": near}, {"near": exact})
     assert plain > 0.999
+
+
+def test_a_row_whose_metric_is_no_number_is_read_back() -> None:
+    metrics = {"risk": Interval(0.7, math.nan, math.nan)}
+    row = Measured("small", metrics, 10, 40, {1: Latency(1.0, 2.0)}, 3.0)
+    again = Measured.from_json(json.loads(strict_json(row.to_json())))
+    assert repr(again) == repr(row)  # NaN is not equal to itself
