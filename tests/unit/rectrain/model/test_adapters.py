@@ -73,7 +73,7 @@ def test_adapters_begin_at_the_encoder_itself_and_train_alone(kind: str) -> None
 
 @pytest.mark.parametrize("kind", ["lora", "adalora"])
 def test_the_packed_forward_runs_them_and_merging_leaves_a_plain_bert(kind: str) -> None:
-    bert, plain = encoder(), encoder()
+    bert, plain = encoder().double(), encoder().double()  # rounding is another matter
     adapt(bert, kind)
     scatter(bert)
     adapted = encode(bert, TEXTS)
@@ -81,7 +81,7 @@ def test_the_packed_forward_runs_them_and_merging_leaves_a_plain_bert(kind: str)
     adapted.square().sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in adapters(bert).values())
     merge_adapters(bert)
-    torch.testing.assert_close(encode(bert, TEXTS), adapted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encode(bert, TEXTS), adapted)
     assert list(bert.state_dict()) == list(plain.state_dict())
     assert all(parameter.requires_grad for parameter in bert.parameters())
     assert not hasattr(bert, "peft_config")
