@@ -36,7 +36,7 @@ Floats = NDArray[np.float64]
 _KINDS: tuple[Kind, ...] = get_args(Kind)
 _RESAMPLES = 1000
 _LEAST_RATIOS = 3
-_SAME_RATIO = 1e-3  # radians between P and C: closer ones are one
+_SAME_RATIO = 1e-3  # relative difference of P : C: closer ones are one
 
 
 class Coefficients(NamedTuple):
@@ -181,8 +181,9 @@ def _check(shapes: Floats, costs: Floats) -> None:
 
 def _num_ratios(shapes: Floats) -> int:
     """How many ratios P : C there are that differ by more than rounding."""
-    angles = np.sort(np.arctan2(shapes[:, 0], shapes[:, 1]))
-    return int((np.diff(angles) > _SAME_RATIO).sum()) + min(len(angles), 1)
+    with np.errstate(divide="ignore"):
+        ratios = np.sort(np.log(shapes[:, 0]) - np.log(shapes[:, 1]))
+    return int((np.diff(ratios) > _SAME_RATIO).sum()) + min(len(ratios), 1)
 
 
 def _solved(shapes: Floats, costs: Floats) -> Floats:

@@ -260,10 +260,13 @@ class Traffic(Section):
         rule = f"must stay below {_MOST:,.0f} requests a second in every month"
         if self.peak > _MOST:
             raise _wrong("peak_rate", f"{self.peak:g}", rule, "give requests a second")
+        there = f"{most:.3g} requests a second in month {month}"
+        if self.peak * (1 + self.growth_per_month) ** (month - 1) <= _MOST:
+            raise _wrong("seasons", there, rule, "give factors: 1 is an ordinary month")
         growth = f"{self.growth_per_month:g} is {self.growth_per_month:.0%} a month"
         raise _wrong(
-            "growth_per_month", f"{growth}: {most:.3g} requests a second in month {month}", rule,
-            "lower it (0.02: 2% a month), or seasons or horizon_months",
+            "growth_per_month", f"{growth}: {there}", rule,
+            "lower it (0.02: 2% a month), or look less far ahead (horizon_months)",
         )  # fmt: skip
 
     @property

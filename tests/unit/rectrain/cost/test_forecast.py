@@ -378,6 +378,7 @@ def test_a_day_has_the_mean_and_the_peak(mean, factor):
         ("growth_per_month: 2", "2 is 200% a month"),
         ("growth_per_month: 2", "in month 24"),
         ("mean_rate: 900_000", "peak_rate"),
+        ("seasons: [1,1,1,1,1,1,1,1,1,1,1,900_000]", "seasons"),
     ],
 )
 def test_a_wrong_traffic_file_is_refused_with_its_key(text, said, tmp_path):

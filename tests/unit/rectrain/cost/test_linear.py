@@ -64,6 +64,11 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 48 <= covered <= 60  # 95% of 60 is 57; percentile intervals of 15 runs are a bit short
 
 
+def test_ratios_near_an_axis_are_told_apart():
+    found = fit([Run("r", p, 1.0, {"hardware": 5.0 + p}) for p in (1e-4, 2e-4, 4e-4)], resamples=5)
+    assert found.model.hardware == pytest.approx((1, 5), rel=1e-3)
+
+
 def test_a_seed_gives_the_same_draws():
     first, second = (fit(runs(WORKED, noise=0.1), seed=3, resamples=10) for _ in range(2))
     assert np.array_equal(first.draws, second.draws)
