@@ -46,7 +46,7 @@ FULL = Sizes(
         Size("small", 512, 6), Size("small", 512, 24), Size("small", 1536, 8),
     ),
     held_out=(Size("small", 1024, 24), Size("tiny", 2048, 60)),
-    rounds=2, data="tiny",
+    rounds=5, data="tiny",
 )  # fmt: skip
 QUICK = Sizes(
     fitted=(Size("tiny", 512, 4), Size("tiny", 1024, 4), Size("tiny", 512, 12)),
