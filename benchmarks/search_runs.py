@@ -142,7 +142,7 @@ class SearchRuns:
                 name: Shape(Latency(**one["latency"]), one["seconds"])
                 for name, one in found["shapes"].items()
             },
-            standards={task: Standard(**one) for task, one in standards.items()},
+            standards={task: Standard.from_json(one) for task, one in standards.items()},
         )
 
     def alone(self, seed: int) -> dict[str, Trained]:

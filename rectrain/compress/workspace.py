@@ -12,6 +12,7 @@ from typing import Any
 from rectrain.compress.config import CompressConfig
 from rectrain.config import dump_config, yaml_mapping
 from rectrain.errors import ConfigError, StorageError, without_credentials
+from rectrain.strict_json import strict_json
 from rectrain.train.storage import LOCK, Store
 
 __all__ = ["Workspace"]
@@ -100,7 +101,7 @@ class Workspace:
         for path in (self.root / step).iterdir():  # what a step writes itself has no folders
             if path.is_file():
                 self._store.sync(f"{step}/{path.name}")
-        self.write(f"{step}/{_DONE}", json.dumps(facts, indent=1) + "\n")
+        self.write(f"{step}/{_DONE}", strict_json(facts))
         self._store.sync(".")
 
     def fresh(self, step: str) -> Path:

@@ -140,8 +140,8 @@ def fit(runs: Sequence[Run], *, seed: int = 0, resamples: int = _RESAMPLES) -> F
     section 9.5, pairs); draws in which all runs have one ratio P : C are drawn anew.
 
     Args:
-        runs: of at least three ratios P : C. Two lines through two ratios fit without a residual,
-            so their interval would say nothing.
+        runs: of at least three ratios P : C: two coefficients meet any two of them, so two can't
+            show that the model is wrong.
         seed: of the draws.
         resamples: number of draws.
 
@@ -156,7 +156,7 @@ def fit(runs: Sequence[Run], *, seed: int = 0, resamples: int = _RESAMPLES) -> F
     draws = np.empty((resamples, len(_KINDS), 2))
     for place in range(resamples):
         rows = rng.integers(0, len(runs), len(runs))
-        while np.linalg.matrix_rank(shapes[rows]) < 2:
+        while _num_ratios(shapes[rows]) < 2:
             rows = rng.integers(0, len(runs), len(runs))
         draws[place] = _solved(shapes[rows], costs[rows])
     model = LinearCost(*(Coefficients(*map(float, row)) for row in chosen))

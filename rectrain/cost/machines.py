@@ -22,6 +22,7 @@ and draws energy for its work.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, get_args
@@ -51,7 +52,6 @@ Purchase = Literal["on demand", "reserved", "spot", "own"]
 PURCHASES: tuple[Purchase, ...] = get_args(Purchase)
 
 _ROUNDING = 1e-9  # a need of 2.0000000001 processes is one of 2
-_MOST_SPARES = 1000
 
 
 @dataclass(frozen=True)
@@ -243,9 +243,13 @@ def spares(needed: int, server: Server, *, availability: float, restart_h: float
 
 @lru_cache(maxsize=1 << 14)
 def _spares(needed: int, q: float, availability: float) -> int:
-    extra = np.arange(_MOST_SPARES)
-    enough = binom.cdf(extra, needed + extra, q) >= availability  # no more are away than are spare
-    return int(enough.argmax()) if enough.any() else _MOST_SPARES
+    def share(extra: int) -> float:  # of the time in which no more are away than are spare
+        return float(binom.cdf(extra, needed + extra, q))
+
+    most = 1
+    while share(most) < availability:
+        most *= 2
+    return bisect_left(range(most), availability, key=share)
 
 
 # --- which are paid for --------------------------------------------------------------------------

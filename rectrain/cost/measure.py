@@ -49,6 +49,7 @@ STAGES: Mapping[Work, tuple[Stage, str]] = {
 }
 
 _RUN, _COMPRESSION, _SEARCH = "config.yaml", "compress.yaml", "tune.yaml"
+_OURS = "zero_stage"  # a setting of every training of ours, and of no other program's
 _WORK: Mapping[str, Work] = {_SEARCH: "tune", _COMPRESSION: "compress"}
 
 
@@ -131,7 +132,8 @@ def _is_run(store: Store) -> bool:
         settings = yaml_mapping(store.read(_RUN), name=f"{store.root}/{_RUN}")
     except ConfigError:
         return False
-    return all(isinstance(settings.get(section), Mapping) for section in ("model", "train"))
+    train = settings.get("train")
+    return isinstance(train, Mapping) and _OURS in train
 
 
 def _collect(folder: str, found: dict[str, Past]) -> None:
@@ -184,7 +186,7 @@ def _maker_of_encoder(encoder: str) -> str | None:
     """The run that exported an encoder, as RUN/encoder, or the search that cut it, as
     SEARCH/chosen/TRIAL/cut."""
     run, _, last = encoder.rpartition("/")
-    if last == "encoder" and Store.open(run).exists(_RUN):
+    if last == "encoder" and _is_run(Store.open(run)):
         return run
     search, *inner = encoder.rsplit("/", 3)
     if inner[:1] == ["chosen"] and inner[2:] == ["cut"] and Store.open(search).exists(_SEARCH):

@@ -259,7 +259,11 @@ class Traffic(Section):
         month = int(months.argmax()) + 1
         rule = f"must stay below {_MOST:,.0f} requests a second in every month"
         if self.peak > _MOST:
-            raise _wrong("peak_rate", f"{self.peak:g}", rule, "give requests a second")
+            given = ("hourly_rates", "peak_rate", "mean_rate")
+            key = next(name for name in given if getattr(self, name))
+            raise _wrong(
+                key, f"{self.peak:g} requests a second at the peak", rule, "give requests a second"
+            )
         there = f"{most:.3g} requests a second in month {month}"
         if self.peak * (1 + self.growth_per_month) ** (month - 1) <= _MOST:
             raise _wrong("seasons", there, rule, "give factors: 1 is an ordinary month")

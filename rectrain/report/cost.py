@@ -77,7 +77,7 @@ def cost_json(found: Findings, facts: Mapping[str, Any]) -> dict[str, Any]:
         },
         "break_even": [
             {"of": one.one, "against": one.other, "requests_per_s": list(one.rates),
-             "payback_month": one.month}
+             "payback_month": one.month, "behind": one.behind}
             for one in found.crossings
         ],
         "strategies": [

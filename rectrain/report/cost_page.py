@@ -213,8 +213,8 @@ def _pays(found: Findings) -> list[str]:
     rhythm = f"every {every} months" if every else "once"
     return [
         paragraph(
-            "A small model takes a further training at first, and each time again; it is paid back "
-            "by fewer machines."
+            "A small model takes a further training at first, and each time again; what it saves "
+            "or brings after that pays it back."
         ),
         *(_crossing(one, found) for one in found.crossings),
         cumulative(found),

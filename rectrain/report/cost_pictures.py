@@ -79,19 +79,21 @@ def made_of(found: Findings) -> str:
 
 
 def cumulative(found: Findings) -> str:
-    """What was spent until the end of each month."""
+    """What was spent until the end of each month, less what answers are known to be worth."""
     from plotly import graph_objects as go
 
     figure = go.Figure()
     for place, (name, one) in enumerate(found.routes.items()):
         figure.add_scatter(
-            x=list(range(1, len(one.costs) + 1)), y=np.cumsum(one.costs).tolist(), name=name,
-            mode="lines", line={"color": _colour(place), "width": 2.5},
+            x=list(range(1, len(one.costs) + 1)), y=np.cumsum(one.costs - one.worth).tolist(),
+            name=name, mode="lines", line={"color": _colour(place), "width": 2.5},
             hovertemplate="month %{x}: %{y:,.0f} " + found.currency,
         )  # fmt: skip
     figure.update_xaxes(title="month")
-    figure.update_yaxes(title=f"{found.currency} spent", rangemode="tozero")
-    return chart(figure, name="cumulative", label="Money spent until each month", height=340)
+    less = " less what answers are worth" if found.has_worth else ""
+    figure.update_yaxes(title=f"{found.currency} spent{less}", rangemode="tozero")
+    label = f"Money spent{less} until each month"
+    return chart(figure, name="cumulative", label=label, height=340)
 
 
 def volumes(found: Findings) -> str:

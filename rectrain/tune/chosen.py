@@ -186,7 +186,8 @@ def _plain(bench: Workbench, trial: Trial, folder: Path, *, say: Say) -> Package
         overwrite=True,  # a kill may have come before its golden requests
     )
     if not (package.path / GOLDEN).exists():
-        publish_golden(package)
+        with busy():
+            publish_golden(package)
     return open_package(package.path)
 
 

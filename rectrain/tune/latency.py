@@ -12,7 +12,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -33,9 +33,13 @@ from rectrain.train.usage import cpu_name
 from rectrain.tune.config import MeasureConfig
 from rectrain.tune.stopwatch import alone
 
-__all__ = ["Latency", "LatencyTable", "measure_latency", "time_requests"]
+__all__ = ["Latency", "LatencyTable", "Noted", "measure_latency", "time_requests"]
 
 _SCALING_TEXTS = 20
+
+
+#: A context that notes what is computed in it.
+Noted = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -68,18 +72,25 @@ class LatencyTable:
         self._config, self._tables = config, tables
         self.spent_s = 0.0
 
-    def of(self, key: Mapping[str, Any], make: Callable[[], ModelParts]) -> Latency:
+    def of(
+        self,
+        key: Mapping[str, Any],
+        make: Callable[[], ModelParts],
+        *,
+        noted: Noted = nullcontext,
+    ) -> Latency:
         """The latency of a shape.
 
         Args:
             key: all that it depends on, beside how and where it is measured; JSON-serialisable.
             make: a model of the shape.
+            noted: a context in which it is measured.
         """
         facts = json.dumps({**key, **self._config.model_dump(), "chip": cpu_name()}, sort_keys=True)
         name = f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
         if not self._store.exists(name):
             parts = make()
-            with alone(self._root):
+            with alone(self._root), noted():
                 if not self._store.exists(name):  # another trial may have been faster
                     began = time.monotonic()
                     found = measure_latency(parts, self._tables, self._config)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rectrain.strict_json import number
 from rectrain.tune.trials import OBJECTIVES
 
 if TYPE_CHECKING:
@@ -159,4 +160,4 @@ def importances(study: optuna.Study) -> dict[str, dict[str, float]]:
 
 
 def _objective(trial: optuna.trial.FrozenTrial, *, name: str) -> float:
-    return float(trial.user_attrs["objectives"][name])
+    return number(trial.user_attrs["objectives"][name])

@@ -21,6 +21,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search import Searcher
 from ray.util.metrics import Gauge
 
+from rectrain.strict_json import finite
 from rectrain.train.storage import Store
 from rectrain.tune.config import SearchConfig
 from rectrain.tune.plan import num_concurrent, trial_resources
@@ -90,10 +91,11 @@ def _trial(given: Mapping[str, Any], *, config: SearchConfig) -> None:
     question = Question(given["number"], given["parameters"])
     found = answer(config, question, report=lambda found: tune.report(dict(found)))
     # As text: of a mapping Tune makes an entry for each of its keys.
-    last: dict[str, Any] = {"result": json.dumps(found.to_json())}
-    if found.objectives is not None:
-        last |= found.to_json()["objectives"]
-    tune.report(last)
+    # Numbers alone: Tune writes JSON of it, and schedulers compare.
+    stored = finite(found.to_json())
+    known = stored["objectives"] or {}
+    told = {name: value for name, value in known.items() if value is not None}
+    tune.report({"result": json.dumps(stored), **told})
 
 
 def _scheduler(config: SearchConfig) -> Any:

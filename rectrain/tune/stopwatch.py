@@ -21,8 +21,9 @@ Rules that leave no circle of processes that wait for each other, however few th
 3. The stopwatch is taken last: neither `training` nor `alone` begins within `busy` or `alone`, nor
    `alone` within `training`. That is an error, and not a wait without an end.
 
-Who waits for itself alone is not overtaken: all wait in one line, and whoever is at its head waits
-for those who are inside.
+Who waits to be alone is not kept waiting for ever: all wait in one line, and whoever is at its head
+waits for those who are inside. What a chosen model's compression computes between its timings
+(trim, quantise) holds neither lock: it is timed `alone`, which can't begin within `busy`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from rectrain.train.storage import lock_file
@@ -45,20 +46,13 @@ _WAITS = "tune: waits for another trial or search on this machine (it holds {pat
 _mine = threading.local()  # .held: path -> kind of what this thread holds
 
 
-@contextmanager
-def busy() -> Iterator[None]:
+def busy() -> AbstractContextManager[None]:
     """A context in which this process computes beside others of this machine's searches; it may be
     within any of these."""
-    path = _stopwatch()
-    if path in _held_here():
-        yield
-        return
-    with _held(path, fcntl.LOCK_SH):
-        yield
+    return _with_others(_stopwatch())
 
 
-@contextmanager
-def training(root: Path) -> Iterator[None]:
+def training(root: Path) -> AbstractContextManager[None]:
     """A context in which a run of a search is trained, by workers that may have to be waited for.
 
     Args:
@@ -67,13 +61,8 @@ def training(root: Path) -> Iterator[None]:
     Raises:
         RuntimeError: within `busy` or `alone`.
     """
-    path = _training(root)
     _check_order(_stopwatch())
-    if path in _held_here():
-        yield
-        return
-    with _held(path, fcntl.LOCK_SH):
-        yield
+    return _with_others(_training(root))
 
 
 @contextmanager
@@ -114,6 +103,15 @@ def _check_order(*later: Path) -> None:
     for path in later:
         if path in _held_here():
             raise RuntimeError(f"this thread holds {path}: it would wait for itself")
+
+
+@contextmanager
+def _with_others(path: Path) -> Iterator[None]:
+    if path in _held_here():
+        yield
+        return
+    with _held(path, fcntl.LOCK_SH):
+        yield
 
 
 @contextmanager

@@ -7,9 +7,10 @@ found before the study knows. So a kill of any process at any moment loses no fi
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -244,6 +245,8 @@ class SearchStudy:
         if trial.state.is_finished():
             return
         found = result.objectives
+        if found is not None and result.error is None and not _is_told(found, result.constraints):
+            result = replace(result, error="an objective, or what it exceeds, is no number")
         notes = {"device_seconds": result.device_seconds, **result.facts}
         if result.error is not None:
             notes["error"] = result.error
@@ -295,6 +298,11 @@ class SearchStudy:
         """Device-seconds of the preparation and of all trials."""
         prepared = float(self._study.user_attrs.get("preparation_seconds", 0.0))
         return prepared + sum(one.device_seconds for one in self.trials())
+
+
+def _is_told(found: Objectives, constraints: Mapping[str, float]) -> bool:
+    """Whether Optuna takes them: it refuses NaN."""
+    return all(map(math.isfinite, (*found.values(), *constraints.values())))
 
 
 def _key(point: Point) -> str:

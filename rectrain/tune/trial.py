@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +150,8 @@ def _separate(bench: Workbench, question: Question, report: Report) -> Result:
             values = bench.run_values(folder / "run")
         seconds = config.threads_per_trial * (seconds + time.monotonic() - began)
     seconds += _run_s(folder / "run")
-    with _noted(config, question):
-        return bench.judged(point, values, device_seconds=seconds)
+    noted = partial(_noted, config, question)  # not while it waits to be alone: it holds no CPU
+    return bench.judged(point, values, device_seconds=seconds, noted=noted)
 
 
 def _telling(bench: Workbench) -> set[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,11 +42,12 @@ from rectrain.train.build import load_model
 from rectrain.train.storage import Store
 from rectrain.train.usage import cpu_name
 from rectrain.tune.config import SearchConfig
-from rectrain.tune.latency import Latency, LatencyTable
+from rectrain.tune.latency import Latency, LatencyTable, Noted
 from rectrain.tune.objective import Facts, Standard, cost_per_1000, excesses, objectives
 from rectrain.tune.quality import standards_of, values_of
 from rectrain.tune.runs import SUPERNET, supernet_shape
 from rectrain.tune.space import Point, Space
+from rectrain.tune.stopwatch import busy
 from rectrain.tune.study import Result
 
 __all__ = ["Workbench"]
@@ -81,7 +83,8 @@ class Workbench:
         """What a random order and the teacher earn; judged once, kept in standards.json."""
         store = Store.open(str(self.root))
         if not store.exists("standards.json"):
-            found = standards_of(Predictor.of(self.parts), self.data)
+            with busy():
+                found = standards_of(Predictor.of(self.parts), self.data)
             content = {task: asdict(one) for task, one in found.items()}
             store.replace("standards.json", strict_json(content).encode())
         stored = json.loads(store.read("standards.json"))
@@ -99,11 +102,11 @@ class Workbench:
     def _latencies(self) -> LatencyTable:
         return LatencyTable(self.root, self.config.measure, self.tables)
 
-    def latency(self, point: Point) -> Latency:
-        """What a point's model takes, measured alone."""
+    def latency(self, point: Point, *, noted: Noted = nullcontext) -> Latency:
+        """What a point's model takes, measured alone; `noted` is a context for that."""
         shape, config = self.space.shape(point), self._model_config(point)
         key = {"shape": asdict(shape), "model": config.model_dump(mode="json")}
-        return self._latencies.of(key, lambda: self._fresh(point))
+        return self._latencies.of(key, lambda: self._fresh(point), noted=noted)
 
     def cost_per_1000(self, latency: Latency) -> float:
         """Money for 1,000 requests."""
@@ -114,16 +117,24 @@ class Workbench:
         """Of all weights of a point's model, in fp32."""
         return 4 * sum(parameter.numel() for parameter in self._model(point).parameters())
 
-    def judged(self, point: Point, values: Mapping[str, float], *, device_seconds: float) -> Result:
+    def judged(
+        self,
+        point: Point,
+        values: Mapping[str, float],
+        *,
+        device_seconds: float,
+        noted: Noted = nullcontext,
+    ) -> Result:
         """A trial's result from its metrics; measures its latency.
 
         Args:
             point: of the space.
             values: task -> primary metric on validation rows.
             device_seconds: that the trial took so far.
+            noted: a context in which its latency is measured, where it has to be.
         """
         before_s = self._latencies.spent_s
-        found = self.latency(point)
+        found = self.latency(point, noted=noted)
         device_seconds += self.config.measure.threads * (self._latencies.spent_s - before_s)
         return self.result(
             values, found, num_bytes=self.num_bytes(point), device_seconds=device_seconds

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from benchmarks.plan_oracle import best_plan
 from rectrain.cost.case import Case, Owned, Strategy, Training
@@ -31,6 +32,8 @@ from rectrain.cost.plan import Bounds, Plan, choose, plans
 from rectrain.cost.rivals import rivals
 from rectrain.cost.rivals import ties as what_would_change
 from rectrain.cost.traffic import Traffic
+from rectrain.report import cost_page as cost_page_module
+from rectrain.report.cost import cost_json
 
 SMALL = Route("small", (Stage("small", 1.0, 40.0),), p99_ms=20.0, worth_per_1000=0.010)
 LARGE = Route("large", (Stage("large", 1.0, 4.0),), deferred=1.0, p99_ms=60.0, worth_per_1000=0.020)
@@ -104,6 +107,40 @@ def test_spares_are_the_fewest_that_keep_the_availability():
     assert spares(10, replace(server, purchase=NOW), availability=0.9999, restart_h=1.0) == 0
     # Of so many that their chances don't fit a float one by one: 1% of ten thousand, and 4 sigma.
     assert 101 < spares(10_000, server, availability=0.9999, restart_h=1.0) < 101 + 4 * 10.2
+
+
+def test_a_fleet_of_spot_machines_has_more_spares_than_are_away():
+    spot = Server("spot", 2, 0.03, purchase="spot", interruptions_per_hour=0.05)
+    found = spares(200_000, spot, availability=0.9999, restart_h=1 / 6)
+    q = (0.05 / 6) / (1 + 0.05 / 6)
+    assert binom.cdf(found, 200_000 + found, q) >= 0.9999  # some 1,650 are away on average
+    assert binom.cdf(found - 1, 200_000 + found - 1, q) < 0.9999
+
+
+@pytest.mark.parametrize("worth", [0.0, 0.01])
+def test_the_report_says_when_and_by_how_much_a_route_was_behind(worth):
+    case = some_case(mean_rate=5.0, horizon_months=12, effort={"shrinking": 30.0})
+    values = {"large": 2 * worth, "small": worth, "cascade": 2 * worth}
+    routes = {name: replace(one, worth_per_1000=values[name]) for name, one in case.routes.items()}
+    found = find(
+        replace(case, routes=routes), options=lambda _: tuple(routes.values()), currency="EUR",
+        num_draws=2,
+    )  # fmt: skip
+    counted = "With what answers are worth" if worth else "By its costs"
+    page = cost_page_module._paid_back
+    for one in found.crossings:
+        small, large = (found.routes[name] for name in (one.one, one.other))
+        ahead = np.cumsum((small.worth - small.costs) - (large.worth - large.costs))
+        assert one.behind == pytest.approx(max(0.0, -ahead.min()))
+        assert page(one, found).startswith(counted)
+        if one.month:
+            assert ahead[one.month - 2] < 0 <= ahead[one.month - 1 :].min()
+            assert f"after **month {one.month}**" in page(one, found)
+        else:
+            assert (one.behind == 0) == (one.month == 0)
+            assert ("in no month" if one.month == 0 else "not back within 12") in page(one, found)
+    json = cost_json(found, {})["break_even"]
+    assert [each["behind"] for each in json] == [one.behind for one in found.crossings]
 
 
 def test_of_equals_the_rule_decides():

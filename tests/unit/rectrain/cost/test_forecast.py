@@ -377,7 +377,9 @@ def test_a_day_has_the_mean_and_the_peak(mean, factor):
         ("mean_rate: .nan", "mean_rate"),
         ("growth_per_month: 2", "2 is 200% a month"),
         ("growth_per_month: 2", "in month 24"),
-        ("mean_rate: 900_000", "peak_rate"),
+        ("mean_rate: 900_000", "mean_rate of the traffic: got 2.7e+06"),
+        ("mean_rate: 900_000\npeak_rate: 2_000_000", "peak_rate of the traffic: got 2e+06"),
+        ("hourly_rates: [" + "1," * 23 + "2_000_000]", "hourly_rates of the traffic"),
         ("seasons: [1,1,1,1,1,1,1,1,1,1,1,900_000]", "seasons"),
     ],
 )

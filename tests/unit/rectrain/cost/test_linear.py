@@ -64,6 +64,13 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     assert 48 <= covered <= 60  # 95% of 60 is 57; percentile intervals of 15 runs are a bit short
 
 
+def test_every_draw_tells_p_from_c():
+    # P + 2 C, the second a bit off: of the first two alone all would be put on one of them.
+    shapes = {(2, 3): 8.0, (4, 6.000001): 16.5, (1, 1): 3.0, (9, 1): 11.0}
+    found = fit([Run("r", p, c, {"hardware": cost}) for (p, c), cost in shapes.items()])
+    assert found.draws[:, 0].min() > 0
+
+
 def test_ratios_near_an_axis_are_told_apart():
     found = fit([Run("r", p, 1.0, {"hardware": 5.0 + p}) for p in (1e-4, 2e-4, 4e-4)], resamples=5)
     assert found.model.hardware == pytest.approx((1, 5), rel=1e-3)

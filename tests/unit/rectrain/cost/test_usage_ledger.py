@@ -51,8 +51,15 @@ def write(folder, *lives, settings=None):
 
 @pytest.mark.parametrize(
     "text",
-    ["- a\n- b", "site_name: docs\nnav: []", "apiVersion: v1\nkind: Config", "a: [", "train: all"],
-    ids=["list", "pages", "cluster", "damaged", "train"],
+    [
+        "- a\n- b",
+        "site_name: docs\nnav: []",
+        "apiVersion: v1\nkind: Config",
+        "a: [",
+        "train: all",
+        "model: {encoder: {layers: 6}}\ntrain: {lr: 0.1, teacher: [1]}",
+    ],
+    ids=["list", "pages", "cluster", "damaged", "train", "another trainer's"],
 )
 def test_somebody_elses_settings_make_no_run(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)
@@ -61,7 +68,10 @@ def test_somebody_elses_settings_make_no_run(tmp_path, text):
     with pytest.raises(DataError, match="must be a run"):
         history(str(tmp_path / "package"))
     # A run that is older than the recording of usage is one all the same.
-    (tmp_path / "config.yaml").write_text("model: {encoder: tiny}\ntrain: {num_steps: 3}")
+    run = tmp_path / "run"
+    write(run, life(1), settings={"config.yaml": f"model: {{encoder: {tmp_path}/encoder}}"})
+    assert [past.folder for past in history(str(run))] == [str(run)]  # and it made no encoder
+    (tmp_path / "config.yaml").write_text("model: {encoder: tiny}\ntrain: {zero_stage: 0}")
     (past,) = history(str(tmp_path / "package"))
     assert (past.folder, past.lives) == (str(tmp_path), ())
 
@@ -131,7 +141,7 @@ def test_a_run_of_before_usage_was_recorded_has_no_lives(tmp_path):
     run = tmp_path / "old"
     run.mkdir()
     (run / "config.yaml").write_text(
-        f"model: {{encoder: tiny}}\ntrain: {{start_from: {tmp_path}/gone/checkpoints/step-1}}"
+        f"train: {{zero_stage: 2, start_from: {tmp_path}/gone/checkpoints/step-1}}"
     )
     pasts = history(str(run))
     assert [(past.folder, past.lives) for past in pasts] == [

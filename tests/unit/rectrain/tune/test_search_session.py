@@ -157,12 +157,19 @@ def trained(bench: Workbench, trial: Trial, monkeypatch: pytest.MonkeyPatch) -> 
         runs.append(run)
         raise InterruptedError
 
-    monkeypatch.setattr(chosen, "Pipeline", Compression)
+    finish_with(bench, trial, monkeypatch, compression=Compression, train=train)
+    return runs
+
+
+def finish_with(
+    bench: Workbench, trial: Trial, monkeypatch: pytest.MonkeyPatch, *, compression: Any, train: Any
+) -> None:
+    """Finishes a trial until the first training, which must end it by InterruptedError."""
+    monkeypatch.setattr(chosen, "Pipeline", compression)
     monkeypatch.setattr(chosen, "train_run", train)
     monkeypatch.setattr(chosen, "_write_cut", lambda *_: None)
     with pytest.raises(InterruptedError):
         chosen.finish(bench, trial, say=pytest.fail)
-    return runs
 
 
 @pytest.mark.parametrize("package", ["plain", "int8"])
@@ -187,11 +194,7 @@ def test_a_chosen_model_is_trained_where_nothing_is_timed_and_timed_alone(
         steps.append(("trained", held()))
         raise InterruptedError
 
-    monkeypatch.setattr(chosen, "Pipeline", Compression)
-    monkeypatch.setattr(chosen, "train_run", train)
-    monkeypatch.setattr(chosen, "_write_cut", lambda *_: None)
-    with pytest.raises(InterruptedError):
-        chosen.finish(bench, trial, say=pytest.fail)
+    finish_with(bench, trial, monkeypatch, compression=Compression, train=train)
     timed = ("timed", {"training": "alone", "stopwatch": "alone"})
     trained = ("trained", {"training": "with others"})
     assert steps == ([timed, trained] if package == "int8" else [trained])

@@ -117,10 +117,15 @@ def test_a_separate_trial_does_not_count_the_time_in_which_its_workers_train(
 
         return called
 
+    def judged(*_, noted, **__):
+        step("waits to be alone")()
+        with noted():
+            return step("measured", Result())()
+
     bench = SimpleNamespace(
         config=config, root=tmp_path, teacher=None, data={}, cut_encoder=step("cut"),
         space=SimpleNamespace(shape=lambda point: point, settings=lambda point: {}),
-        run_values=step("values", {}), judged=step("judged", Result()),
+        run_values=step("values", {}), judged=judged,
     )  # fmt: skip
     monkeypatch.setattr(trial, "_bench", lambda settings: bench)
     monkeypatch.setattr(trial, "recorded", recorded)
@@ -134,5 +139,6 @@ def test_a_separate_trial_does_not_count_the_time_in_which_its_workers_train(
         ("cut", own, beside),
         ("train", [], {"training": "with others"}),
         ("values", own, beside),
-        ("judged", own, {}),
+        ("waits to be alone", [], {}),
+        ("measured", own, {}),
     ]
